@@ -126,6 +126,8 @@ pub(crate) enum Mutation {
     EraseForgets,
     /// An erasure is complete before the content has left the files.
     KeepErasedBytes,
+    /// Events of registered types are not counted.
+    ForgetTypeUsage,
 }
 
 #[cfg(not(test))]

@@ -13,6 +13,7 @@
 //! | [`domain`] | events, endpoints, deliveries, attempts, records | async, I/O, serde, clocks, randomness |
 //! | [`rules`] | every policy decision | the same |
 //! | [`lanes`] | the schedule of each endpoint, and why a delivery waits | the same |
+//! | [`schemas`] | event types as JSON: schemas, migrations, compatibility | I/O, clocks, randomness |
 //! | [`projections`] | folds of the journal into ordered rows | the same |
 //! | [`storage`] | bytes on disk: journal, state rows, every layout ([`storage::format`]) | decisions |
 //! | [`outbox`] | accepting or rejecting writes, and the read model | HTTP |
@@ -28,9 +29,9 @@
 //! | [`daemon`], [`cli`] | assembly, start and shutdown; the command line | |
 //!
 //! Imports point down only: `main, cli -> daemon -> { api, delivery } -> service -> context -> {
-//! maintenance, courier } -> outbox -> storage -> { lanes, rules, projections } -> domain -> codec,
-//! limits`. The test `tests/house/tidy.rs` checks this. `rules` may also read the rows of
-//! `projections`.
+//! maintenance, courier } -> outbox -> { storage, schemas } -> { lanes, rules, projections } ->
+//! domain -> codec, limits`. The test `tests/house/tidy.rs` checks this. `rules` may also read the
+//! rows of `projections`.
 //!
 //! # One event's journey
 //!
@@ -104,6 +105,7 @@ pub mod outbox;
 mod panics;
 pub mod projections;
 pub mod rules;
+pub mod schemas;
 pub mod service;
 #[cfg(test)]
 mod simulation;

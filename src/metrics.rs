@@ -83,6 +83,7 @@ pub struct Metrics {
     ready: IntGauge,
     accepted: IntCounter,
     duplicates: IntCounter,
+    deprecated: IntCounter,
     refused: IntCounterVec,
     quota_refusals: IntCounterVec,
     api: ApiMetrics,
@@ -166,6 +167,10 @@ impl Metrics {
             duplicates: counter(
                 "balto_events_duplicate_total",
                 "Events posted again and answered with the original event.",
+            ),
+            deprecated: counter(
+                "balto_events_deprecated_total",
+                "Events accepted in a deprecated version of their type.",
             ),
             refused: counters(
                 "balto_events_refused_total",
@@ -355,6 +360,10 @@ impl Metrics {
 
     pub fn accepted(&self) {
         self.accepted.inc();
+    }
+
+    pub fn deprecated(&self) {
+        self.deprecated.inc();
     }
 
     pub fn duplicate(&self) {

@@ -4,6 +4,7 @@
 //! operations share, [`v1`] has one directory per resource. The router and the OpenAPI document are
 //! both built from one table ([`routes`]).
 
+pub mod documents;
 pub mod http;
 pub mod openapi;
 pub mod ops;
@@ -32,6 +33,7 @@ use crate::limits;
 use crate::service::Positions;
 use crate::service::positions::Reached;
 use crate::service::types::{ChangeError, Scope};
+use documents::Documents;
 use http::arriving_body::{self, BodyBudget, BodyLimits, HeldBody};
 use http::auth::{self, Access, AdminKeyHash, Principal};
 use http::auth_throttle::AuthThrottle;
@@ -78,6 +80,8 @@ pub struct ApiConfig {
     pub max_event_bytes: usize,
     /// How long the response to an `Idempotency-Key` is stored.
     pub idempotency_ttl: Duration,
+    /// Whether events of unregistered types are rejected.
+    pub types_required: bool,
     pub defaults: EndpointDefaults,
     /// Deadline for receiving a request body.
     pub body_timeout: Duration,
@@ -107,6 +111,7 @@ pub struct Api {
     in_flight: InFlight,
     auth_throttle: AuthThrottle,
     test_limit: TestLimit,
+    documents: Documents,
     body_budget: BodyBudget,
     /// Turns of reads. Parties with waiting reads get equal shares.
     reads: FairSemaphore<Party>,
@@ -125,6 +130,7 @@ impl Api {
             in_flight: InFlight::default(),
             auth_throttle: AuthThrottle::default(),
             test_limit: TestLimit::default(),
+            documents: Documents::default(),
             reads: FairSemaphore::new(limits::READS_MAX),
             unread: UnreadResponses::default(),
             heavy_work: HeavyWork::default(),

@@ -1,31 +1,17 @@
 //! The OpenAPI 3.1 document, built from the route table.
 
-use std::sync::OnceLock;
-
-use bytes::Bytes;
 use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use crate::api::Call;
 use crate::api::http::auth::Access;
-use crate::api::http::problem::Problem;
-use crate::api::http::public_document::PublicDocument;
-use crate::api::http::response::Json;
 use crate::api::routes::{BodySpec, Need, ROUTES, Repeat, Route, Verb};
 use crate::api::v1::lists::{self, Kind, Param};
 use crate::api::v1::{cloudevents, events};
 use crate::domain::{ClosedList as _, Quota};
 use crate::limits;
 
-/// `GET /v1/openapi.json`
-pub async fn get(call: &Call) -> Result<Json<Map<String, Value>>, Problem> {
-    static DOCUMENT: OnceLock<PublicDocument> = OnceLock::new();
-    let document = DOCUMENT.get_or_init(|| PublicDocument::new(Bytes::from(document().to_string())));
-    Ok(Json::from_reply(document.reply(&call.headers)))
-}
-
-/// The whole document.
+/// The document, without the event types.
 #[must_use]
 pub fn document() -> Value {
     let settings = || {
@@ -113,6 +99,7 @@ fn parameters(route: &Route) -> Vec<Value> {
     for name in route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
         let schema = schema_of(match name {
             "tenant" => lists::TENANT_NAME,
+            "name" if route.path.starts_with("/v1/event-types/") => lists::TENANT_NAME,
             "stream" => lists::STREAM,
             "name" => lists::RESOURCE_NAME,
             _ => lists::ID,

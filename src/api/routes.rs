@@ -14,10 +14,10 @@ use crate::api::http::request::RequestBody;
 use crate::api::http::response::{OperationResponse, ReadTurn};
 use crate::api::v1::lists::{self, Param};
 use crate::api::v1::{
-    backup, cloudevents, consumers, dead_letters, deliveries, endpoints, erasure, events, feed, handshakes,
-    keys, overview, projections, queues, streams, tenants,
+    backup, cloudevents, consumers, dead_letters, deliveries, endpoints, erasure, event_types, events, feed,
+    handshakes, keys, overview, projections, queues, streams, tenants,
 };
-use crate::api::{ApiConfig, Call, openapi};
+use crate::api::{ApiConfig, Call, documents};
 use crate::limits;
 
 /// The future of a handler's reply.
@@ -366,6 +366,14 @@ pub static ROUTES: &[Route] = &[
         Operator, NONE, Plain, body tenants::handlers::patch),
     route!(Delete "/v1/tenants/{tenant}", "deleteTenant", "Delete a tenant's keys, endpoints and settings; its events stay until retention removes them",
         Operator, NONE, Plain, body tenants::handlers::delete),
+    route!(Get "/v1/event-types", "listEventTypes", "List registered event types, by name",
+        ReadEvents, lists::TENANTS, Plain, event_types::handlers::list),
+    route!(Get "/v1/event-types/{name}", "getEventType", "Get an event type with its schemas and migrations",
+        ReadEvents, NONE, Plain, event_types::handlers::get),
+    route!(Put "/v1/event-types/{name}", "putEventType", "Register an event type, or replace its definition",
+        Operator, lists::TYPE_CHANGE, Plain, body event_types::handlers::put),
+    route!(Delete "/v1/event-types/{name}", "deleteEventType", "Delete an event type; its events stay",
+        Operator, lists::FORCED, Plain, event_types::handlers::delete),
     route!(Get "/v1/stats", "getStats", "Get counts and latencies over all endpoints, or those of a tenant",
         Read, lists::OVERVIEW, Plain, overview::handlers::stats),
     route!(Get "/v1/lanes", "listLanes", "List lanes with pending deliveries, with their wait reasons",
@@ -375,5 +383,7 @@ pub static ROUTES: &[Route] = &[
     route!(Get "/v1/projections", "listProjections", "List the state and the consumers with their positions and lags",
         Read, NONE, Plain, projections::handlers::list),
     route!(Get "/v1/openapi.json", "getOpenapi", "Get this document",
-        Public, NONE, Plain, openapi::get),
+        Public, NONE, Plain, documents::openapi),
+    route!(Get "/v1/asyncapi.json", "getAsyncapi", "Get the registered event types as an AsyncAPI 3.0 document",
+        Public, NONE, Plain, documents::asyncapi),
 ];

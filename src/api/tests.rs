@@ -16,6 +16,7 @@ fn api_and_context() -> (Router, Context, tempfile::TempDir) {
     let config = ApiConfig {
         max_event_bytes: 1024,
         idempotency_ttl: Duration::from_secs(60),
+        types_required: false,
         defaults: v1::endpoints::settings::tests::defaults(),
         body_timeout: Duration::from_secs(5),
         body_rate_min: 0,

@@ -269,8 +269,22 @@ impl Client {
     }
 
     /// `body` is JSON text.
-    pub(crate) async fn put(&self, segments: &[&str], body: String) -> Result<String, Error> {
-        self.request(with_json(self.http.put(self.url(segments, &[])), Some(body))).await
+    pub(crate) async fn put(
+        &self,
+        segments: &[&str],
+        query: &[(&'static str, String)],
+        body: String,
+    ) -> Result<String, Error> {
+        self.request(with_json(self.http.put(self.url(segments, query)), Some(body))).await
+    }
+
+    /// As [`Self::delete`], with a query.
+    pub(crate) async fn delete_where(
+        &self,
+        segments: &[&str],
+        query: &[(&'static str, String)],
+    ) -> Result<String, Error> {
+        self.request(self.http.delete(self.url(segments, query))).await
     }
 
     async fn request(&self, request: RequestBuilder) -> Result<String, Error> {

@@ -133,7 +133,7 @@ impl ConsumersCommand {
             }
             Self::Create { target, options } => {
                 let body = options.body(target.tenant.as_ref()).to_string();
-                session.show(&client.put(&["v1", "consumers", &target.name], body).await?)
+                session.show(&client.put(&["v1", "consumers", &target.name], &[], body).await?)
             }
             Self::Reset { target, to } => {
                 let (path, body) = (["v1", "consumers", &target.name, "reset"], json!({"to": to}));

@@ -23,6 +23,7 @@ mod queues;
 mod stop;
 mod streams;
 mod tenants;
+mod types;
 mod work;
 
 use std::ffi::OsString;
@@ -125,6 +126,9 @@ enum Command {
     /// List, show, change and remove tenants.
     #[command(subcommand)]
     Tenants(tenants::TenantsCommand),
+    /// List, show, register, check and remove event types.
+    #[command(subcommand)]
+    Types(types::TypesCommand),
     /// Show counts and latencies over all endpoints, or those of a tenant.
     Stats(overview::StatsArgs),
     /// List lanes with pending deliveries, and why they wait.
@@ -272,6 +276,7 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Queues(command) => block_on(command.run(&session()?))?,
         Command::Work(args) => block_on(args.run(session()?))?,
         Command::Tenants(command) => block_on(command.run(&session()?))?,
+        Command::Types(command) => block_on(command.run(&session()?))?,
         Command::Stats(args) => block_on(args.run(&session()?))?,
         Command::Lanes(args) => block_on(args.run(&session()?))?,
     }

@@ -183,7 +183,7 @@ async fn create(
     match error {
         Error::Refused(problem) if problem.status == 404 => {
             let body = Value::Object(wanted).to_string();
-            session.show(&session.client.put(&["v1", "tenants", tenant], body).await?)
+            session.show(&session.client.put(&["v1", "tenants", tenant], &[], body).await?)
         }
         error => Err(error.into()),
     }

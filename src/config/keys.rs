@@ -83,6 +83,7 @@ pub const KEYS: &[ConfigKey] = &[
     key!(ingest.idempotency_ttl, Restart, |value| value.duration(SECOND, 30 * DAY)),
     key!(ingest.admission_bytes, Restart, |value| value.size(2 * limits::BATCH_BYTES_MAX, 16 << 30)),
     key!(ingest.admission_events, Restart, |value| value.count(limits::BATCH_EVENTS_MAX, 10_000_000)),
+    key!(types.required, Reload, Value::switch),
     key!(delivery.timeout, Reload, |value| value.duration(MILLIS_100, MINUTE)),
     key!(delivery.connect_timeout, Restart, |value| value.duration(MILLIS_100, MINUTE)),
     key!(delivery.max_in_flight, Restart, |value| value.count(1, 65_536)),

@@ -25,7 +25,7 @@ pub use loading::{CheckAuthorities, CheckCertificate, check};
 pub use secrets::{AdminKey, ProxyUrl, SECRETS_KEY_BYTES, SecretsKey};
 pub use sections::{
     Auth, DeliverySection, Egress, HandshakeSection, Ingest, KeepFor, Log, LogFormat, PortRange,
-    QuotasSection, RetentionSection, Retry, SecretsSection, Server, StoreKind, StoreSection,
+    QuotasSection, RetentionSection, Retry, SecretsSection, Server, StoreKind, StoreSection, Types,
 };
 
 use files::{from_file, read_file};
@@ -41,6 +41,7 @@ pub struct Config {
     pub secrets: SecretsSection,
     pub store: StoreSection,
     pub ingest: Ingest,
+    pub types: Types,
     pub delivery: DeliverySection,
     pub retry: Retry,
     pub egress: Egress,

@@ -75,6 +75,13 @@ pub struct Ingest {
     pub admission_events: usize,
 }
 
+/// Event types.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Types {
+    /// Whether events of unregistered types are rejected.
+    pub required: bool,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeliverySection {
     /// Time limit of an attempt, for endpoints without their own.

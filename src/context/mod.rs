@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod consumer_watch;
+pub(crate) mod converted_events;
 pub mod environment;
 pub mod fair_semaphore;
 pub(crate) mod overdue;
@@ -21,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use crate::domain::{Now, Party, PolicyDefaults, Position, QuotaExceeded, Quotas, Tenant, Timestamp};
 use crate::lanes::queue::WaiterNumber;
@@ -33,6 +34,7 @@ use crate::rules::verdict::RefusedStatuses;
 use crate::vault::Vault;
 use clock::Clock;
 use consumer_watch::ConsumerWatch;
+use converted_events::ConvertedEvents;
 use environment::{Environment, Transport};
 use fair_semaphore::{FairSemaphore, FairTurn};
 use signal::Signal;
@@ -84,6 +86,11 @@ struct Shared {
     erasure_requested: Notify,
     /// Number of the last receive.
     waiters: AtomicU64,
+    /// Held during the change of an event type, and during a comparison of schemas, which may
+    /// outlast it.
+    type_changes: Arc<Semaphore>,
+    comparisons: Arc<Semaphore>,
+    converted_events: ConvertedEvents,
 }
 
 impl Context {
@@ -116,6 +123,9 @@ impl Context {
             consumers: Arc::default(),
             erasure_requested: Notify::new(),
             waiters: AtomicU64::new(0),
+            type_changes: Arc::new(Semaphore::new(1)),
+            comparisons: Arc::new(Semaphore::new(1)),
+            converted_events: ConvertedEvents::default(),
         };
         (Self { shared: Arc::new(shared) }, inbox)
     }
@@ -157,6 +167,20 @@ impl Context {
     #[must_use]
     pub fn last_position(&self) -> Position {
         self.outbox().journal().last_position()
+    }
+
+    pub(crate) fn converted_events(&self) -> &ConvertedEvents {
+        &self.shared.converted_events
+    }
+
+    /// Excludes other changes of event types.
+    pub(crate) fn type_changes(&self) -> &Arc<Semaphore> {
+        &self.shared.type_changes
+    }
+
+    /// The turn of a comparison of schemas.
+    pub(crate) fn comparisons(&self) -> &Arc<Semaphore> {
+        &self.shared.comparisons
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

@@ -12,6 +12,8 @@ use crate::limits;
 
 /// The header of a handshake that names the sender.
 pub const REQUEST_ORIGIN: &str = "webhook-request-origin";
+/// The header with the published version of a converted event.
+pub const STORED_VERSION: &str = "balto-version";
 const AGENT: &str = concat!("balto/", env!("CARGO_PKG_VERSION"));
 
 /// The body of format `standard`. `data` is copied byte for byte from the post. It is always
@@ -48,7 +50,7 @@ fn standard_body(event: &Event) -> Vec<u8> {
 pub fn message_body(queue: &Endpoint, event: &Event, position: Position) -> Bytes {
     let mut body = match queue.format {
         Format::Standard => standard_body(event),
-        Format::CloudEvents => cloudevent_body(queue, event),
+        Format::CloudEvents => cloudevent_body(queue, event, None),
     };
     body.pop();
     let text = |text: &str| serde_json::to_string(text).expect("a string is JSON");
@@ -64,22 +66,28 @@ pub fn message_body(queue: &Endpoint, event: &Event, position: Position) -> Byte
     body.into()
 }
 
-/// The body in the endpoint's format, and its media type.
+/// The body in the endpoint's format, and its media type. `deprecation` is set for a deprecated
+/// version, with the time until which it is published.
 #[must_use]
-pub fn body(endpoint: &Endpoint, event: &Event) -> (Bytes, &'static str) {
+pub fn body(
+    endpoint: &Endpoint,
+    event: &Event,
+    deprecation: Option<Option<Timestamp>>,
+) -> (Bytes, &'static str) {
     match endpoint.format {
         Format::Standard => (standard_body(event).into(), "application/json"),
         // Some receivers compare this media type byte for byte.
-        Format::CloudEvents => {
-            (cloudevent_body(endpoint, event).into(), "application/cloudevents+json; charset=utf-8")
-        }
+        Format::CloudEvents => (
+            cloudevent_body(endpoint, event, deprecation).into(),
+            "application/cloudevents+json; charset=utf-8",
+        ),
     }
 }
 
 /// CloudEvents 1.0 in structured mode. An event posted as a CloudEvent keeps its id, source and
 /// extensions. Other events get Balto's id and the source `/<tenant>`. An event without data has no
 /// `data` member, because null is a value (section 3.1).
-fn cloudevent_body(endpoint: &Endpoint, event: &Event) -> Vec<u8> {
+fn cloudevent_body(endpoint: &Endpoint, event: &Event, deprecation: Option<Option<Timestamp>>) -> Vec<u8> {
     let mut body = Vec::with_capacity(event.data.len() + 512);
     let id = event.attribute(attribute::ID).unwrap_or(event.id.as_str());
     let source =
@@ -105,7 +113,18 @@ fn cloudevent_body(endpoint: &Endpoint, event: &Event) -> Vec<u8> {
     if let Some(schema) = event.attribute(attribute::DATA_SCHEMA) {
         member(attribute::DATA_SCHEMA, schema);
     }
-    for (name, value) in event.attributes.iter().filter(|(name, value)| is_extension(name, value, endpoint)) {
+    if let Some(sunset) = deprecation {
+        body.extend_from_slice(br#","deprecated":true"#);
+        if let Some(sunset) = sunset {
+            body.extend_from_slice(format!(r#","deprecationsunset":"{}""#, sunset.rfc3339()).as_bytes());
+        }
+    }
+    let is_own = |name: &str| {
+        deprecation.is_some() && name.trim_end_matches(attribute::NOT_TEXT).starts_with("deprecat")
+    };
+    for (name, value) in
+        event.attributes.iter().filter(|(name, value)| is_extension(name, value, endpoint) && !is_own(name))
+    {
         match name.strip_suffix(attribute::NOT_TEXT) {
             Some(name) => body.extend_from_slice(format!(r#","{name}":{value}"#).as_bytes()),
             None => {

@@ -129,6 +129,7 @@ pub fn api_config(options: &ServeOptions, config: &Config) -> anyhow::Result<Api
     Ok(ApiConfig {
         max_event_bytes: config.ingest.max_event_bytes,
         idempotency_ttl: config.ingest.idempotency_ttl,
+        types_required: config.types.required,
         defaults: EndpointDefaults {
             policy: policy_defaults(config),
             origin: config.handshake.origin.clone(),

@@ -20,6 +20,7 @@ use crate::outbox::unit::Unit;
 use crate::rules::signature::{SigningKey, signature_header};
 use crate::rules::verdict::{ReplyFacts, verdict};
 use crate::rules::{retry, trace};
+use crate::service::conversions::{Conversions, OutgoingEvent};
 use crate::service::deliveries::Deliveries;
 use crate::service::endpoints::Endpoints;
 use crate::service::secrets::Secrets;
@@ -83,24 +84,39 @@ pub(crate) async fn attempt(context: Context, assignment: Assignment) {
                 Record::DeliveriesCancelled { deliveries: vec![delivery], at: context.now().wall };
             context.outbox().record(Unit::of_record(cancelled));
         }
-        (Some(endpoint), Some(event)) => return send(&context, &assignment, &endpoint, &event).await,
+        (Some(endpoint), Some(event)) => {
+            match Conversions(&context).convert(&endpoint.versions, position, &event) {
+                Ok(outgoing) => return send(&context, &assignment, &endpoint, &outgoing).await,
+                Err(error) => {
+                    tracing::warn!(
+                        event = %event.id, endpoint = %endpoint.id, %error,
+                        "event cannot be converted, giving up the delivery"
+                    );
+                    give_up(&context, &assignment, DeadReason::Unconvertible).await;
+                }
+            }
+        }
         (Some(_), None) => {
             // The frame is damaged or removed, so the delivery can never be sent.
             tracing::error!(
                 position = position.0,
                 "event of a pending delivery is missing or damaged, giving up the delivery"
             );
-            let delivery = DeliveryKey { event: position, endpoint: assignment.endpoint };
-            let given_up =
-                Deliveries(&context).give_up(DeadReason::Expired, move |_| (vec![delivery], ())).await;
-            if let Err(error) = given_up {
-                tracing::warn!(%error, "giving up a delivery without its event failed");
-            }
+            give_up(&context, &assignment, DeadReason::Expired).await;
         }
         (None, _) => {}
     }
     // A delivery that was given up has left its lane when this signal arrives.
     return_delivery(&context, &assignment, DISALLOWED_PAUSE).await;
+}
+
+/// Makes a dead letter of a delivery that can never be sent.
+async fn give_up(context: &Context, assignment: &Assignment, reason: DeadReason) {
+    let delivery = DeliveryKey { event: assignment.key.event, endpoint: assignment.endpoint };
+    let given_up = Deliveries(context).give_up(reason, move |_| (vec![delivery], ())).await;
+    if let Err(error) = given_up {
+        tracing::warn!(%error, reason = reason.as_str(), "giving up a delivery failed");
+    }
 }
 
 /// Returns an unsent delivery to its lane after a pause, without an outcome.
@@ -124,12 +140,18 @@ async fn read_event(context: &Context, position: Position) -> Option<Arc<Event>>
     }
 }
 
-async fn send(context: &Context, assignment: &Assignment, endpoint: &Arc<Endpoint>, event: &Event) {
+async fn send(
+    context: &Context,
+    assignment: &Assignment,
+    endpoint: &Arc<Endpoint>,
+    outgoing: &OutgoingEvent,
+) {
+    let event = &*outgoing.event;
     let delivery = DeliveryKey { event: assignment.key.event, endpoint: endpoint.number };
     let number = assignment.progress.attempts + 1;
     let (started, civil) = context.now_and_civil();
     let signed_at = Now { wall: civil, ..started };
-    let reply = match outbound_request(context, endpoint, event, delivery, number, signed_at) {
+    let reply = match outbound_request(context, endpoint, outgoing, delivery, number, signed_at) {
         Err(reason) => ReceiverReply::failed(ErrorClass::Request, reason),
         Ok(outbound_request) => match context.transport().send(outbound_request).await {
             Ok(reply) => reply,
@@ -191,12 +213,14 @@ async fn send(context: &Context, assignment: &Assignment, endpoint: &Arc<Endpoin
 fn outbound_request(
     context: &Context,
     endpoint: &Endpoint,
-    event: &Event,
+    outgoing: &OutgoingEvent,
     delivery: DeliveryKey,
     number: u32,
     now: Now,
 ) -> Result<OutboundRequest, String> {
-    let (body, media) = body::body(endpoint, event);
+    let event = &*outgoing.event;
+    let deprecation = Conversions(context).deprecation(event);
+    let (body, media) = body::body(endpoint, event, deprecation);
     let keys = Secrets(context).live_keys(endpoint, now.wall).map_err(|error| error.to_string())?;
     let keys: Vec<SigningKey> = keys.into_iter().map(|(key, _)| key).collect();
     let mut generated = vec![signature_header(endpoint.signature, &keys, now.wall, event.id.as_str(), &body)];
@@ -207,6 +231,8 @@ fn outbound_request(
     if let Some(handshake) = &endpoint.handshake {
         generated.push((body::REQUEST_ORIGIN, handshake.origin.to_string()));
     }
+    let stored = outgoing.stored_version.as_ref();
+    generated.extend(stored.map(|version| (body::STORED_VERSION, version.to_string())));
     let custom = Secrets(context).open_headers(endpoint).map_err(|error| error.to_string())?;
     let headers = body::headers(&custom, media, event, number, now.wall, generated)?;
     let identity = Secrets(context).identity(endpoint).map_err(|error| error.to_string())?;

@@ -161,6 +161,8 @@ closed_list! {
         EndpointDisabled = 6 => "endpointDisabled",
         BlockedAddress = 7 => "blockedAddress",
         Expired = 8 => "expired",
+        /// The event cannot be converted to the version that the endpoint pins.
+        Unconvertible = 10 => "unconvertible",
     }
 }
 

@@ -7,8 +7,8 @@ use url::Url;
 
 use super::closed_list::closed_list;
 use super::{
-    DeadReason, EndpointId, EndpointNumber, EndpointTransport, Network, Pattern, Position, QueueTarget,
-    SenderName, Tenant, Timestamp,
+    DeadReason, EndpointId, EndpointNumber, EndpointTransport, EventType, Network, Pattern, Position,
+    QueueTarget, SenderName, Tenant, Timestamp, VersionPin,
 };
 
 /// Requests per time, with a burst.
@@ -305,6 +305,8 @@ pub struct Endpoint {
     pub secrets: Vec<Secret>,
     /// Whether deliveries continue the event's `traceparent`.
     pub trace: bool,
+    /// Versions that deliveries of these types are converted to, sorted by type.
+    pub versions: Vec<(EventType, VersionPin)>,
     /// A JSON object, as text.
     pub metadata: Option<Box<str>>,
     pub status: EndpointStatus,
@@ -360,6 +362,12 @@ impl Endpoint {
         let plain = self.headers.iter().map(|(name, value)| name.len() + value.len());
         let sensitive = self.sensitive_headers.iter().map(|(name, value)| name.len() + value.plain_bytes());
         plain.chain(sensitive).map(|bytes| bytes as u64).sum()
+    }
+
+    /// The version that deliveries of a type are converted to.
+    #[must_use]
+    pub fn pin(&self, name: &EventType) -> Option<&VersionPin> {
+        self.versions.iter().find(|(pinned, _)| pinned == name).map(|(_, pin)| pin)
     }
 
     #[must_use]

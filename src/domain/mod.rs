@@ -9,6 +9,7 @@ pub mod consumer;
 pub mod delivery;
 pub mod endpoint;
 pub mod event;
+pub mod event_type;
 pub mod horizon;
 pub mod ids;
 pub mod key;
@@ -38,6 +39,7 @@ pub use endpoint::{
     SignaturePreset,
 };
 pub use event::{Event, EventStatus, Expected, OnDisk, Rejection, attribute, weigh};
+pub use event_type::{Compatibility, TypeDefinition, TypeMigration, TypeVersion, VersionPin};
 pub use horizon::Horizon;
 pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};
 pub use key::{ApiKey, Role};

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{
     ApiKey, Attempt, Consumer, ConsumerKey, DeadReason, DeliveryKey, EndedLease, Endpoint, EndpointNumber,
-    Event, Horizon, KeyId, LeaseKey, Position, Rejection, Reservation, TakenMessage, Tenant, TenantSettings,
-    Timestamp, Trigger, WorkerName,
+    Event, EventType, Horizon, KeyId, LeaseKey, Position, Rejection, Reservation, TakenMessage, Tenant,
+    TenantSettings, Timestamp, Trigger, TypeDefinition, WorkerName,
 };
 
 /// Identity of an answered request: hashes of its scope and of its body.
@@ -143,6 +143,12 @@ pub enum Record {
         until: Timestamp,
         at: Timestamp,
     },
+    /// An event type was registered or changed.
+    TypePut(Arc<TypeDefinition>),
+    TypeDeleted {
+        name: EventType,
+        at: Timestamp,
+    },
 }
 
 impl Record {
@@ -173,7 +179,9 @@ impl Record {
             | Self::ConsumerDeleted { .. }
             | Self::MessagesLeased { .. }
             | Self::LeasesEnded { .. }
-            | Self::LeasesExtended { .. } => None,
+            | Self::LeasesExtended { .. }
+            | Self::TypePut(_)
+            | Self::TypeDeleted { .. } => None,
         }
     }
 

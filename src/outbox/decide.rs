@@ -191,6 +191,8 @@ impl Committer {
             Command::PutConsumer(consumer) => self.put_consumer(consumer, staged),
             Command::MoveConsumer(wanted) => self.move_consumer(wanted, staged),
             Command::DeleteConsumer { key, at } => self.delete_consumer(key, *at, staged),
+            Command::PutType(definition) => self.put_type(definition, staged),
+            Command::DeleteType { name, at } => self.delete_type(name, *at, staged),
             Command::Record(Record::KeyPut(key)) => self.put_key(key, staged),
             Command::DeleteEndpoint { endpoint, at } => {
                 if read(&self.registry).endpoint(*endpoint).is_none() {
@@ -308,6 +310,8 @@ impl Committer {
             | Record::KeyDeleted { .. }
             | Record::TenantPut(_)
             | Record::TenantDeleted { .. }
+            | Record::TypePut(_)
+            | Record::TypeDeleted { .. }
             | Record::ConsumerPut(_)
             | Record::ConsumerMoved { .. }
             | Record::ConsumerDeleted { .. } => EndpointNumber(0),
@@ -382,3 +386,4 @@ mod staged;
 mod tenants;
 #[cfg(test)]
 mod tests;
+mod types;

@@ -11,6 +11,7 @@ use crate::domain::{
     QuotaExceeded, Rejection, StreamName, Tenant, Timestamp, attribute, weigh,
 };
 use crate::rules::append::Judged;
+use crate::schemas::TypeRefusal;
 
 /// The endpoints of an event, as of a revision of the endpoints' patterns. The writer matches again
 /// if an endpoint has changed since.
@@ -50,6 +51,8 @@ pub struct EventDraft {
     /// Conflict with an earlier event whose id the daemon generated. `Fresh` until the journal is
     /// read.
     pub id_conflict: Judged,
+    /// Why the event's type refuses it. A repetition of an accepted event is answered all the same.
+    pub refusal: Option<Box<TypeRefusal>>,
 }
 
 impl EventDraft {
@@ -74,6 +77,7 @@ impl EventDraft {
             only: None,
             matched: None,
             id_conflict: Judged::Fresh,
+            refusal: None,
         }
     }
 
@@ -179,6 +183,8 @@ pub enum PublishError {
     IdempotencyMismatch,
     #[error("the event, or all events of the request together, match too many endpoints")]
     TooManyTargets,
+    #[error("the event does not match its registered type")]
+    Refused(Box<TypeRefusal>),
     #[error(transparent)]
     QuotaExceeded(#[from] QuotaExceeded),
     #[error(transparent)]

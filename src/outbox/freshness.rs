@@ -147,6 +147,8 @@ fn changed_endpoints(record: &Record) -> Vec<EndpointNumber> {
         | Record::TenantPut(_)
         | Record::TenantDeleted { .. }
         | Record::HorizonMoved { .. }
+        | Record::TypePut(_)
+        | Record::TypeDeleted { .. }
         | Record::RequestAnswered { .. }
         | Record::EventRejected { .. }
         | Record::ConsumerPut(_)

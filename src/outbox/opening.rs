@@ -186,7 +186,7 @@ fn read_records(
     positions.into_iter().filter_map(|position| match reader.read(position) {
         Ok(record) => Some((position, record?)),
         Err(error) => {
-            tracing::error!(%error, %position, "endpoint, key, tenant or consumer lost");
+            tracing::error!(%error, %position, "endpoint, key, tenant, consumer or event type lost");
             None
         }
     })

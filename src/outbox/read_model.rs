@@ -12,8 +12,8 @@ pub use consumers::ConsumerReads;
 use std::ops::RangeInclusive;
 
 use crate::domain::{
-    DeadReason, DeliveryKey, DueKey, EndpointNumber, HeldLease, Horizon, Ordering, Position, Progress,
-    Reservation, StreamName, Tenant, Timestamp,
+    DeadReason, DeliveryKey, DueKey, EndpointNumber, EventType, EventVersion, HeldLease, Horizon, Ordering,
+    Position, Progress, Reservation, StreamName, Tenant, Timestamp,
 };
 use crate::projections::counters::{self, Lane};
 use crate::projections::dead::Letter;
@@ -28,6 +28,7 @@ use crate::projections::reserved;
 use crate::projections::retention::{self, Cutoffs, Overdue};
 use crate::projections::stats::{self, Hour};
 use crate::projections::streams::{self, Head};
+use crate::projections::type_usage::{self, TypeUsage};
 use crate::projections::usage::{self, Usage};
 use crate::rules::event_status::event_status;
 use crate::rules::feed::FeedFilter;
@@ -89,6 +90,9 @@ pub trait ReadModel: ConsumerReads {
     fn usage(&self, tenant: &Tenant) -> Usage;
     /// Tenants with usage after a name, by name.
     fn tenants(&self, after: Option<&Tenant>, limit: usize) -> Vec<(Tenant, Usage)>;
+
+    /// Versions of a registered event type that have had events, by version.
+    fn type_usage(&self, name: &EventType) -> Vec<(EventVersion, TypeUsage)>;
 
     /// See [`retention::overdue`].
     fn overdue(&self, cutoffs: Cutoffs, page: u64) -> Overdue;
@@ -220,6 +224,10 @@ impl ReadModel for State {
 
     fn usage(&self, tenant: &Tenant) -> Usage {
         usage::usage(self.rows(), tenant)
+    }
+
+    fn type_usage(&self, name: &EventType) -> Vec<(EventVersion, TypeUsage)> {
+        type_usage::of_type(self.rows(), name)
     }
 
     fn tenants(&self, after: Option<&Tenant>, limit: usize) -> Vec<(Tenant, Usage)> {

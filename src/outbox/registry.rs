@@ -1,5 +1,5 @@
-//! The in-memory registry of endpoints, API keys, settings of tenants and consumers, read by every
-//! request and every commit.
+//! The in-memory registry of endpoints, API keys, settings of tenants, consumers and event types.
+//! Every request and every commit reads it.
 //!
 //! A projection of the journal. The commit thread updates it after each commit.
 
@@ -12,9 +12,10 @@ mod consumers;
 pub use consumers::{ConsumerDirectory, ConsumerStatus};
 
 use crate::domain::{
-    ApiKey, ConsumerKey, ConsumerPlace, Endpoint, EndpointId, EndpointNumber, KeyId, Ordering, QueueName,
-    Quotas, Record, Tenant, TenantSettings,
+    ApiKey, ConsumerKey, ConsumerPlace, Endpoint, EndpointId, EndpointNumber, EventType, KeyId, Ordering,
+    Position, QueueName, Quotas, Record, Tenant, TenantSettings,
 };
+use crate::schemas::RegisteredType;
 
 /// Usage of a tenant's endpoints, keys and consumers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +45,7 @@ pub struct Registry {
     keys: BTreeMap<KeyId, Arc<ApiKey>>,
     keys_by_hash: HashMap<[u8; 32], KeyId>,
     tenants: BTreeMap<Tenant, Arc<TenantSettings>>,
+    types: BTreeMap<EventType, Arc<RegisteredType>>,
     consumers: ConsumerDirectory,
     /// Tenants with endpoints, keys or consumers.
     used: HashMap<Tenant, Used>,
@@ -93,6 +95,11 @@ impl Registry {
             Record::ConsumerMoved { key, .. } | Record::ConsumerDeleted { key, .. } => {
                 self.change_consumers(key, record);
             }
+            Record::TypePut(definition) => {
+                let registered = Arc::new(RegisteredType::new(definition.clone()));
+                self.types.insert(definition.name.clone(), registered);
+            }
+            Record::TypeDeleted { name, .. } => drop(self.types.remove(name)),
             Record::EventAccepted(_)
             | Record::HorizonMoved { .. }
             | Record::AttemptFinished { .. }
@@ -274,6 +281,29 @@ impl Registry {
         for (key, place) in places {
             self.consumers.set_place(&key, place);
         }
+    }
+
+    #[must_use]
+    pub fn event_type(&self, name: &EventType) -> Option<&Arc<RegisteredType>> {
+        self.types.get(name)
+    }
+
+    /// Registered event types, by name.
+    pub fn event_types(&self) -> impl ExactSizeIterator<Item = &Arc<RegisteredType>> {
+        self.types.values()
+    }
+
+    /// Registered event types after a name, by name.
+    pub fn event_types_after(&self, name: Option<&EventType>) -> impl Iterator<Item = &Arc<RegisteredType>> {
+        let from = name.map_or(Bound::Unbounded, Bound::Excluded);
+        self.types.range::<EventType, _>((from, Bound::Unbounded)).map(|(_, registered)| registered)
+    }
+
+    /// Revision of all event types: the last change, and their number, which a deletion changes.
+    #[must_use]
+    pub fn types_revision(&self) -> (Position, usize) {
+        let last = self.types.values().map(|registered| registered.definition().revision).max();
+        (last.unwrap_or_default(), self.types.len())
     }
 
     #[must_use]

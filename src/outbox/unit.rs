@@ -8,10 +8,12 @@ use super::draft::{AcceptedEvent, EventDraft};
 use super::recent_keys::Prepared;
 use super::registry::ConsumerStatus;
 use crate::domain::{
-    Consumer, ConsumerKey, ConsumerMove, Endpoint, EndpointNumber, Expected, Idempotency, Party, Position,
-    QuotaExceeded, Record, Rejection, StreamName, Tenant, TenantSettings, Timestamp,
+    Consumer, ConsumerKey, ConsumerMove, Endpoint, EndpointNumber, EventType, Expected, Idempotency, Party,
+    Position, QuotaExceeded, Record, Rejection, StreamName, Tenant, TenantSettings, Timestamp,
+    TypeDefinition,
 };
 use crate::limits;
+use crate::schemas::TypeRefusal;
 use crate::storage::format;
 
 /// One requested change.
@@ -29,6 +31,12 @@ pub enum Command {
     /// Ends a tenant without endpoints and keys.
     DeleteTenant {
         tenant: Tenant,
+        at: Timestamp,
+    },
+    /// A new type has revision 0; a changed one has the revision that the change rests on.
+    PutType(Box<TypeDefinition>),
+    DeleteType {
+        name: EventType,
         at: Timestamp,
     },
     /// First in its unit: all commands are committed, or none. The others are checks and events.
@@ -71,6 +79,8 @@ impl Command {
             | Self::PutConsumer(_)
             | Self::MoveConsumer(_)
             | Self::DeleteConsumer { .. }
+            | Self::PutType(_)
+            | Self::DeleteType { .. }
             | Self::Claim(_)
             | Self::Record(_)
             | Self::SealSegment => None,
@@ -101,6 +111,8 @@ impl Command {
             | Self::DeleteTenant { .. }
             | Self::Atomic(_)
             | Self::Check { .. }
+            | Self::PutType(_)
+            | Self::DeleteType { .. }
             | Self::PutConsumer(_)
             | Self::MoveConsumer(_)
             | Self::DeleteConsumer { .. }
@@ -116,7 +128,7 @@ impl Command {
             || matches!(self, Self::Check { .. })
     }
 
-    /// Whether it changes an endpoint, a key, a tenant or the set of consumers.
+    /// Whether it changes an endpoint, a key, a tenant, an event type or the set of consumers.
     fn changes_registry(&self) -> bool {
         match self {
             Self::PutEndpoint(_)
@@ -125,6 +137,8 @@ impl Command {
             | Self::DeleteTenant { .. }
             | Self::PutConsumer(_)
             | Self::DeleteConsumer { .. }
+            | Self::PutType(_)
+            | Self::DeleteType { .. }
             | Self::Record(Record::KeyPut(_) | Record::KeyDeleted { .. }) => true,
             Self::Publish(_)
             | Self::Atomic(_)
@@ -147,6 +161,8 @@ impl Command {
             Self::MoveConsumer(wanted) => wanted.key.tenant.as_ref(),
             Self::DeleteConsumer { key, .. } => key.tenant.as_ref(),
             Self::DeleteEndpoint { .. }
+            | Self::PutType(_)
+            | Self::DeleteType { .. }
             | Self::Atomic(_)
             | Self::Claim(_)
             | Self::Record(_)
@@ -161,7 +177,8 @@ impl Command {
             Self::Publish(_) => true,
             Self::PutEndpoint(endpoint) => endpoint.number == EndpointNumber(0),
             // A quota must be lowered on a full disk.
-            Self::PutTenant(_) | Self::DeleteTenant { .. } => false,
+            Self::PutTenant(_) | Self::DeleteTenant { .. } | Self::DeleteType { .. } => false,
+            Self::PutType(definition) => definition.revision == Position(0),
             Self::Record(record) => {
                 matches!(record, Record::KeyPut(_) | Record::DeliveriesRevived { .. })
             }
@@ -183,8 +200,10 @@ impl Command {
             Self::PutEndpoint(_) | Self::PutTenant(_) | Self::PutConsumer(_) => 4096,
             Self::Record(Record::AttemptFinished { attempt, .. }) => attempt.reply.len() + 64,
             Self::Record(record) if is_lease(record) => format::size_hint(record),
+            Self::PutType(definition) => definition.weight(),
             Self::DeleteEndpoint { .. }
             | Self::DeleteTenant { .. }
+            | Self::DeleteType { .. }
             | Self::Atomic(_)
             | Self::Check { .. }
             | Self::MoveConsumer(_)
@@ -213,6 +232,8 @@ pub enum Outcome {
     Mismatch,
     /// The event breaks a rule. With an idempotency key, the rejection is stored.
     Rejected(Rejection),
+    /// The event's type refuses it. Not stored: a corrected event may use the same key.
+    Refused(Box<TypeRefusal>),
     /// The event would begin more than [`limits::EVENT_TARGETS_MAX`] deliveries, or its unit more
     /// than [`limits::REQUEST_TARGETS_MAX`].
     TooManyTargets,
@@ -228,6 +249,7 @@ pub enum Outcome {
     },
     /// [`limits::CONSUMERS_MAX`] is reached.
     TooManyConsumers,
+    Type(Arc<TypeDefinition>),
     Written(Position),
     /// A check that holds, or the mark of an accepted atomic unit.
     Passed,
@@ -235,8 +257,8 @@ pub enum Outcome {
     Withdrawn,
     /// The active segment is sealed.
     Sealed,
-    /// The endpoint, tenant or consumer was changed or deleted in between, or an earlier command
-    /// of the unit had a conflict.
+    /// The endpoint, tenant, type or consumer was changed or deleted in between, or an earlier
+    /// command of the unit had a conflict.
     Conflict,
 }
 

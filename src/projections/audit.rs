@@ -13,7 +13,7 @@ use super::pages::{self, EventEntry};
 use super::retention::{Cutoffs, Expiry};
 use super::rows::{Key, after_prefix, endpoint_at, u64_at};
 use super::states::{PageStates, StateEntry};
-use super::{Rows, counters, idempotency, pending, stats, streams, usage};
+use super::{Rows, counters, idempotency, pending, stats, streams, type_usage, usage};
 use crate::domain::{Horizon, Position, Timestamp};
 
 /// Rows per batch.
@@ -58,6 +58,7 @@ pub fn audit(
     audit.compare_counters();
     audit.compare_statistics();
     audit.compare_usage();
+    audit.compare_type_usage();
     audit.rows
 }
 
@@ -339,6 +340,18 @@ impl Audit<'_> {
         });
     }
 
+    /// Retention may have removed events from the journal, which still count.
+    fn compare_type_usage(&mut self) {
+        let gaps = self.terms.gaps;
+        self.for_each_row(b'y', |audit, key, kept, folded| {
+            let decode = |value: Option<&[u8]>| value.map(type_usage::TypeUsage::decode).unwrap_or_default();
+            let (one, other) = (decode(kept), decode(folded));
+            if one != other && !(gaps && one.covers(&other)) {
+                audit.report(difference(&describe(key), kept.is_some(), folded.is_some()));
+            }
+        });
+    }
+
     /// Compares usage. Events expire without a record, so their counts are compared with the kept
     /// events, which [`Self::compare_pages`] has compared with the journal.
     fn compare_usage(&mut self) {
@@ -442,6 +455,7 @@ fn describe(key: &[u8]) -> String {
             format!("a block of positions of stream {}", name.replace('\0', " "))
         }
         b'T' => format!("the statistics of endpoint {} in hour {}", endpoint_at(key, 1).0, u64_at(key, 5)),
+        b'y' => format!("the usage of event type {}", String::from_utf8_lossy(&key[1..]).replace('\0', " ")),
         b'R' => format!("the reserved rate of endpoint {}", endpoint_at(key, 1).0),
         tag => format!("a row of kind {}", char::from(tag)),
     }

@@ -1,6 +1,6 @@
 //! The fold: applies journal records to the rows and reports the changes of lanes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::counters::Lane;
 use super::dead::Letter;
@@ -16,14 +16,15 @@ use super::{Rows, consumers, dead, idempotency, pages, pending, reserved, retent
 use crate::domain::delivery::transition;
 use crate::domain::{
     ApiKey, ConsumerPlace, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DueKey, Endpoint,
-    EndpointNumber, Event, HeldLease, Horizon, KeyId, Ordering, Position, Progress, Record, Reservation,
-    TakenMessage, Tenant, Timestamp, Trigger,
+    EndpointNumber, Event, EventType, HeldLease, Horizon, KeyId, Ordering, Position, Progress, Record,
+    Reservation, TakenMessage, Tenant, Timestamp, Trigger,
 };
 
 mod accept;
 mod attempts;
 mod leases;
 mod places;
+mod types;
 
 pub use accept::order_hash;
 use places::{Place, PlaceKind};
@@ -71,6 +72,8 @@ pub struct Fold {
     tenants: HashMap<EndpointNumber, Tenant>,
     /// Tenants of the live keys that are bound to one.
     keys: HashMap<KeyId, Tenant>,
+    /// Registered event types.
+    types: HashSet<EventType>,
     blocks: Blocks,
     tallies: Tallies,
     /// Number of checkpoints so far: part of the keys of new blocks.
@@ -245,6 +248,8 @@ impl Fold {
                     step.extend_lease(*queue, *lease, *until);
                 }
             }
+            Record::TypePut(definition) => step.put_type(definition),
+            Record::TypeDeleted { name, .. } => step.delete_type(name),
             Record::DeliveriesRevived { deliveries, trigger, at } => {
                 for delivery in deliveries {
                     step.revive(*delivery, *trigger, *at);

@@ -24,6 +24,7 @@
 //! | `T` | endpoint, hour | [`stats::Hour`] | statistics of that hour |
 //! | `Q` | tenant, name | [`consumers::ConsumerRow`] | places of consumers |
 //! | `U` | tenant | [`usage::Usage`] | numbers of endpoints, keys, deliveries and events |
+//! | `y` | event type, version | [`type_usage::TypeUsage`] | events of a registered type's version |
 
 pub mod audit;
 pub mod consumers;
@@ -46,6 +47,7 @@ pub mod states;
 pub mod stats;
 pub mod streams;
 mod tallies;
+pub mod type_usage;
 pub mod usage;
 
 pub use fold::{Fold, LaneChange};

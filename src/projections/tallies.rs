@@ -6,9 +6,10 @@ use std::collections::HashMap;
 
 use super::counters::{self, Lane};
 use super::stats::{self, Hour};
+use super::type_usage::TypeUsage;
 use super::usage::{self, Usage};
-use super::{Rows, stats::hour_of};
-use crate::domain::{EndpointNumber, Tenant, Timestamp};
+use super::{Rows, stats::hour_of, type_usage};
+use crate::domain::{EndpointNumber, EventType, EventVersion, Tenant, Timestamp};
 
 /// Counters changed since the last write.
 #[derive(Debug, Default)]
@@ -16,6 +17,7 @@ pub(super) struct Tallies {
     lanes: HashMap<EndpointNumber, Lane>,
     hours: HashMap<(EndpointNumber, u64), Hour>,
     usage: HashMap<Tenant, Usage>,
+    types: HashMap<(EventType, EventVersion), TypeUsage>,
     /// Usage written since it was last taken; `None` without a reader.
     changed: Option<HashMap<Tenant, Usage>>,
 }
@@ -38,6 +40,21 @@ impl Tallies {
         self.usage.get_mut(tenant).expect("it was inserted")
     }
 
+    pub(super) fn type_usage(
+        &mut self,
+        rows: &dyn Rows,
+        name: &EventType,
+        version: &EventVersion,
+    ) -> &mut TypeUsage {
+        let key = (name.clone(), version.clone());
+        self.types.entry(key).or_insert_with(|| type_usage::usage(rows, name, version))
+    }
+
+    /// Drops the counts of a deleted type.
+    pub(super) fn forget_type(&mut self, name: &EventType) {
+        self.types.retain(|(other, _), _| other != name);
+    }
+
     pub(super) fn watch_usage(&mut self) {
         self.changed = Some(HashMap::new());
     }
@@ -53,6 +70,9 @@ impl Tallies {
         for ((endpoint, hour), counts) in self.hours.drain() {
             stats::put(rows, endpoint, hour, &counts);
         }
+        for ((name, version), counts) in self.types.drain() {
+            type_usage::put(rows, &name, &version, &counts);
+        }
         for (tenant, counts) in self.usage.drain() {
             usage::put(rows, &tenant, &counts);
             if let Some(changed) = &mut self.changed {
@@ -62,6 +82,6 @@ impl Tallies {
     }
 
     pub(super) fn are_written(&self) -> bool {
-        self.lanes.is_empty() && self.hours.is_empty() && self.usage.is_empty()
+        self.lanes.is_empty() && self.hours.is_empty() && self.usage.is_empty() && self.types.is_empty()
     }
 }

@@ -75,6 +75,7 @@ pub(crate) mod tests {
             client_certificate: None,
             secrets: Vec::new(),
             trace: false,
+            versions: Vec::new(),
             metadata: None,
             status: EndpointStatus::Active,
             created_at: Timestamp::default(),

@@ -123,6 +123,7 @@ impl Events<'_> {
         let error = match outcome {
             Outcome::Mismatch => return AtomicError { part: None, error: PublishError::IdempotencyMismatch },
             Outcome::Rejected(rejection) => PublishError::Rejected { rejection: *rejection, repeated: false },
+            Outcome::Refused(refusal) => PublishError::Refused(refusal.clone()),
             Outcome::TooManyTargets => PublishError::TooManyTargets,
             Outcome::QuotaExceeded(exceeded) => {
                 self.0.metrics().quota_refused(exceeded.quota);

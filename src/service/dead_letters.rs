@@ -2,12 +2,13 @@
 
 use crate::context::Context;
 use crate::context::responses::Keyed;
-use crate::domain::{DeliveryKey, Record, Timestamp, Trigger};
+use crate::domain::{DeadReason, DeliveryKey, Record, Timestamp, Trigger};
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::outbox::unit::Command;
 use crate::projections::reads::{Cursor, Filter, Found};
 use crate::service::bulk::deliveries_per_step;
+use crate::service::conversions::Conversions;
 use crate::service::deliveries::Deliveries;
 use crate::service::pages::{Pages, scoped};
 use crate::service::types::{DeadLetterDetail, DeadLetterView, DeliveryView, Page, Scope};
@@ -27,7 +28,14 @@ impl DeadLetters<'_> {
         let Some(event) = self.0.event_at(key.event).await? else { return Ok(None) };
         let delivery = Deliveries(self.0).view(&event, &facts).await;
         let letter = DeadLetterView { delivery, reason, died_at };
-        Ok(Some(DeadLetterDetail { letter, event, attempts: Deliveries(self.0).attempts(&facts).await }))
+        let endpoint = self.0.outbox().endpoint(key.endpoint);
+        let endpoint = endpoint.filter(|_| reason == DeadReason::Unconvertible);
+        let conversion_error = endpoint.and_then(|endpoint| {
+            let converted = Conversions(self.0).convert(&endpoint.versions, key.event, &event);
+            converted.err().map(|error| error.to_string())
+        });
+        let attempts = Deliveries(self.0).attempts(&facts).await;
+        Ok(Some(DeadLetterDetail { letter, event, attempts, conversion_error }))
     }
 
     /// Filters: tenant, endpoint, event_type, reason, since and until (by time of death).

@@ -8,9 +8,7 @@ use std::time::Duration;
 use crate::context::Context;
 use crate::context::records::UNEXPECTED_OUTCOME;
 use crate::context::waits::WaitSubject;
-use crate::domain::{
-    Event, EventId, EventStatus, Idempotency, Position, QuotaExceeded, Record, Tenant, Timestamp,
-};
+use crate::domain::{Event, EventId, EventStatus, Idempotency, Position, Record, Tenant, Timestamp};
 use crate::failpoints::Bound;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{
@@ -19,6 +17,7 @@ use crate::outbox::draft::{
 use crate::outbox::unit::{Command, Outcome};
 use crate::projections::reads::{Cursor, DeliveryFacts, Filter, Found};
 use crate::rules::event_status::event_status;
+use crate::service::conversions::Conversions;
 use crate::service::deliveries::Deliveries;
 use crate::service::pages::{Pages, scoped};
 use crate::service::types::{EventView, Page, Published, Scope, WaitError};
@@ -52,7 +51,7 @@ impl Events<'_> {
         request: Option<Idempotency>,
     ) -> Result<Published, PublishError> {
         let has_key = request.is_some();
-        let refused = self.take_rates(&mut drafts);
+        let refused = self.take_refused(&mut drafts);
         self.resolve_generated_ids(&mut drafts).await?;
         let mut retry_drafts = Vec::new();
         if drafts.iter().any(EventDraft::may_be_duplicate) {
@@ -75,7 +74,12 @@ impl Events<'_> {
             let result = self.publish_result(outcome, retry_drafts.next()).await;
             match &result {
                 Ok(accepted) if accepted.duplicate => self.0.metrics().duplicate(),
-                Ok(_) => self.0.metrics().accepted(),
+                Ok(accepted) => {
+                    self.0.metrics().accepted();
+                    if Conversions(self.0).deprecation(&accepted.event).is_some() {
+                        self.0.metrics().deprecated();
+                    }
+                }
                 // The API counts all rejected events.
                 Err(_) => {}
             }
@@ -84,19 +88,24 @@ impl Events<'_> {
         if let Some(error) = unavailable {
             published.results.resize_with(wanted, || Err(PublishError::Store(error.clone())));
         }
-        for (index, exceeded) in refused {
-            published.results.insert(index, Err(PublishError::QuotaExceeded(exceeded)));
+        for (index, error) in refused {
+            published.results.insert(index, Err(error));
         }
         Ok(published)
     }
 
-    /// Removes the drafts that exceed their tenant's rate. Returns their indexes, in order.
-    fn take_rates(self, drafts: &mut Vec<EventDraft>) -> Vec<(usize, QuotaExceeded)> {
+    /// Removes the drafts that their type refuses or that exceed their tenant's rate. Returns their
+    /// indexes, in order. Keeps a refused draft that may repeat an accepted event.
+    fn take_refused(self, drafts: &mut Vec<EventDraft>) -> Vec<(usize, PublishError)> {
         let mut refused = Vec::new();
         let mut index = 0;
-        drafts.retain(|draft| {
-            let taken = self.0.take_rate(&draft.tenant, 1, draft.data.len() as u64);
-            refused.extend(taken.err().map(|exceeded| (index, exceeded)));
+        drafts.retain_mut(|draft| {
+            let is_final = !draft.may_be_duplicate();
+            let error = match draft.refusal.take_if(|_| is_final) {
+                Some(refusal) => Some(PublishError::Refused(refusal)),
+                None => self.0.take_rate(&draft.tenant, 1, draft.data.len() as u64).err().map(Into::into),
+            };
+            refused.extend(error.map(|error| (index, error)));
             index += 1;
             refused.last().is_none_or(|(last, _)| last + 1 != index)
         });
@@ -137,6 +146,7 @@ impl Events<'_> {
                     return Err(PublishError::Rejected { rejection, repeated: false });
                 }
                 Outcome::TooManyTargets => return Err(PublishError::TooManyTargets),
+                Outcome::Refused(refusal) => return Err(PublishError::Refused(refusal)),
                 Outcome::QuotaExceeded(exceeded) => {
                     self.0.metrics().quota_refused(exceeded.quota);
                     return Err(PublishError::QuotaExceeded(exceeded));
@@ -146,6 +156,7 @@ impl Events<'_> {
                 | Outcome::Consumer(_)
                 | Outcome::ConsumerMoved { .. }
                 | Outcome::TooManyConsumers
+                | Outcome::Type(_)
                 | Outcome::Written(_)
                 | Outcome::Passed
                 | Outcome::Withdrawn

@@ -15,6 +15,9 @@ pub use crate::outbox::tail::FeedEvent;
 pub use crate::projections::lag::Lag;
 pub use crate::projections::reads::{Cursor, Filter};
 pub use crate::projections::streams::Head;
+pub use crate::schemas::json::compact;
+pub use crate::schemas::registered::{VersionIncompatibility, value_of};
+pub use crate::schemas::{DefinitionError, RegisteredType, TypeRefusal, Violation};
 
 use crate::domain::closed_list::closed_list;
 use crate::domain::{
@@ -208,6 +211,8 @@ pub struct DeadLetterDetail {
     pub letter: DeadLetterView,
     pub event: Arc<Event>,
     pub attempts: Vec<HistoryEntry>,
+    /// Why the event cannot be converted for its endpoint now.
+    pub conversion_error: Option<String>,
 }
 
 /// One page, newest first. May have fewer items than the limit even if `next` is set.

@@ -15,6 +15,7 @@ mod model;
 mod operations;
 mod tenants;
 mod tests;
+mod types;
 mod walks;
 mod world;
 

@@ -106,6 +106,8 @@ impl Model {
             | Record::KeyDeleted { .. }
             | Record::TenantPut(_)
             | Record::TenantDeleted { .. }
+            | Record::TypePut(_)
+            | Record::TypeDeleted { .. }
             | Record::MessagesLeased { .. }
             | Record::LeasesEnded { .. }
             | Record::LeasesExtended { .. }
@@ -170,6 +172,8 @@ impl Model {
             | Record::HorizonMoved { .. }
             | Record::ConsumerPut(_)
             | Record::ConsumerDeleted { .. }
+            | Record::TypePut(_)
+            | Record::TypeDeleted { .. }
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
             | Record::RequestAnswered { .. }
@@ -454,6 +458,8 @@ impl Model {
             | Record::ConsumerPut(_)
             | Record::ConsumerMoved { .. }
             | Record::ConsumerDeleted { .. }
+            | Record::TypePut(_)
+            | Record::TypeDeleted { .. }
             | Record::RateReserved { .. }
             | Record::RequestAnswered { .. }
             | Record::EventRejected { .. }

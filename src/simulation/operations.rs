@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::chance::Chance;
 use super::life::check_files;
 use super::world::{ATTEMPT_SECONDS_MAX, Inner, Posted, World, wall};
-use super::{consumers, tenants, walks};
+use super::{consumers, tenants, types, walks};
 use crate::context::Context;
 use crate::delivery::retention::{self, Keep};
 use crate::domain::{
@@ -62,6 +62,7 @@ pub(super) async fn operate(context: Context, world: World) {
         }
         96 | 97 => erasing::erase(&context, &world).await,
         98 => erasing::remove_from_disk(&context, &world).await,
+        99 => types::change_type(&context, &world).await,
         82..92 => walks::operate_in_bulk(&context, &world).await,
         _ => walks::walk(&context, &world).await,
     }
@@ -174,6 +175,7 @@ pub(super) fn new_endpoint(inner: &mut Inner) -> Endpoint {
         handshake: handshake(chance),
         client_certificate: None,
         trace: false,
+        versions: Vec::new(),
         metadata: None,
         status: EndpointStatus::Active,
         created_at: wall(),

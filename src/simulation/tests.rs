@@ -135,6 +135,7 @@ fn nothing_is_lost_in_any_seed() {
         "erased",
         "streamsErased",
         "erasedOnDisk",
+        "typesChanged",
     ];
     for what in wanted {
         assert!(
@@ -319,6 +320,11 @@ fn kept_turn_is_caught() {
 #[test]
 fn usage_of_ended_deliveries_is_caught() {
     assert_caught(Mutation::ForgetUsage);
+}
+
+#[test]
+fn uncounted_events_of_types_are_caught() {
+    assert_caught(Mutation::ForgetTypeUsage);
 }
 
 #[test]

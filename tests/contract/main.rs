@@ -16,6 +16,7 @@ mod conventions;
 mod deliveries;
 mod endpoints;
 mod erasure;
+mod event_types;
 mod events;
 mod feed;
 mod feed_projection;

@@ -128,6 +128,7 @@ impl Operation {
             "reason" => json!("x"),
             "confirm" => json!("x"),
             "events" => json!([{"type": "a.b", "data": 1}]),
+            "versions" => json!({"1.0": {"schema": true}}),
             _ => json!(1),
         };
         let members: Map<_, _> = self.required.iter().map(|name| (name.clone(), value(name))).collect();
@@ -288,7 +289,7 @@ async fn unknown_member_is_named() {
 
 /// Objects within bodies: each member with a value that is valid, or that is checked after the
 /// names.
-const INNER: [(&str, &[(&str, &str)]); 8] = [
+const INNER: [(&str, &[(&str, &str)]); 9] = [
     ("headers", &[("X-A", "\"1\"")]),
     ("sensitiveHeaders", &[("X-A", "\"1\"")]),
     ("rateLimit", &[("limit", "1"), ("per", "\"1s\""), ("burst", "1")]),
@@ -306,6 +307,7 @@ const INNER: [(&str, &[(&str, &str)]); 8] = [
     ),
     ("clientCertificate", &[("certificate", "\"x\""), ("key", "\"x\"")]),
     ("handshake", &[("origin", "\"a.example\""), ("rate", "1"), ("callback", "false")]),
+    ("versions", &[("1.0", "\"1.0\"")]),
     ("quotas", &[("endpoints", "1"), ("storedBytes", "\"off\""), ("eventsPerSecond", "1")]),
     ("delivery", &[("maxInFlight", "1"), ("timeout", "\"1s\"")]),
 ];
@@ -336,7 +338,7 @@ async fn repeated_member_is_named() {
             let schema = operation.members[name].to_string();
             let has_members = schema.contains("Input\"") || schema.contains("additionalProperties");
             let is_known = INNER.iter().any(|(outer, _)| outer == name)
-                || ["metadata", "events", "checks"].contains(&&**name);
+                || ["metadata", "events", "checks", "migrations"].contains(&&**name);
             assert!(!has_members || is_known, "{}: no sample member for `{name}`: {schema}", operation.id);
         }
         for (body, pointer) in bodies {

@@ -281,6 +281,7 @@ fn dead(reason: DeadReason) -> &'static str {
         DeadReason::EndpointDisabled => "the endpoint was disabled at the receiver's request",
         DeadReason::BlockedAddress => "the URL or its address is forbidden by policy",
         DeadReason::Expired => "it was due for longer than its event is kept",
+        DeadReason::Unconvertible => "its event cannot be converted to the version that the endpoint pins",
     }
 }
 

@@ -40,7 +40,7 @@ fn every_file_opens_with_a_module_comment() {
 }
 
 /// A layer and its permitted imports.
-const LAYERS: [(&str, &[&str]); 20] = [
+const LAYERS: [(&str, &[&str]); 21] = [
     ("limits", &[]),
     ("panics", &[]),
     ("codec", &[]),
@@ -48,11 +48,12 @@ const LAYERS: [(&str, &[&str]); 20] = [
     ("projections", &["limits", "codec", "domain"]),
     ("rules", &["limits", "codec", "domain", "projections"]),
     ("lanes", &["limits", "domain"]),
+    ("schemas", &["limits", "domain"]),
     ("vault", &["domain"]),
     ("metrics", &["domain", "lanes"]),
     ("config", &["limits", "domain", "rules"]),
     ("storage", &["limits", "panics", "codec", "domain", "projections"]),
-    ("outbox", &["limits", "panics", "codec", "domain", "projections", "rules", "storage"]),
+    ("outbox", &["limits", "panics", "codec", "domain", "projections", "rules", "schemas", "storage"]),
     ("maintenance", &["limits", "panics", "domain", "projections", "outbox", "storage"]),
     ("courier", &["limits", "panics", "domain"]),
     (
@@ -79,6 +80,7 @@ const LAYERS: [(&str, &[&str]); 20] = [
             "rules",
             "lanes",
             "projections",
+            "schemas",
             "storage",
             "outbox",
             "maintenance",

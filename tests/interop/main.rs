@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod event_types;
 mod judges;
 mod metrics;
 mod openapi;

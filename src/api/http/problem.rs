@@ -5,11 +5,12 @@
 
 use std::time::Duration;
 
-use serde::{Serialize, ser::SerializeMap};
+use serde::ser::SerializeMap;
 
 pub use fields::{ErrorLocation, Errors, FieldError, pointer};
 
 use crate::api::http::reply::Reply;
+use crate::api::v1::event_types::model::IncompatibilityBody;
 use crate::domain::{Expected, Position, Quota, QuotaExceeded, Rejection};
 use crate::limits;
 
@@ -118,6 +119,18 @@ pub enum Problem {
     TooManyDeliveries {
         limit: usize,
     },
+    /// The data does not match the schema of its type and version.
+    SchemaViolation(Vec<FieldError>),
+    /// The event's version is not one of the registered ones.
+    UnknownVersion {
+        known: Vec<String>,
+    },
+    /// Event types must be registered, and this one is not.
+    UnknownType,
+    /// Events or pins use a version of the event type.
+    VersionInUse(String),
+    /// A version is not compatible with an earlier one.
+    IncompatibleSchema(Vec<IncompatibilityBody>),
     /// A quota of the tenant.
     QuotaExceeded(QuotaExceeded),
     Overloaded {
@@ -151,7 +164,18 @@ impl Problem {
     /// The same problem, about a part of the request.
     #[must_use]
     pub fn of_part(self, part: ProblemPart) -> Self {
-        if part == ProblemPart::default() { self } else { Self::OfPart { part, cause: Box::new(self) } }
+        if part == ProblemPart::default() {
+            return self;
+        }
+        let cause = match (self, part.index) {
+            (Self::SchemaViolation(found), Some(index)) => {
+                let mut errors = Errors::default();
+                errors.extend_below(&format!("/events/{index}"), found);
+                Self::SchemaViolation(errors.0)
+            }
+            (cause, _) => cause,
+        };
+        Self::OfPart { part, cause: Box::new(cause) }
     }
 
     /// One problem per code, ordered by status, for the reference page.
@@ -187,7 +211,12 @@ impl Problem {
             Self::UnsupportedMediaType { accepted: &[] },
             Self::UnsupportedContentEncoding,
             Self::ExpectationFailed,
+            Self::VersionInUse(text()),
+            Self::IncompatibleSchema(Vec::new()),
             Self::Validation(Vec::new()),
+            Self::SchemaViolation(Vec::new()),
+            Self::UnknownVersion { known: Vec::new() },
+            Self::UnknownType,
             Self::IdempotencyMismatch,
             Self::ForbiddenUrl(text()),
             Self::LoopDetected { limit: 0 },
@@ -222,6 +251,8 @@ impl Problem {
             | Self::ConsumerMoved { .. }
             | Self::EventErased
             | Self::QueueExists(_)
+            | Self::VersionInUse(_)
+            | Self::IncompatibleSchema(_)
             | Self::RequestInFlight => 409,
             Self::PositionGone { .. } | Self::VersionGone { .. } => 410,
             Self::OfPart { cause, .. } => cause.status(),
@@ -230,6 +261,9 @@ impl Problem {
             Self::UnsupportedMediaType { .. } | Self::UnsupportedContentEncoding => 415,
             Self::ExpectationFailed => 417,
             Self::Validation(_)
+            | Self::SchemaViolation(_)
+            | Self::UnknownVersion { .. }
+            | Self::UnknownType
             | Self::Rejected { rejection: Rejection::IdTaken, .. }
             | Self::IdempotencyMismatch
             | Self::ForbiddenUrl(_)
@@ -289,6 +323,11 @@ impl Problem {
             Self::UnsupportedContentEncoding => "unsupported_content_encoding",
             Self::ExpectationFailed => "expectation_failed",
             Self::Validation(_) => "validation_failed",
+            Self::SchemaViolation(_) => "schema_violation",
+            Self::UnknownVersion { .. } => "unknown_version",
+            Self::UnknownType => "unknown_type",
+            Self::VersionInUse(_) => "version_in_use",
+            Self::IncompatibleSchema(_) => "incompatible_schema",
             Self::Rejected { rejection: Rejection::IdTaken, .. } | Self::IdempotencyMismatch => {
                 "idempotency_mismatch"
             }
@@ -339,6 +378,11 @@ impl Problem {
             Self::UnsupportedContentEncoding => "The content coding is not supported",
             Self::ExpectationFailed => "The expectation is not supported",
             Self::Validation(_) => "The request is not valid",
+            Self::SchemaViolation(_) => "The data does not match the schema of its type",
+            Self::UnknownVersion { .. } => "The version of the event type is not registered",
+            Self::UnknownType => "The event type is not registered",
+            Self::VersionInUse(_) => "The version is in use",
+            Self::IncompatibleSchema(_) => "The new schema is not compatible",
             Self::IdempotencyMismatch => "The key was used with another body",
             Self::ForbiddenUrl(_) => "The URL is not allowed",
             Self::LoopDetected { .. } => "Delivery loop detected",
@@ -362,6 +406,7 @@ impl Problem {
             | Self::Conflict(detail)
             | Self::QueueExists(detail)
             | Self::ForbiddenUrl(detail)
+            | Self::VersionInUse(detail)
             | Self::Unavailable(detail) => detail.clone(),
             Self::MissesTls => {
                 "use `https://`; replace an API key that was sent over plain HTTP".to_owned()
@@ -405,7 +450,8 @@ impl Problem {
             }
             Self::UnsupportedContentEncoding => "send an unencoded body, without Content-Encoding".to_owned(),
             Self::ExpectationFailed => "send `Expect: 100-continue`, or no `Expect`".to_owned(),
-            Self::Validation(errors) => match errors.as_slice() {
+            Self::UnknownVersion { .. } | Self::UnknownType | Self::IncompatibleSchema(_) => self.type_detail(),
+            Self::Validation(errors) | Self::SchemaViolation(errors) => match errors.as_slice() {
                 [one] => one.detail.clone(),
                 many => format!("{} validation errors; `errors` lists them", many.len()),
             },
@@ -546,54 +592,7 @@ fn actual_text(actual: Option<u64>) -> String {
     actual.map_or_else(|| "none".to_owned(), |version| version.to_string())
 }
 
-impl Serialize for Problem {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("type", &format!("urn:balto:problem:{}", self.code()))?;
-        map.serialize_entry("title", self.title())?;
-        map.serialize_entry("status", &self.status())?;
-        map.serialize_entry("detail", &self.detail())?;
-        map.serialize_entry("code", self.code())?;
-        let cause = match self {
-            Self::OfPart { part, cause } => {
-                part.serialize_into(&mut map)?;
-                cause
-            }
-            other => other,
-        };
-        match cause {
-            Self::Rejected { rejection: Rejection::VersionConflict { expected, actual }, .. } => {
-                match expected {
-                    Expected::Version(version) => map.serialize_entry("expected", version)?,
-                    word => map.serialize_entry("expected", &expected_text(*word))?,
-                }
-                map.serialize_entry("actual", actual)?;
-            }
-            Self::VersionGone { first_version } => map.serialize_entry("firstVersion", first_version)?,
-            Self::ConsumerMoved { actual } => map.serialize_entry("actual", &actual.to_string())?,
-            Self::PayloadTooLarge { limit } => map.serialize_entry("limit", limit)?,
-            Self::LoopDetected { limit } => map.serialize_entry("limit", limit)?,
-            Self::TooManyDeliveries { limit } | Self::UnreadResponses { limit } => {
-                map.serialize_entry("limit", limit)?;
-            }
-            Self::QuotaExceeded(exceeded) => {
-                map.serialize_entry("quota", exceeded.quota.as_str())?;
-                map.serialize_entry("limit", &exceeded.limit)?;
-                map.serialize_entry("value", &exceeded.value)?;
-            }
-            Self::PositionGone { oldest } => map.serialize_entry("oldest", &oldest.to_string())?,
-            Self::PositionAhead { head } => map.serialize_entry("head", &head.to_string())?,
-            Self::UnsupportedMediaType { accepted } => map.serialize_entry("accepted", accepted)?,
-            Self::Validation(errors) => map.serialize_entry("errors", errors)?,
-            Self::ForbiddenUrl(detail) => {
-                map.serialize_entry("errors", &[FieldError::at("/url", detail.as_str())])?;
-            }
-            _ => {}
-        }
-        map.end()
-    }
-}
-
+mod body;
 mod conversions;
 mod fields;
 #[cfg(test)]

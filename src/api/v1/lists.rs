@@ -38,6 +38,7 @@ pub enum List {
     Consumers = 8,
     Queues = 20,
     Leases = 21,
+    EventTypes = 12,
 }
 
 /// A query parameter as the route table declares it.

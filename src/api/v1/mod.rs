@@ -8,6 +8,7 @@ pub mod deliveries;
 pub mod disclosure;
 pub mod endpoints;
 pub mod erasure;
+pub mod event_types;
 pub mod events;
 pub mod feed;
 pub mod handshakes;

@@ -34,7 +34,10 @@ impl Dispatcher {
         for (position, record) in &committed.records {
             match record {
                 Record::EventAccepted(event) => self.payloads.insert(*position, event),
-                Record::EventErased { event, .. } => self.payloads.forget(*event),
+                Record::EventErased { event, .. } => {
+                    self.payloads.forget(*event);
+                    self.context.converted_events().forget(*event);
+                }
                 Record::EndpointPut(endpoint) => self.on_endpoint(endpoint, now),
                 Record::EndpointDeleted { endpoint, .. } => {
                     self.lanes.on_endpoint_removed(*endpoint);
@@ -57,6 +60,8 @@ impl Dispatcher {
                 | Record::ConsumerPut(_)
                 | Record::ConsumerMoved { .. }
                 | Record::ConsumerDeleted { .. }
+                | Record::TypePut(_)
+                | Record::TypeDeleted { .. }
                 | Record::DeliveriesRevived { .. }
                 | Record::DeliveriesCancelled { .. }
                 | Record::DeliveriesDied { .. }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::oracle::Oracle;
 use crate::domain::{
     DeadReason, DeliveryKey, DeliveryState, DeliveryStatus, DueKey, EndpointNumber, EventStatus, EventType,
-    Ordering, Position, Progress, StreamName, Tenant, Timestamp,
+    EventVersion, Ordering, Position, Progress, StreamName, Tenant, Timestamp,
 };
 use crate::limits::PAGE_ITEMS_MAX;
 use crate::outbox::{ConsumerReads as _, ReadModel};
@@ -16,6 +16,7 @@ use crate::projections::reads::{Cursor, Filter, Found};
 use crate::projections::retention::Cutoffs;
 use crate::projections::stats::Hour;
 use crate::projections::streams::Head;
+use crate::projections::type_usage::TypeUsage;
 use crate::projections::usage::Usage;
 use crate::rules::feed::{FeedFilter, FeedStreams};
 
@@ -65,6 +66,7 @@ pub(crate) fn compare(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) ->
         feed(oracle, found, &filter, moment.limit)?;
     }
     usage(oracle, found)?;
+    type_usage(oracle, found, moment)?;
     requests(oracle, found, moment)?;
     consumers(oracle, found)?;
     streams(oracle, found, moment)
@@ -259,6 +261,19 @@ fn statistics(
 }
 
 /// Compares the usage of each tenant, alone and in a list.
+fn type_usage(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) -> Result<(), String> {
+    for name in oracle.types.keys() {
+        let (expected, found) = (oracle.type_usage(name), found.type_usage(name));
+        // A rebuilt state has not seen the events that retention removed.
+        let count = |of: &[(EventVersion, TypeUsage)]| of.iter().map(|(_, usage)| usage.events).sum::<u64>();
+        if !(moment.rebuilt && count(&found) <= count(&expected)) {
+            same(&format!("the usage of event type {name}"), &expected, &found)?;
+        }
+    }
+    let never: EventType = "never".parse().expect("legal");
+    same("the usage of an unknown type", &Vec::new(), &found.type_usage(&never))
+}
+
 fn usage(oracle: &Oracle, found: &dyn ReadModel) -> Result<(), String> {
     let expected = oracle.tenants(None, usize::MAX);
     for (tenant, usage) in &expected {

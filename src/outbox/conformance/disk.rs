@@ -9,13 +9,13 @@ use futures_util::future::join_all;
 use tokio::sync::mpsc;
 
 use super::{End, Store};
-use crate::domain::{ApiKey, Endpoint, Position, Record, TenantSettings, Timestamp};
+use crate::domain::{ApiKey, Endpoint, Position, Record, TenantSettings, Timestamp, TypeDefinition};
 use crate::maintenance::erasure::Erasures;
 use crate::maintenance::retention::{Retention, RetentionPolicy};
 use crate::maintenance::verify::verify;
 use crate::outbox::decide::CommitEnvironment;
 use crate::outbox::recent_keys::Prepared;
-use crate::outbox::registry::ConsumerStatus;
+use crate::outbox::registry::{ConsumerStatus, Registry};
 use crate::outbox::unit::{Command, Outcome, Unit};
 use crate::outbox::{AdmissionLimits, Notice, Outbox, ReadModel};
 use crate::outbox::{ApplyThread, CommitThread, UnstartedOutbox, catch_up, open_state};
@@ -257,6 +257,13 @@ impl Store for DiskStore {
 
     fn consumers(&mut self) -> Vec<ConsumerStatus> {
         self.parts().outbox.registry(|registry| registry.consumers().after(None).cloned().collect())
+    }
+
+    fn types(&mut self) -> Vec<Arc<TypeDefinition>> {
+        let of = |registry: &Registry| {
+            registry.event_types().map(|registered| registered.definition().clone()).collect()
+        };
+        self.parts().outbox.registry(of)
     }
 
     fn tell_time(&mut self, now: Timestamp) {

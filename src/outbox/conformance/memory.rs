@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::oracle::Oracle;
 use super::{End, Store};
 use crate::domain::{
-    ApiKey, DeliveryKey, Endpoint, EndpointNumber, Event, EventId, Expected, Idempotency, KeyId, Position,
-    Quota, QuotaExceeded, QuotaOverride, Record, Rejection, Tenant, TenantSettings, Timestamp,
+    ApiKey, DeliveryKey, Endpoint, EndpointNumber, Event, EventId, EventType, Expected, Idempotency, KeyId,
+    Position, Quota, QuotaExceeded, QuotaOverride, Record, Rejection, Tenant, TenantSettings, Timestamp,
+    TypeDefinition,
 };
 use crate::maintenance::retention::RetentionPolicy;
 use crate::outbox::ReadModel;
@@ -25,6 +26,7 @@ pub(super) struct MemoryStore {
     endpoints_ever: u32,
     keys: BTreeMap<KeyId, Arc<ApiKey>>,
     pub(super) tenants: BTreeMap<Tenant, Arc<TenantSettings>>,
+    pub(super) types: BTreeMap<EventType, Arc<TypeDefinition>>,
     pub(super) now: Timestamp,
     /// Publisher-chosen ids that were deleted with their events.
     pub(super) free_again: BTreeSet<[u8; 16]>,
@@ -47,6 +49,10 @@ impl MemoryStore {
                 drop(self.tenants.insert(settings.tenant.clone(), settings.clone()))
             }
             Record::TenantDeleted { tenant, .. } => drop(self.tenants.remove(tenant)),
+            Record::TypePut(definition) => {
+                drop(self.types.insert(definition.name.clone(), definition.clone()))
+            }
+            Record::TypeDeleted { name, .. } => drop(self.types.remove(name)),
             _ => {}
         }
         let record = self.oracle.without_content(position, &record);
@@ -221,6 +227,20 @@ impl MemoryStore {
                     return Outcome::Conflict;
                 }
                 Outcome::Written(self.write(Record::TenantDeleted { tenant, at }))
+            }
+            Command::PutType(definition) => {
+                let current = self.types.get(&definition.name).map(|known| known.revision);
+                if current.unwrap_or_default() != definition.revision {
+                    return Outcome::Conflict;
+                }
+                let revision = self.oracle.last.next();
+                let definition = Arc::new(TypeDefinition { revision, ..*definition });
+                self.write(Record::TypePut(definition.clone()));
+                Outcome::Type(definition)
+            }
+            Command::DeleteType { name, .. } if !self.types.contains_key(&name) => Outcome::Conflict,
+            Command::DeleteType { name, at } => {
+                Outcome::Written(self.write(Record::TypeDeleted { name, at }))
             }
             Command::Record(Record::KeyPut(key)) => match self.exceeded_by_key(&key) {
                 Some(exceeded) => Outcome::QuotaExceeded(exceeded),
@@ -434,6 +454,10 @@ impl Store for MemoryStore {
 
     fn consumers(&mut self) -> Vec<ConsumerStatus> {
         self.oracle.consumers.statuses()
+    }
+
+    fn types(&mut self) -> Vec<Arc<TypeDefinition>> {
+        self.types.values().cloned().collect()
     }
 
     fn tell_time(&mut self, now: Timestamp) {

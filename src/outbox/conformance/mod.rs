@@ -13,12 +13,13 @@ mod memory;
 pub(crate) mod oracle;
 mod outcomes;
 mod tenants;
+mod types;
 mod upkeep;
 mod work;
 
 use std::sync::Arc;
 
-use crate::domain::{ApiKey, Endpoint, Position, Record, TenantSettings, Timestamp};
+use crate::domain::{ApiKey, Endpoint, Position, Record, TenantSettings, Timestamp, TypeDefinition};
 use crate::failpoints::{Bound, TestOverrides};
 use crate::maintenance::retention::RetentionPolicy;
 use crate::outbox::ReadModel;
@@ -53,6 +54,7 @@ pub(crate) trait Store {
     fn tenants(&mut self) -> Vec<Arc<TenantSettings>>;
     /// By tenant and name.
     fn consumers(&mut self) -> Vec<ConsumerStatus>;
+    fn types(&mut self) -> Vec<Arc<TypeDefinition>>;
     /// Sets the clock.
     fn tell_time(&mut self, now: Timestamp);
     fn checkpoint(&mut self);
@@ -122,6 +124,7 @@ fn passes<S: Store>(name: &str, seeds: u64, also: &[&str], make: fn(u64) -> S) {
         "Endpoint",
         "Tenant",
         "Consumer",
+        "Type",
         "QuotaExceeded",
         "Conflict",
         "Written",

@@ -14,8 +14,8 @@ use bytes::Bytes;
 
 use crate::domain::{
     Attempt, Consumer, ConsumerKey, ConsumerPlace, DeliveryKey, DeliveryState, DueKey, EndpointNumber,
-    EndpointStatus, Event, Horizon, KeyId, Next, Ordering, Position, Progress, Record, Reservation,
-    StreamName, Tenant, Timestamp, Trigger,
+    EndpointStatus, Event, EventType, EventVersion, Horizon, KeyId, Next, Ordering, Position, Progress,
+    Record, Reservation, StreamName, Tenant, Timestamp, Trigger,
 };
 use crate::limits;
 use crate::outbox::conformance::consumers::{self, ConsumerModel};
@@ -32,6 +32,7 @@ use crate::projections::reads::{Cursor, DeliveryFacts, Filter, Found, Past};
 use crate::projections::retention::{Cutoffs, Overdue};
 use crate::projections::stats::{Hour, LATENCY_CLASSES};
 use crate::projections::streams::Head;
+use crate::projections::type_usage::TypeUsage;
 use crate::projections::usage::Usage;
 use crate::rules::event_status::event_status;
 use crate::rules::feed::{FeedFilter, FeedStreams};
@@ -113,6 +114,8 @@ pub(crate) struct Oracle {
     /// Live keys.
     keys: BTreeMap<KeyId, Option<Tenant>>,
     pub(crate) consumers: ConsumerModel,
+    /// Registered event types, with the record that registered them.
+    pub(crate) types: BTreeMap<EventType, Position>,
     pub(crate) requests: BTreeMap<[u8; 16], Known>,
     pub(crate) streams: BTreeMap<(Tenant, StreamName), Head>,
     /// Deleted events.
@@ -125,13 +128,27 @@ pub(crate) struct Oracle {
 }
 
 impl Oracle {
+    /// Applies a horizon, or an event type: events count from its first registration on.
+    fn apply_small(&mut self, position: Position, record: &Record) {
+        match record {
+            Record::HorizonMoved { horizon, .. } => {
+                self.horizon = RecordedHorizon { horizon: *horizon, record: position };
+            }
+            Record::TypePut(definition) => {
+                self.types.entry(definition.name.clone()).or_insert(position);
+            }
+            Record::TypeDeleted { name, .. } => drop(self.types.remove(name)),
+            _ => {}
+        }
+    }
+
     /// Applies the next record.
     pub(crate) fn apply(&mut self, position: Position, record: &Record) {
         self.last = position;
         match record {
             Record::EventAccepted(event) => self.accept(position, event),
             Record::AttemptFinished { delivery, due, attempt } => {
-                self.finish(position, *delivery, *due, attempt);
+                self.finish(position, *delivery, *due, attempt)
             }
             Record::EndpointPut(endpoint) => {
                 self.orderings.insert(endpoint.number, endpoint.ordering);
@@ -158,13 +175,13 @@ impl Oracle {
             Record::KeyPut(key) => drop(self.keys.insert(key.id.clone(), key.tenant.clone())),
             Record::KeyDeleted { id, .. } => drop(self.keys.remove(id)),
             Record::TenantPut(_) | Record::TenantDeleted { .. } => {}
-            Record::HorizonMoved { horizon, .. } => {
-                self.horizon = RecordedHorizon { horizon: *horizon, record: position };
-            }
             Record::ConsumerPut(_) | Record::ConsumerMoved { .. } | Record::ConsumerDeleted { .. } => {
                 self.consumers.apply(position, record);
             }
             Record::MessagesLeased { .. } | Record::LeasesEnded { .. } | Record::LeasesExtended { .. } => {}
+            Record::HorizonMoved { .. } | Record::TypePut(_) | Record::TypeDeleted { .. } => {
+                self.apply_small(position, record);
+            }
             Record::DeliveriesRevived { deliveries, trigger, at } => {
                 deliveries.iter().for_each(|key| self.revive(*key, *trigger, *at));
             }

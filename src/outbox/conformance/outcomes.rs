@@ -19,8 +19,10 @@ pub(super) fn kind(outcome: &Outcome) -> &'static str {
         Outcome::Passed => "Passed",
         Outcome::Withdrawn => "Withdrawn",
         Outcome::TooManyTargets => "TooManyTargets",
+        Outcome::Refused(_) => "Refused",
         Outcome::Endpoint(_) => "Endpoint",
         Outcome::Tenant(_) => "Tenant",
+        Outcome::Type(_) => "Type",
         Outcome::QuotaExceeded(_) => "QuotaExceeded",
         Outcome::Consumer(_) => "Consumer",
         Outcome::ConsumerMoved { .. } => "ConsumerMoved",
@@ -43,6 +45,7 @@ pub(super) fn is_same(one: &Outcome, other: &Outcome) -> bool {
         (Outcome::Tenant(one), Outcome::Tenant(other)) => one == other,
         (Outcome::Consumer(one), Outcome::Consumer(other)) => one == other,
         (Outcome::ConsumerMoved { actual: one }, Outcome::ConsumerMoved { actual: other }) => one == other,
+        (Outcome::Type(one), Outcome::Type(other)) => one == other,
         (Outcome::QuotaExceeded(one), Outcome::QuotaExceeded(other)) => one == other,
         (Outcome::Mismatch, Outcome::Mismatch)
         | (Outcome::Conflict, Outcome::Conflict)
@@ -69,6 +72,10 @@ pub(super) fn brief(command: &Command) -> String {
         Command::DeleteEndpoint { endpoint, .. } => format!("delete {}", endpoint.0),
         Command::PutTenant(settings) => format!("tenant {} {:?}", settings.tenant, settings.quotas),
         Command::DeleteTenant { tenant, .. } => format!("delete tenant {tenant}"),
+        Command::PutType(definition) => {
+            format!("type {} of revision {}", definition.name, definition.revision)
+        }
+        Command::DeleteType { name, .. } => format!("delete type {name}"),
         Command::Record(Record::AttemptFinished { delivery, due, attempt }) => {
             format!(
                 "attempt of {}/{} due {} -> {:?}",

@@ -128,8 +128,8 @@ impl<S: Store> Work<S> {
                 self.submit(vec![unit])
             }
             47..50 => {
-                let unit = vec![self.tenant()];
-                self.submit(vec![unit])
+                let units = vec![vec![self.tenant()], vec![self.event_type()]];
+                self.submit(units)
             }
             50..54 => {
                 let units = (0..self.random.u32(1..3)).map(|_| self.request()).collect();
@@ -467,6 +467,9 @@ impl<S: Store> Work<S> {
         if self.store.consumers() != self.oracle.consumers() {
             return Err("the consumers differ".to_owned());
         }
+        if self.store.types() != self.oracle.types() {
+            return Err("the event types differ".to_owned());
+        }
         self.check_records()
     }
 
@@ -527,6 +530,8 @@ impl<S: Store> Work<S> {
             | Record::KeyDeleted { .. }
             | Record::TenantPut(_)
             | Record::TenantDeleted { .. }
+            | Record::TypePut(_)
+            | Record::TypeDeleted { .. }
             | Record::MessagesLeased { .. }
             | Record::LeasesEnded { .. }
             | Record::LeasesExtended { .. }

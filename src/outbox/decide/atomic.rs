@@ -143,6 +143,7 @@ impl Committer {
             if matches!(
                 outcome,
                 Outcome::Rejected(_)
+                    | Outcome::Refused(_)
                     | Outcome::TooManyTargets
                     | Outcome::QuotaExceeded(_)
                     | Outcome::Conflict

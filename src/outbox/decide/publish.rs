@@ -66,6 +66,9 @@ impl Committer {
         prepared: &Prepared,
         staged: &mut StagedGroup,
     ) -> Outcome {
+        if let Some(refusal) = &draft.refusal {
+            return Outcome::Refused(refusal.clone());
+        }
         // The stream version is undecided until the rejected events before this one are accepted.
         if staged.unit_is_full {
             return Outcome::TooManyTargets;

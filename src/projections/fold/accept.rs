@@ -42,6 +42,7 @@ impl Step<'_> {
             targets: TargetList::write(self.rows, self.position, &event.targets),
             erased_at: event.erased_at,
         };
+        self.count_type(event);
         let usage = self.usage(&event.tenant);
         usage.events += 1;
         usage.bytes += entry.bytes;

@@ -159,6 +159,7 @@ fn check_post(world: &World, post: &Post, result: &Result<AcceptedEvent, Publish
             None
         }
         Err(PublishError::TooManyTargets) => Some("too many targets for a single event".to_owned()),
+        Err(PublishError::Refused(refusal)) => Some(format!("an event was refused: {refusal:?}")),
         Err(PublishError::Store(error)) => return check_refusal(world, "publish", error),
     };
     if let Some(violation) = violation {

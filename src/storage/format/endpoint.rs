@@ -12,7 +12,7 @@ use crate::codec::{Reader, put_bytes, put_u8, put_u64, put_varint};
 use crate::domain::{
     Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, EndpointTransport, Format,
     Handshake, Network, Ordering, Position, QueueTarget, RateLimit, RetryPolicy, Sealed, Secret, SecretKind,
-    SignaturePreset,
+    SignaturePreset, VersionPin,
 };
 
 pub(super) fn put_endpoint(out: &mut Vec<u8>, endpoint: &Endpoint) {
@@ -76,6 +76,7 @@ pub(super) fn get_endpoint(r: &mut Reader<'_>, layout: u8) -> Result<Endpoint, C
         client_certificate: None,
         secrets: get_list(r, 2, |r| get_secret(r, layout))?,
         trace: get_bool(r)?,
+        versions: Vec::new(),
         metadata: get_option(r, get_text)?,
         status: get_status(r)?,
         created_at: get_time(r)?,
@@ -130,6 +131,8 @@ const OPTION_INTERNAL_ANSWER: u8 = 5;
 
 /// The endpoint is a queue: its name, and the longest time of a lease.
 const OPTION_QUEUE: u8 = 16;
+/// Pinned versions: a list of type and version; an empty version is the latest.
+const OPTION_VERSIONS: u8 = 17;
 
 /// Placeholder of an inherited retry policy.
 const NO_RETRY: RetryPolicy = RetryPolicy::Schedule(Vec::new());
@@ -172,6 +175,14 @@ fn put_endpoint_options(out: &mut Vec<u8>, endpoint: &Endpoint) {
         put_duration(&mut bytes, queue.lease_max);
         options.push((OPTION_QUEUE, bytes));
     }
+    if !endpoint.versions.is_empty() {
+        let mut bytes = Vec::new();
+        put_list(&mut bytes, &endpoint.versions, |out, (name, pin)| {
+            put_text(out, name.as_str());
+            put_text(out, if let VersionPin::Version(version) = pin { version.as_str() } else { "" });
+        });
+        options.push((OPTION_VERSIONS, bytes));
+    }
     put_list(out, &options, |out, (tag, bytes)| {
         put_u8(out, *tag);
         put_bytes(out, bytes);
@@ -209,11 +220,24 @@ fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(
                 let (name, lease_max) = (get_name(&mut reader)?, get_duration(&mut reader)?);
                 endpoint.transport = EndpointTransport::Queue(QueueTarget { name, lease_max });
             }
+            OPTION_VERSIONS => {
+                endpoint.versions = get_list(&mut reader, 2, |r| Ok((get_name(r)?, get_pin(r)?)))?;
+                if endpoint.versions.is_empty() {
+                    return Err(unknown);
+                }
+            }
             _ => return Err(unknown),
         }
         reader.finish()?;
     }
     Ok(())
+}
+
+fn get_pin(r: &mut Reader<'_>) -> Result<VersionPin, CodecError> {
+    match r.get_str()? {
+        "" => Ok(VersionPin::Latest),
+        version => Ok(VersionPin::Version(version.parse()?)),
+    }
 }
 
 /// Applies the flags of inherited settings. Returns `None` for zero or unknown flags, or a flag

@@ -24,6 +24,7 @@ mod attempt;
 mod consumer;
 mod endpoint;
 mod event;
+mod event_type;
 mod fields;
 mod lease;
 mod record;

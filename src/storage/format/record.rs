@@ -35,6 +35,8 @@
 //! | 22 | `MessagesLeased` | queue, messages (event, place), until, at, worker? |
 //! | 23 | `LeasesEnded` | queue, ends (event, lease, end), at, reason? |
 //! | 24 | `LeasesExtended` | queue, leases (event, lease), until, at |
+//! | 25 | `TypePut` | name, description, compatibility, transitive, versions (version, schema, deprecated, sunset?, examples), migrations (from, to, patch), created at, updated at, revision |
+//! | 26 | `TypeDeleted` | name, at |
 //!
 //! Encoding of the fields:
 //!
@@ -53,6 +55,7 @@ use super::attempt::{get_attempt, get_dead_reason, get_trigger, put_attempt};
 use super::consumer::{get_consumer, get_consumer_key, put_consumer, put_consumer_key};
 use super::endpoint::{get_endpoint, get_rate_limit, put_endpoint, put_rate_limit};
 use super::event::{get_event, put_event};
+use super::event_type::{get_type, put_type};
 use super::fields::{
     CodecError, get_coded, get_list, get_name, get_number, get_option, get_text, get_time, put_list,
     put_option, put_text, put_time,
@@ -105,6 +108,8 @@ const CONSUMER_DELETED: u8 = 21;
 const MESSAGES_LEASED: u8 = 22;
 const LEASES_ENDED: u8 = 23;
 const LEASES_EXTENDED: u8 = 24;
+const TYPE_PUT: u8 = 25;
+const TYPE_DELETED: u8 = 26;
 
 /// Estimated encoded size of a record. Most records stay below it.
 #[must_use]
@@ -115,6 +120,7 @@ pub fn size_hint(record: &Record) -> usize {
         Record::MessagesLeased { messages, .. } => 192 + 20 * messages.len(),
         Record::LeasesEnded { ends, .. } => 576 + 28 * ends.len(),
         Record::LeasesExtended { leases, .. } => 64 + 20 * leases.len(),
+        Record::TypePut(definition) => definition.weight(),
         _ => 256,
     }
 }
@@ -137,10 +143,7 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
             put_time(out, *at);
         }
         Record::KeyPut(key) => put_key(out, key),
-        Record::KeyDeleted { id, at } => {
-            put_text(out, id.as_str());
-            put_time(out, *at);
-        }
+        Record::KeyDeleted { id, at } => put_deletion(out, id.as_str(), *at),
         Record::DeliveriesRevived { deliveries, trigger, at } => {
             put_list(out, deliveries, |out, key| put_delivery(out, *key));
             put_u8(out, trigger.code());
@@ -169,10 +172,7 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
         }
         Record::RateReserved { endpoint, reservation } => put_reservation(out, *endpoint, reservation),
         Record::TenantPut(settings) => put_tenant(out, settings),
-        Record::TenantDeleted { tenant, at } => {
-            put_text(out, tenant.as_str());
-            put_time(out, *at);
-        }
+        Record::TenantDeleted { tenant, at } => put_deletion(out, tenant.as_str(), *at),
         Record::EventErased { event, tenant, at, reason } => put_erasure(out, *event, tenant, *at, reason),
         Record::HorizonMoved { horizon, at } => {
             put_varint(out, horizon.events.0);
@@ -198,6 +198,8 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
         Record::LeasesExtended { queue, leases, until, at } => {
             put_leases_extended(out, *queue, leases, (*until, *at));
         }
+        Record::TypePut(definition) => put_type(out, definition),
+        Record::TypeDeleted { name, at } => put_deletion(out, name.as_str(), *at),
     }
 }
 
@@ -252,12 +254,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
         RATE_RESERVED => Record::RateReserved { endpoint: get_number(r)?, reservation: get_reservation(r)? },
         TENANT_PUT => Record::TenantPut(Arc::new(get_tenant(r)?)),
         TENANT_DELETED => Record::TenantDeleted { tenant: get_name(r)?, at: get_time(r)? },
-        EVENT_ERASED => Record::EventErased {
-            event: Position(r.get_varint()?),
-            tenant: get_name(r)?,
-            at: get_time(r)?,
-            reason: get_text(r)?,
-        },
+        EVENT_ERASED => get_erasure(r)?,
         HORIZON_MOVED => Record::HorizonMoved {
             horizon: Horizon { events: Position(r.get_varint()?), stream_events: Position(r.get_varint()?) },
             at: get_time(r)?,
@@ -272,6 +269,8 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
         MESSAGES_LEASED => get_messages_leased(r)?,
         LEASES_ENDED => get_leases_ended(r)?,
         LEASES_EXTENDED => get_leases_extended(r)?,
+        TYPE_PUT => Record::TypePut(Arc::new(get_type(r)?)),
+        TYPE_DELETED => Record::TypeDeleted { name: get_name(r)?, at: get_time(r)? },
         other => return Err(CodecError::UnknownTag(other)),
     };
     reader.finish()?;
@@ -285,7 +284,7 @@ fn layout_of(tag: u8) -> Option<u8> {
         ENDPOINT_PUT => Some(ENDPOINT_LAYOUT),
         EVENT_REJECTED => Some(REJECTION_LAYOUT),
         EVENT_ACCEPTED => Some(ERASED_EVENT_LAYOUT),
-        EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=LEASES_EXTENDED => Some(LAYOUT),
+        EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=TYPE_DELETED => Some(LAYOUT),
         _ => None,
     }
 }
@@ -325,6 +324,8 @@ fn record_tag(record: &Record) -> u8 {
         Record::MessagesLeased { .. } => MESSAGES_LEASED,
         Record::LeasesEnded { .. } => LEASES_ENDED,
         Record::LeasesExtended { .. } => LEASES_EXTENDED,
+        Record::TypePut(_) => TYPE_PUT,
+        Record::TypeDeleted { .. } => TYPE_DELETED,
     }
 }
 
@@ -401,6 +402,21 @@ fn get_rejection(r: &mut Reader<'_>) -> Result<Rejection, CodecError> {
         3 => Ok(Rejection::PartialDuplicate),
         found => Err(CodecError::UnknownValue { what: "rejection", found: u64::from(found) }),
     }
+}
+
+/// The end of what has this name.
+fn put_deletion(out: &mut Vec<u8>, name: &str, at: Timestamp) {
+    put_text(out, name);
+    put_time(out, at);
+}
+
+fn get_erasure(r: &mut Reader<'_>) -> Result<Record, CodecError> {
+    Ok(Record::EventErased {
+        event: Position(r.get_varint()?),
+        tenant: get_name(r)?,
+        at: get_time(r)?,
+        reason: get_text(r)?,
+    })
 }
 
 fn put_erasure(out: &mut Vec<u8>, event: Position, tenant: &Tenant, at: Timestamp, reason: &str) {

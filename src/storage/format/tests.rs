@@ -12,9 +12,10 @@ use crate::domain::{
     ErrorClass, Event, Format, Handshake, Hold, LeaseEnd, LeaseKey, Network, Next, Ordering, QueueTarget,
     Quota, QuotaOverride, QuotaOverrides, RateLimit, RetryPolicy, Sealed, Secret, SecretKind,
     SignaturePreset, StreamChoice, TakenFrom, TakenMessage, TenantDelivery, TenantSettings, Timestamp,
-    Trigger,
+    Trigger, VersionPin,
 };
 use crate::storage::format::endpoint::{get_handshake, put_handshake};
+use crate::storage::format::event_type::tests::sample_type;
 
 fn time(millis: u64) -> Timestamp {
     Timestamp::from_millis(millis)
@@ -116,6 +117,7 @@ fn endpoint() -> Endpoint {
             expires_at: None,
         }],
         trace: true,
+        versions: Vec::new(),
         metadata: Some("{}".into()),
         status: EndpointStatus::Disabled { reason: DisabledReason::Failing, at: time(9) },
         created_at: time(1),
@@ -290,6 +292,8 @@ fn samples() -> Vec<Record> {
         Record::TenantPut(Arc::new(bare_tenant())),
         Record::TenantDeleted { tenant: "acme".parse().unwrap(), at },
         Record::HorizonMoved { horizon: Horizon { events: Position(300), stream_events: Position(20) }, at },
+        Record::TypePut(Arc::new(sample_type())),
+        Record::TypeDeleted { name: "pet.adopted".parse().unwrap(), at },
         Record::DeliveriesCancelled { deliveries: keys(), at },
         Record::DeadLettersPurged { deliveries: vec![], at },
         Record::DeliveriesReordered { deliveries: keys(), at },
@@ -348,6 +352,11 @@ fn endpoints_with_options() -> Vec<Record> {
         ..endpoint()
     };
     let agreed = Handshake { consent: consent(Some(9)), ..handshake };
+    let pins = vec![
+        ("order.paid".parse().unwrap(), VersionPin::Latest),
+        ("pet.adopted".parse().unwrap(), VersionPin::Version("1.0".parse().unwrap())),
+    ];
+    let pinned = Endpoint { versions: pins, ..endpoint() };
     let other = |handshake| Endpoint { handshake: Some(handshake), ..endpoint() };
     let github = Endpoint { signature: SignaturePreset::Github, ..other(agreed) };
     let pending = other(pending_handshake());
@@ -364,7 +373,7 @@ fn endpoints_with_options() -> Vec<Record> {
     let partly = Endpoint { retry: None, ..certified.clone() };
     let queue = QueueTarget { name: "notify.sms".parse().unwrap(), lease_max: Duration::from_secs(43_200) };
     let queue = Endpoint { transport: EndpointTransport::Queue(queue), url: "".into(), ..endpoint() };
-    [full, github, pending, certified, partly, open, inside, alone, queue]
+    [full, github, pending, certified, partly, open, inside, alone, queue, pinned]
         .map(|endpoint| Record::EndpointPut(Arc::new(endpoint)))
         .into()
 }
@@ -560,6 +569,9 @@ fn golden_bytes_of_options() {
     assert_eq!(hex(&inside[inside.len() - 2..]), "0500");
     let queue = encoded(&endpoints_with_options()[8]);
     assert_eq!(hex(&queue[queue.len() - 18..]), "01100f0a6e6f746966792e736d73c0d10200");
+    let pinned = encoded(&endpoints_with_options()[9]);
+    let pins = "111d020a6f726465722e70616964000b7065742e61646f7074656403312e30";
+    assert!(hex(&pinned).ends_with(pins), "{}", hex(&pinned));
 }
 
 fn unhex(line: &str) -> Vec<u8> {

@@ -19,7 +19,7 @@ pub use needs::EventLookup;
 
 use cursor::layout_error;
 use overlay::Overlay;
-use registry_keys::{deleted_key, endpoint_key, key_key, tenant_key};
+use registry_keys::{deleted_key, endpoint_key, key_key, tenant_key, type_key};
 use row_store::RowStore;
 
 use crate::domain::{
@@ -78,15 +78,17 @@ impl StateError {
 
 /// Key of the cursor row: the position that all rows reflect. No row of a projection has this tag.
 const CURSOR: &[u8] = b"A";
-/// Rows of endpoints (`C`, number; `c` after deletion), keys (`K`, id) and settings of tenants
-/// (`N`, tenant). The value is the position of the record with their current content.
+/// Rows of endpoints (`C`, number; `c` after deletion), keys (`K`, id), settings of tenants
+/// (`N`, tenant) and event types (`Y`, name). The value is the position of the record with their
+/// current content.
 const ENDPOINTS: u8 = b'C';
 const DELETED: u8 = b'c';
 const KEYS: u8 = b'K';
 const TENANTS: u8 = b'N';
+const TYPES: u8 = b'Y';
 /// Tags of all rows: the cursor, the registry, [`projections`](crate::projections), and the
 /// checksum row of [`row_store`].
-const TAGS: &[u8] = b"ACcKNDPWEFOMXSVIJLRTUQH0";
+const TAGS: &[u8] = b"ACcKNYDPWEFOMXSVIJLRTUyQH0";
 
 /// Result of [`State::apply_step`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,6 +158,7 @@ impl State {
         match record {
             Record::EndpointPut(endpoint) => self.fold.restore_endpoint(endpoint),
             Record::KeyPut(key) => self.fold.restore_key(key),
+            Record::TypePut(definition) => self.fold.restore_type(definition),
             _ => {}
         }
     }
@@ -298,6 +301,8 @@ impl State {
             Record::KeyDeleted { id, .. } => self.rows.remove(&key_key(id)),
             Record::TenantPut(settings) => self.rows.put(&tenant_key(&settings.tenant), at()),
             Record::TenantDeleted { tenant, .. } => self.rows.remove(&tenant_key(tenant)),
+            Record::TypePut(definition) => self.rows.put(&type_key(&definition.name), at()),
+            Record::TypeDeleted { name, .. } => self.rows.remove(&type_key(name)),
             Record::EventAccepted(_)
             | Record::HorizonMoved { .. }
             | Record::AttemptFinished { .. }
@@ -380,12 +385,12 @@ impl State {
         }
     }
 
-    /// Positions of the records with the current content of the live endpoints, keys, tenants and
-    /// consumers.
+    /// Positions of the records with the current content of the live endpoints, keys, tenants,
+    /// event types and consumers.
     #[must_use]
     pub fn registry_positions(&self) -> Vec<Position> {
         let consumers = consumers::all(&self.rows).into_iter().map(|(_, row)| row.defined);
-        [ENDPOINTS, KEYS, TENANTS]
+        [ENDPOINTS, KEYS, TENANTS, TYPES]
             .into_iter()
             .flat_map(|tag| self.positions(&[tag]))
             .chain(consumers)
@@ -451,12 +456,13 @@ impl State {
         if (totals.pending, totals.dead) != (meant.pending, meant.dead) || events_differ {
             differs(format!("counts are {totals:?}, the journal gives {meant:?}"));
         }
-        for prefix in [[ENDPOINTS], [DELETED], [KEYS], [TENANTS]] {
+        for prefix in [[ENDPOINTS], [DELETED], [KEYS], [TENANTS], [TYPES]] {
             let (kept, meant) = (self.positions(&prefix), folded.positions(&prefix));
             if kept != meant {
                 let what = match prefix {
                     [KEYS] => "keys",
                     [TENANTS] => "tenants",
+                    [TYPES] => "event types",
                     _ => "endpoints",
                 };
                 differs(format!("{what} refer to records {kept:?}, the journal gives {meant:?}"));
@@ -558,6 +564,8 @@ fn deliveries_of(record: &Record) -> usize {
         | Record::TenantPut(_)
         | Record::TenantDeleted { .. }
         | Record::HorizonMoved { .. }
+        | Record::TypePut(_)
+        | Record::TypeDeleted { .. }
         | Record::RequestAnswered { .. }
         | Record::RateReserved { .. }
         | Record::EventRejected { .. }

@@ -39,6 +39,8 @@ impl State {
             | Record::KeyDeleted { .. }
             | Record::TenantPut(_)
             | Record::TenantDeleted { .. }
+            | Record::TypePut(_)
+            | Record::TypeDeleted { .. }
             | Record::ConsumerPut(_)
             | Record::ConsumerDeleted { .. } => true,
             Record::ConsumerMoved { key, .. } => {

@@ -1,7 +1,8 @@
-//! Keys of the rows of endpoints, API keys and tenants. Must never decide when a row exists.
+//! Keys of the rows of endpoints, API keys, tenants and event types. Must never decide when a row
+//! exists.
 
-use super::{DELETED, ENDPOINTS, KEYS, TENANTS};
-use crate::domain::{EndpointNumber, KeyId, Tenant};
+use super::{DELETED, ENDPOINTS, KEYS, TENANTS, TYPES};
+use crate::domain::{EndpointNumber, EventType, KeyId, Tenant};
 
 pub(super) fn endpoint_key(number: EndpointNumber) -> Vec<u8> {
     [&[ENDPOINTS][..], &number.0.to_be_bytes()].concat()
@@ -13,6 +14,10 @@ pub(super) fn deleted_key(number: EndpointNumber) -> Vec<u8> {
 
 pub(super) fn key_key(id: &KeyId) -> Vec<u8> {
     [&[KEYS][..], id.as_str().as_bytes()].concat()
+}
+
+pub(super) fn type_key(name: &EventType) -> Vec<u8> {
+    [&[TYPES][..], name.as_str().as_bytes()].concat()
 }
 
 pub(super) fn tenant_key(tenant: &Tenant) -> Vec<u8> {

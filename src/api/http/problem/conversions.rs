@@ -1,8 +1,10 @@
 //! The exhaustive mapping from the errors of the services.
 
-use super::Problem;
+use super::{FieldError, Problem};
+use crate::api::v1::event_types::model::IncompatibilityBody;
 use crate::limits;
-use crate::service::types::{ChangeError, FeedError, PublishError, Unavailable, WaitError};
+use crate::service::event_types::TypeChangeError;
+use crate::service::types::{ChangeError, FeedError, PublishError, TypeRefusal, Unavailable, WaitError};
 
 impl From<WaitError> for Problem {
     fn from(error: WaitError) -> Self {
@@ -42,9 +44,42 @@ impl From<PublishError> for Problem {
         match error {
             PublishError::Rejected { rejection, repeated } => Self::Rejected { rejection, repeated },
             PublishError::IdempotencyMismatch => Self::IdempotencyMismatch,
+            PublishError::Refused(refusal) => (*refusal).into(),
             PublishError::TooManyTargets => Self::TooManyDeliveries { limit: limits::REQUEST_TARGETS_MAX },
             PublishError::QuotaExceeded(exceeded) => Self::QuotaExceeded(exceeded),
             PublishError::Store(unavailable) => unavailable.into(),
+        }
+    }
+}
+
+impl From<TypeRefusal> for Problem {
+    fn from(refusal: TypeRefusal) -> Self {
+        match refusal {
+            TypeRefusal::UnknownType => Self::UnknownType,
+            TypeRefusal::UnknownVersion { known } => {
+                Self::UnknownVersion { known: known.iter().map(ToString::to_string).collect() }
+            }
+            TypeRefusal::Violations(violations) => Self::SchemaViolation(
+                violations
+                    .into_iter()
+                    .map(|violation| FieldError::at(format!("/data{}", violation.pointer), violation.detail))
+                    .collect(),
+            ),
+        }
+    }
+}
+
+impl From<TypeChangeError> for Problem {
+    fn from(error: TypeChangeError) -> Self {
+        match error {
+            TypeChangeError::Definition(errors) => Self::Validation(
+                errors.into_iter().map(|error| FieldError::at(error.pointer, error.detail)).collect(),
+            ),
+            TypeChangeError::InUse(detail) => Self::VersionInUse(detail),
+            TypeChangeError::Incompatible(found) => {
+                Self::IncompatibleSchema(found.iter().map(IncompatibilityBody::new).collect())
+            }
+            TypeChangeError::Change(error) => error.into(),
         }
     }
 }

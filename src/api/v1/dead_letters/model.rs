@@ -34,6 +34,9 @@ pub struct DeadLetterDetailBody<'a> {
     pub died_at: Time,
     #[serde(flatten)]
     pub delivery: DeliveryBody,
+    /// Why the event cannot be converted to the version that the endpoint pins now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conversion_error: Option<&'a str>,
     pub event: LetterEventBody<'a>,
     pub attempts: Vec<HistoryBody>,
 }
@@ -48,6 +51,7 @@ impl<'a> DeadLetterDetailBody<'a> {
             died_at: letter.died_at,
             delivery: letter.delivery,
             attempts: attempts(&detail.attempts, audience),
+            conversion_error: detail.conversion_error.as_deref(),
             event: LetterEventBody {
                 id: event.id.as_str(),
                 event_type: event.event_type.as_str(),
@@ -79,7 +83,7 @@ pub struct LettersInput {
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
     pub(super) event_type: Option<String>,
     #[schemars(extend("enum" = [
-        "attemptsExhausted", "maxAge", "gone", "refused", "endpointDeleted", "endpointDisabled", "blockedAddress", "expired", null
+        "attemptsExhausted", "maxAge", "gone", "refused", "endpointDeleted", "endpointDisabled", "blockedAddress", "expired", "unconvertible", null
     ]))]
     pub(super) reason: Option<String>,
     /// Only deliveries that died at or after this time.

@@ -13,6 +13,7 @@ use crate::api::http::problem::{Errors, Problem, pointer};
 use crate::api::http::request::{MergePatch, Nothing, Required};
 use crate::api::http::response::{Accepted, Created, Json, NoContent};
 use crate::api::http::{body, idempotency};
+use crate::api::v1::event_types;
 use crate::api::v1::events::{self, model::AcceptedBody};
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
@@ -212,6 +213,7 @@ async fn register(
     let NewEndpoint { id, tenant, url, settings, secret, client_certificate } = new;
     let mut errors = Errors::default();
     check_room(call, &tenant, &settings.event_types, None, &mut errors);
+    event_types::pins::check(call, &settings.versions, &[], &mut errors);
     errors.finish()?;
     let url = check_url(call, &url).await?;
     let now = call.api.context.now().wall;
@@ -244,6 +246,7 @@ async fn register(
         handshake: settings.handshake,
         client_certificate,
         trace: settings.trace,
+        versions: settings.versions,
         metadata: settings.metadata,
         status: EndpointStatus::Active,
         created_at: now,
@@ -346,6 +349,7 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
         Some(_) => parse_client_certificate(call, &input, &mut errors),
     };
     check_certificate_url(client_certificate.as_ref(), url, &mut errors);
+    event_types::pins::check(call, &settings.versions, &endpoint.versions, &mut errors);
     for (key, _) in live_keys(call, endpoint)? {
         if let Err(error) = key.check(settings.signature) {
             errors.push("/signature", format!("does not match the current secret; rotate it first: {error}"));
@@ -374,6 +378,7 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
         signature: settings.signature,
         client_certificate,
         trace: settings.trace,
+        versions: settings.versions,
         metadata: settings.metadata,
         ..endpoint.clone()
     })

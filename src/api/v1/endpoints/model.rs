@@ -114,6 +114,10 @@ pub struct EndpointInput {
     pub handshake: Option<HandshakeInput>,
     /// Whether deliveries carry the event's `traceparent`, with a new span per attempt.
     pub trace: Option<bool>,
+    /// Versions of event types that deliveries are converted to: a registered version, or `latest`.
+    /// Types without an entry are delivered as published.
+    #[serde(default, deserialize_with = "members")]
+    pub versions: Option<BTreeMap<String, String>>,
     /// Any object, at most 16 KiB.
     pub metadata: Option<Map<String, Value>>,
 }
@@ -246,6 +250,8 @@ pub struct EndpointBody {
     pub handshake: Option<HandshakeBody>,
     pub client_certificate: Option<ClientCertificateBody>,
     pub trace: bool,
+    /// Versions that deliveries are converted to, by event type.
+    pub versions: BTreeMap<String, String>,
     pub metadata: Map<String, Value>,
     /// `active`, `paused` or `disabled`.
     #[schemars(with = "Word<EndpointStatusName>")]
@@ -320,6 +326,7 @@ impl EndpointBody {
             handshake: endpoint.handshake.as_ref().map(|one| HandshakeBody::new(one, endpoint, audience)),
             client_certificate: endpoint.client_certificate.as_ref().map(ClientCertificateBody::new),
             trace: endpoint.trace,
+            versions: versions_body(endpoint),
             metadata: metadata_body(endpoint),
             status: endpoint.status.name().as_str(),
             disabled_reason: disabled.map(|(reason, _)| reason.as_str()),
@@ -353,6 +360,7 @@ impl EndpointBody {
             handshake: self.handshake.map(HandshakeBody::into_input),
             client_certificate: None,
             trace: Some(self.trace),
+            versions: Some(self.versions),
             metadata: Some(self.metadata),
         }
     }
@@ -363,6 +371,11 @@ fn sensitive_header_names(endpoint: &Endpoint) -> Vec<String> {
     let secret = endpoint.headers.iter().map(|(name, _)| name).filter(|name| is_secret(name));
     let all = endpoint.sensitive_headers.iter().map(|(name, _)| name).chain(secret);
     all.map(|name| name.to_ascii_lowercase()).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+fn versions_body(endpoint: &Endpoint) -> BTreeMap<String, String> {
+    let pins = endpoint.versions.iter();
+    pins.map(|(name, pin)| (name.to_string(), pin.as_str().to_owned())).collect()
 }
 
 fn metadata_body(endpoint: &Endpoint) -> Map<String, Value> {

@@ -10,7 +10,8 @@ use crate::api::EndpointDefaults;
 use crate::api::http::problem::{Errors, pointer};
 use crate::api::text::{format_duration, parse_duration};
 use crate::domain::{
-    Format, Handshake, Ordering, Pattern, RateLimit, RetryPolicy, SecretKind, SignaturePreset,
+    EventType, Format, Handshake, Ordering, Pattern, RateLimit, RetryPolicy, SecretKind, SignaturePreset,
+    VersionPin,
 };
 use crate::limits;
 use crate::rules::headers::is_secret;
@@ -46,6 +47,8 @@ pub struct EndpointSettings {
     /// Without requests or consent.
     pub handshake: Option<Handshake>,
     pub trace: bool,
+    /// Sorted by type. The caller checks that they are registered.
+    pub versions: Vec<(EventType, VersionPin)>,
     pub metadata: Option<Box<str>>,
 }
 
@@ -84,6 +87,7 @@ impl EndpointInput {
             signature: self.signature(errors),
             handshake: self.handshake.as_ref().and_then(|handshake| handshake.check(defaults, errors)),
             trace: self.trace.unwrap_or(false),
+            versions: check_versions(self.versions.as_ref(), errors),
             metadata: check_metadata(self.metadata.as_ref(), errors),
         }
     }
@@ -108,6 +112,27 @@ impl EndpointInput {
         let all = checked.into_iter().chain(secret);
         all.map(|(name, value)| (name.to_ascii_lowercase(), value.into())).collect()
     }
+}
+
+pub(in crate::api::v1) fn check_versions(
+    versions: Option<&BTreeMap<String, String>>,
+    errors: &mut Errors,
+) -> Vec<(EventType, VersionPin)> {
+    if versions.is_some_and(|given| given.len() > limits::PINS_MAX) {
+        errors.push("/versions", format!("at most {} types", limits::PINS_MAX));
+    }
+    let parse = |(name, version): (&String, &String)| {
+        let location = pointer("/versions", name);
+        let name = errors.check(&location, name.parse::<EventType>());
+        let pin = match version.as_str() {
+            VersionPin::LATEST => Some(VersionPin::Latest),
+            version => errors.check(&location, version.parse()).map(VersionPin::Version),
+        };
+        Some((name?, pin?))
+    };
+    let mut pins: Vec<_> = versions.into_iter().flatten().filter_map(parse).collect();
+    pins.sort_by(|(one, _), (other, _)| one.cmp(other));
+    pins
 }
 
 pub(in crate::api::v1) fn check_description(description: Option<&str>, errors: &mut Errors) -> Box<str> {

@@ -16,8 +16,8 @@ use crate::api::http::request::RequestBody;
 use crate::api::http::response::Accepted;
 use crate::api::http::{body, idempotency};
 use crate::api::routes::{BodySpec, Limit, Need, schema};
-use crate::api::v1::cloudevents;
 use crate::api::v1::streams::append::set_keys;
+use crate::api::v1::{cloudevents, event_types};
 use crate::domain::Idempotency;
 use crate::limits;
 use crate::service::Events;
@@ -103,6 +103,7 @@ fn parse_drafts(call: &Call, items: Items<'_>, base: Option<&Idempotency>) -> Re
         let mut draft = batch_draft(call, item);
         if let Ok(draft) = &mut draft {
             set_hops(draft, hops);
+            event_types::handlers::check_event(call, draft);
         }
         if let (Ok(draft), Some(key), Some(base)) = (&mut draft, &key, base) {
             let scope = idempotency::scope(caller, &route, key, Some(index));
@@ -202,6 +203,7 @@ fn atomic_request(
             );
         }
         set_hops(&mut draft, hops);
+        event_types::handlers::check_event(call, &mut draft);
         drafts.push(draft);
     }
     set_keys(call, call.principal.scope_text(), base, &mut drafts)?;

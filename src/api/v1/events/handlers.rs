@@ -14,7 +14,7 @@ use crate::api::http::response::{Accepted, Json};
 use crate::api::http::{body, idempotency};
 use crate::api::routes::{BodySpec, Limit, Need, schema};
 use crate::api::v1::lists::{self, List, ListBody};
-use crate::api::v1::{CountBody, cloudevents};
+use crate::api::v1::{CountBody, cloudevents, event_types};
 use crate::api::{Call, routes, text};
 use crate::domain::{
     EndpointId, EventId, EventType, EventVersion, Expected, InvalidName, Tenant, TraceParent, attribute,
@@ -185,6 +185,7 @@ pub async fn post(call: &Call, _: EventRequest) -> Result<Accepted<PublishBody>,
         _ => build_draft(call, body::parse(&call.body)?, &call.body)?,
     };
     set_hops(&mut draft, hops);
+    call.heavy_work(draft.data.len(), || event_types::handlers::check_event(call, &mut draft)).await;
     let (idempotency, _guard) = call.idempotency(draft.tenant.as_str())?;
     draft.idempotency = idempotency;
     let accepted = Events(&call.api.context).publish(draft).await?;

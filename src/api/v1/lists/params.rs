@@ -98,6 +98,12 @@ pub const CONSUMER_AND_WAIT: &[Param] = &[
 pub const RESOURCE_NAME: Kind = Kind::Text("^[A-Za-z0-9_.-]+$", limits::CONSUMER_NAME_BYTES_MAX);
 /// The path parameter with a tenant's name.
 pub const TENANT_NAME: Kind = NAME;
+pub const BOOLEANS: &[&str] = &["true", "false"];
+const FORCE: Param =
+    param("force", "`true`: also change what is incompatible or pinned", Kind::Word(BOOLEANS));
+pub const FORCED: &[Param] = &[FORCE];
+pub const TYPE_CHANGE: &[Param] =
+    &[FORCE, param("dryRun", "`true`: check only, and store nothing", Kind::Word(BOOLEANS))];
 pub const BUCKETS: &[&str] = &["1h"];
 pub const LANE_ORDERS: &[&str] = &["oldestDue"];
 pub const WAIT_REASONS: &[&str] = WaitReason::WORDS;

@@ -130,6 +130,7 @@ impl QueueSettings {
             client_certificate: None,
             secrets: Vec::new(),
             trace: true,
+            versions: Vec::new(),
             metadata: self.metadata,
             status: EndpointStatus::Active,
             created_at: now,

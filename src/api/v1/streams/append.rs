@@ -11,6 +11,7 @@ use crate::api::http::request::RequestBody;
 use crate::api::http::response::Accepted;
 use crate::api::http::{body, idempotency};
 use crate::api::routes::{BodySpec, Limit, Need, schema};
+use crate::api::v1::event_types;
 use crate::api::v1::events::batch::{Bounded, check_count};
 use crate::api::v1::events::handlers::{build_draft, default_tenant, parse_hops, set_hops};
 use crate::api::v1::events::model::ExpectedVersion;
@@ -111,6 +112,7 @@ fn parse_request(
                     errors.push(format!("/events/{index}/id"), "an earlier event of the request has this id");
                 }
                 set_hops(&mut draft, hops);
+                event_types::handlers::check_event(call, &mut draft);
                 drafts.push(draft);
             }
             Err(Problem::Validation(found)) => errors.extend_below(&format!("/events/{index}"), found),

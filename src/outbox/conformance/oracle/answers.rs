@@ -153,6 +153,17 @@ impl ReadModel for Oracle {
             .collect()
     }
 
+    fn type_usage(&self, name: &EventType) -> Vec<(EventVersion, TypeUsage)> {
+        let Some(since) = self.types.get(name) else { return Vec::new() };
+        let mut usage = BTreeMap::<EventVersion, TypeUsage>::new();
+        for event in
+            self.events.range(since..).map(|(_, event)| event).filter(|event| event.event_type == *name)
+        {
+            usage.entry(event.version.clone()).or_default().count(event.accepted_at);
+        }
+        usage.into_iter().collect()
+    }
+
     fn usage(&self, tenant: &Tenant) -> Usage {
         let own = |number: &EndpointNumber| self.tenants.get(number) == Some(tenant);
         let count = |wanted: fn(DeliveryState) -> bool| {

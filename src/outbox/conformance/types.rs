@@ -1,0 +1,36 @@
+//! Random registrations of event types.
+
+use super::Store;
+use super::work::Work;
+use crate::domain::{Compatibility, EventType, EventVersion, Position, TypeDefinition, TypeVersion};
+use crate::outbox::unit::Command;
+
+impl<S: Store> Work<S> {
+    /// A registration, a change or a deletion of an event type.
+    pub(super) fn event_type(&mut self) -> Command {
+        let name = self.random.choice(["order.paid", "user.new", "order.lost"]).expect("three");
+        let name: EventType = name.parse().expect("a legal type");
+        if self.percent(30) {
+            return Command::DeleteType { name, at: self.now };
+        }
+        let current = self.oracle.types.get(&name).map_or(Position(0), |known| known.revision);
+        let version = TypeVersion {
+            version: EventVersion::default(),
+            schema: "true".into(),
+            deprecated: self.percent(50),
+            sunset: None,
+            examples: Vec::new(),
+        };
+        Command::PutType(Box::new(TypeDefinition {
+            name,
+            description: "".into(),
+            compatibility: Compatibility::default(),
+            transitive: self.percent(50),
+            versions: vec![version],
+            migrations: Vec::new(),
+            created_at: self.now,
+            updated_at: self.now,
+            revision: if self.percent(15) { current.next() } else { current },
+        }))
+    }
+}
