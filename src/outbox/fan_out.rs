@@ -208,7 +208,7 @@ mod tests {
             (parts.units.iter().map(Vec::len).collect::<Vec<_>>(), parts.rejected.len())
         };
         let most = limits::UNIT_TARGETS;
-        assert_eq!(sizes(&[1; 1_000]), (vec![1_000], 0), "one commit");
+        assert_eq!(sizes(&vec![1; most]), (vec![most], 0), "one commit");
         assert_eq!(sizes(&[most, most, 1, 1]), (vec![1, 1, 2], 0));
         assert_eq!(sizes(&[most - 1, 5, 3]), (vec![2, 1], 0));
         let large = limits::EVENT_TARGETS_MAX;

@@ -220,8 +220,8 @@ impl Daemon {
             client: reqwest::Client::builder()
                 .no_proxy()
                 .pool_max_idle_per_host(0)
-                // A hanging request fails the test.
-                .timeout(2 * WAIT_MAX)
+                // A hanging request fails the test. A request with a million deliveries takes a minute.
+                .timeout(5 * WAIT_MAX)
                 .build()
                 .unwrap(),
         }
