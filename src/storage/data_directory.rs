@@ -23,7 +23,9 @@ pub(crate) const FORMAT: &str = "balto data directory, format 1\n";
 /// Name of the stamp until the directory is complete.
 pub(crate) const STAMP_BEGUN_FILE: &str = "FORMAT.new";
 /// File with the durable id of the log.
-const LOG_ID_FILE: &str = "LOG";
+pub(crate) const LOG_ID_FILE: &str = "LOG";
+/// Name of that file until it is complete.
+pub(crate) const LOG_ID_BEGUN_FILE: &str = "LOG.new";
 /// Bytes of a log's id, in hexadecimal.
 const LOG_ID_BYTES: usize = 32;
 /// File with the exclusive lock.
@@ -83,7 +85,7 @@ pub(crate) fn log_id(path: &Path, fresh: u128) -> io::Result<String> {
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
         Err(error) => return Err(error),
     }
-    let (id, begun) = (format!("{fresh:032x}"), path.join(LOG_ID_FILE).with_extension("new"));
+    let (id, begun) = (format!("{fresh:032x}"), path.join(LOG_ID_BEGUN_FILE));
     let mut options = File::options();
     let mut out = options.create(true).truncate(true).write(true).mode(PRIVATE_FILE_MODE).open(&begun)?;
     out.write_all(id.as_bytes())?;

@@ -9,7 +9,9 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::data_directory::{FORMAT_FILE, JOURNAL, LOCK_FILE, STAMP_BEGUN_FILE};
+use super::data_directory::{
+    FORMAT_FILE, JOURNAL, LOCK_FILE, LOG_ID_BEGUN_FILE, LOG_ID_FILE, STAMP_BEGUN_FILE,
+};
 
 /// Permission bits of the group and of all other users.
 const OTHERS: u32 = 0o077;
@@ -65,7 +67,9 @@ fn is_ours(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());
     // Copies of the state have names that begin with `state`.
     name.is_some_and(|name| {
-        [FORMAT_FILE, STAMP_BEGUN_FILE, LOCK_FILE, JOURNAL].contains(&name) || name.starts_with("state")
+        let ours = [FORMAT_FILE, STAMP_BEGUN_FILE, LOG_ID_FILE, LOG_ID_BEGUN_FILE, LOCK_FILE, JOURNAL]
+            .contains(&name);
+        ours || name.starts_with("state")
     })
 }
 

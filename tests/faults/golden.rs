@@ -111,8 +111,8 @@ async fn check_answers(data: &Path, golden: &Path, story: &str) {
         assert!(contains_all(actual, &golden), "{story}: {path} is {actual}, and was {golden}");
     }
     // A chosen id from then counts as a duplicate now, and a stream continues at its version.
-    let again = json!({"type": "order.paid", "id": "chosen-once", "data": {"n": "chosen"}}).to_string();
-    let (status, known, _) = daemon.call("POST", "/events", &[], &again).await;
+    let again = r#"{"data":{"n":"chosen"},"id":"chosen-once","type":"order.paid"}"#;
+    let (status, known, _) = daemon.call("POST", "/events", &[], again).await;
     assert_eq!((status, &known["duplicate"]), (202, &json!(true)), "{story}: {known}");
     let next = json!({"type": "stream.next", "stream": "order-42", "expectedVersion": 3, "data": 4});
     let (status, accepted, _) = daemon.call("POST", "/events", &[], &next.to_string()).await;
