@@ -60,15 +60,19 @@ async fn populated(data: &Path) -> Daemon {
 }
 
 /// Removes parameters for which no generated value is valid: cursors, which come from a page, and
-/// idempotency keys, which tie requests together. Also removes batches from `publishEvent`, because
+/// idempotency keys, which tie requests together. Removes `wait`, because each such request could
+/// take a minute. Also removes batches from `publishEvent`, because
 /// their responses do not fit the operation's links.
 fn for_schemathesis(mut document: Value) -> Value {
     for item in document["paths"].as_object_mut().unwrap().values_mut() {
         for operation in item.as_object_mut().unwrap().values_mut() {
             let parameters = operation["parameters"].as_array_mut().unwrap();
-            parameters.retain(|one| one["name"] != "cursor" && one["name"] != "Idempotency-Key");
+            let removed = ["cursor", "Idempotency-Key", "wait"];
+            parameters.retain(|one| !removed.iter().any(|name| one["name"] == *name));
         }
     }
+    let receive = &mut document["components"]["schemas"]["ReceiveInput"]["properties"];
+    receive.as_object_mut().unwrap().remove("wait").unwrap();
     let publish = &mut document["paths"]["/v1/events"]["post"]["requestBody"]["content"];
     publish.as_object_mut().unwrap().remove("application/cloudevents-batch+json").unwrap();
     document
