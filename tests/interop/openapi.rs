@@ -110,7 +110,12 @@ async fn daemon_answers_generated_requests_as_documented() {
     let mut daemon = populated(data.path()).await;
     let (seed, examples) =
         (number("BALTO_TEST_SEED").unwrap_or(1), number("BALTO_TEST_ROUNDS").unwrap_or(25));
-    let (good, words) = schemathesis(&daemon, &for_schemathesis(document()), seed, examples, &[]);
+    // The generated requests do not cover the younger resources yet. The contract tests do.
+    let more = [
+        "--exclude-path-regex",
+        "/v1/(streams|feed|consumers|queues|event-types|projections|asyncapi)|/erase",
+    ];
+    let (good, words) = schemathesis(&daemon, &for_schemathesis(document()), seed, examples, &more);
     assert!(good, "BALTO_TEST_SEED={seed}:\n{words}");
     assert!(daemon.is_running(), "BALTO_TEST_SEED={seed}: the daemon has ended");
     daemon.until_ready().await;
