@@ -220,7 +220,7 @@ impl Daemon {
             client: reqwest::Client::builder()
                 .no_proxy()
                 .pool_max_idle_per_host(0)
-                // A hanging request fails the test. A request with a million deliveries takes a minute.
+                // A hanging request fails the test. One with a million deliveries takes a minute.
                 .timeout(5 * WAIT_MAX)
                 .build()
                 .unwrap(),
