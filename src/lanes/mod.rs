@@ -425,7 +425,7 @@ impl Lanes {
     fn join_ring(&mut self, endpoint: EndpointNumber, tenant: TenantNumber, end: QueueEnd) {
         if self.in_ring.insert(endpoint) {
             end.push(&mut self.lines[tenant.0].ring, endpoint);
-            self.tenants.on_waiting(tenant);
+            self.tenants.on_waiting(tenant, end);
         }
     }
 

@@ -3,13 +3,15 @@
 //! Owns the tenants' numbers, the slots that each holds, and their order of turns. The rule is
 //! [`SharedSlots`]: tenants below their share have precedence. Within each of the two classes
 //! tenants take turns, and only a send uses up a turn. So a tenant that waits for a slot that it
-//! may take is passed over at most once by each other tenant.
+//! may take is passed over at most once by each other tenant. A tenant whose lane made a reservation
+//! in its turn keeps its place meanwhile.
 //!
 //! With one tenant no rule applies: the tenant may take every slot.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use super::host::QueueEnd;
 use crate::domain::SharedSlots;
 use crate::failpoints::{self, Mutation};
 
@@ -43,7 +45,8 @@ impl TenantAccount {
     }
 }
 
-/// Entries of tenants in turn. An entry with an old stamp is invalid and is skipped.
+/// Entries of tenants in turn, by ascending stamp. An entry with an old stamp is invalid and is
+/// skipped.
 type TurnOrder = VecDeque<(TenantNumber, u64)>;
 
 /// A search for the next tenant. It visits each waiting tenant at most once.
@@ -150,10 +153,13 @@ impl Tenants {
         self.slots.allowance(self.held(tenant))
     }
 
-    /// The tenant may have something to send. It joins the back of its order, unless it waits.
-    pub(super) fn on_waiting(&mut self, tenant: TenantNumber) {
-        if self.accounts[tenant.0].class == TurnClass::Idle {
-            self.join(tenant);
+    /// The tenant may have something to send. Unless it waits, it joins the back of its order, or
+    /// takes the place of its unused turn: `Front`.
+    pub(super) fn on_waiting(&mut self, tenant: TenantNumber, end: QueueEnd) {
+        match end {
+            _ if self.accounts[tenant.0].class != TurnClass::Idle => {}
+            QueueEnd::Back => self.join(tenant),
+            QueueEnd::Front => self.enter(tenant, self.accounts[tenant.0].stamp),
         }
     }
 
@@ -217,12 +223,20 @@ impl Tenants {
     /// Joins the back of the order of the tenant's class. An earlier entry becomes invalid.
     fn join(&mut self, tenant: TenantNumber) {
         self.last_stamp += 1;
+        self.enter(tenant, self.last_stamp);
+    }
+
+    /// Takes the place of this stamp in the order of the tenant's class.
+    fn enter(&mut self, tenant: TenantNumber, stamp: u64) {
         let is_below = self.accounts[tenant.0].held < self.share;
         let class = if is_below { TurnClass::BelowShare } else { TurnClass::AtShare };
-        let stamp = self.last_stamp;
         self.change(tenant, |account| (account.class, account.stamp) = (class, stamp));
         let order = if is_below { &mut self.below } else { &mut self.at };
-        order.push_back((tenant, stamp));
+        let place = order.partition_point(|(_, other)| *other < stamp);
+        // An entry from before may still be there.
+        if order.get(place) != Some(&(tenant, stamp)) {
+            order.insert(place, (tenant, stamp));
+        }
         if order.len() > 2 * self.accounts.len() + 8 {
             let accounts = &self.accounts;
             order.retain(|(tenant, stamp)| accounts[tenant.0].stamp == *stamp);
@@ -252,8 +266,9 @@ impl Tenants {
                     continue;
                 }
                 if account.held < share {
-                    account.class = TurnClass::BelowShare;
-                    self.below.push_back((tenant, stamp));
+                    self.last_stamp += 1;
+                    (account.class, account.stamp) = (TurnClass::BelowShare, self.last_stamp);
+                    self.below.push_back((tenant, self.last_stamp));
                 } else {
                     self.at.push_back((tenant, stamp));
                 }

@@ -11,7 +11,7 @@ use super::{Report, run};
 use crate::failpoints::Mutation;
 
 /// Default number of seeds of a run.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 300;
 /// Maximum number of seeds in which a mutation must be detected.
 const SEEDS_PER_BUG: u64 = 400;
 /// Number of seeds that must detect it.
