@@ -36,7 +36,7 @@ pub(super) static ALL_TENANTS: Scope = Scope(None);
 
 /// Performs one operation and waits for its result.
 pub(super) async fn operate(context: Context, world: World) {
-    let dice = world.chance(|chance| chance.within(0, 99));
+    let dice = world.chance(|chance| chance.within(0, 106));
     match dice {
         0..38 => publish(&context, &world).await,
         38..48 => appends::append(&context, &world).await,
