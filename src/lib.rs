@@ -24,6 +24,7 @@
 //! | [`delivery`] | the delivery loop, attempts, background jobs | wire formats |
 //! | [`api`] | HTTP shape, authentication, status codes | the outbox |
 //! | `panics` | which panics end the process | anything |
+//! | `unique_json` | JSON values without duplicate members | their meaning |
 //! | [`vault`] | encryption at rest | where its key comes from |
 //! | [`config`], [`metrics`] | the operator's settings and metrics | services |
 //! | [`daemon`], [`cli`] | assembly, start and shutdown; the command line | |
@@ -110,6 +111,7 @@ pub mod service;
 #[cfg(test)]
 mod simulation;
 pub mod storage;
+mod unique_json;
 pub mod vault;
 
 /// Most memory is freed by another thread than the one that allocated it. jemalloc returns such
