@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use crate::api::http::auth::Audience;
 use crate::api::text::{Time, Word};
 use crate::api::v1::deliveries::model::DeliveryBody;
-use crate::domain::{Event, EventStatus, Expected, attribute};
+use crate::domain::{Event, EventStatus, Expected, Position, attribute};
 use crate::service::types::{AcceptedEvent, EventView, generated_at, has_publisher_id};
 
 /// An event to publish.
@@ -215,9 +215,10 @@ pub fn event_url(event: &Event, default_tenant: &str) -> String {
     }
 }
 
+/// An event as it is in the log: without its deliveries.
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct EventBody<'a> {
+pub struct LogEventBody<'a> {
     pub id: &'a str,
     #[serde(rename = "type")]
     pub event_type: &'a str,
@@ -246,23 +247,14 @@ pub struct EventBody<'a> {
     /// When the event was erased: `data` is null, and `metadata` and most `attributes` are absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub erased_at: Option<Time>,
+    /// The event's position in the log.
     pub position: u64,
-    /// `pending` while any delivery is pending. Then `delivered` if all deliveries succeeded,
-    /// `partial` if some did, `failed` if none did, or `unmatched` if there are none. Dead and
-    /// cancelled deliveries did not succeed.
-    #[schemars(with = "Word<EventStatus>")]
-    pub status: &'static str,
-    pub deliveries: Vec<DeliveryBody>,
 }
 
-impl<'a> EventBody<'a> {
+impl<'a> LogEventBody<'a> {
     #[must_use]
-    pub fn new(view: &'a EventView, audience: Audience) -> Self {
-        let event = &*view.event;
+    pub fn new(position: Position, event: &'a Event) -> Self {
         Self {
-            position: view.position.0,
-            status: view.status,
-            deliveries: view.deliveries.iter().map(|view| DeliveryBody::new(view, audience)).collect(),
             id: event.id.as_str(),
             event_type: event.event_type.as_str(),
             tenant: event.tenant.as_str(),
@@ -277,6 +269,32 @@ impl<'a> EventBody<'a> {
             attributes: attributes(event),
             data: raw(&event.data),
             erased_at: event.erased_at.map(Time),
+            position: position.0,
+        }
+    }
+}
+
+/// An event with its deliveries.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EventBody<'a> {
+    #[serde(flatten)]
+    pub event: LogEventBody<'a>,
+    /// `pending` while any delivery is pending. Then `delivered` if all deliveries succeeded,
+    /// `partial` if some did, `failed` if none did, or `unmatched` if there are none. Dead and
+    /// cancelled deliveries did not succeed.
+    #[schemars(with = "Word<EventStatus>")]
+    pub status: &'static str,
+    pub deliveries: Vec<DeliveryBody>,
+}
+
+impl<'a> EventBody<'a> {
+    #[must_use]
+    pub fn new(view: &'a EventView, audience: Audience) -> Self {
+        Self {
+            event: LogEventBody::new(view.position, &view.event),
+            status: view.status,
+            deliveries: view.deliveries.iter().map(|view| DeliveryBody::new(view, audience)).collect(),
         }
     }
 }

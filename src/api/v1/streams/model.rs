@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::api::text::Time;
+use crate::api::v1::events::model::LogEventBody;
 use crate::api::v1::events::model::{EventInput, ExpectedVersion, event_url};
-use crate::api::v1::feed::model::FeedEventBody;
 use crate::domain::{Event, Position, StreamName, Tenant};
 use crate::service::atomic::{StreamCheck, last_version};
 use crate::service::streams::StreamPage;
@@ -182,7 +182,7 @@ pub struct StreamPageBody<'a> {
     /// The first version that can be read.
     pub first_version: u64,
     /// In the order of the direction.
-    pub data: Vec<FeedEventBody<'a>>,
+    pub data: Vec<LogEventBody<'a>>,
     /// `fromVersion` of the next page; null if there is none.
     pub next_version: Option<u64>,
 }
@@ -191,7 +191,7 @@ impl<'a> StreamPageBody<'a> {
     #[must_use]
     pub fn new(stream: &'a StreamName, page: &'a StreamPage) -> Self {
         let body =
-            |(position, event): &'a (Position, std::sync::Arc<Event>)| FeedEventBody::of(*position, event);
+            |(position, event): &'a (Position, std::sync::Arc<Event>)| LogEventBody::new(*position, event);
         Self {
             stream: stream.as_str(),
             version: page.head.version,
