@@ -128,7 +128,8 @@ pub enum Record {
         at: Timestamp,
         worker: Option<WorkerName>,
     },
-    /// A worker ended these leases, those that are still the last of their message.
+    /// A worker ended these leases, those that are still the last of their message. With a reason,
+    /// which may have content of the event, it is one lease.
     LeasesEnded {
         queue: EndpointNumber,
         ends: Vec<EndedLease>,
@@ -158,6 +159,7 @@ impl Record {
         match self {
             Self::EventAccepted(_) => Some(position),
             Self::AttemptFinished { delivery, .. } => Some(delivery.event),
+            Self::LeasesEnded { ends, reason: Some(_), .. } => ends.first().map(|ended| ended.key.event),
             Self::EndpointPut(_)
             | Self::EndpointDeleted { .. }
             | Self::KeyPut(_)
@@ -192,6 +194,9 @@ impl Record {
             Self::EventAccepted(event) => Self::EventAccepted(Arc::new(event.erased(at))),
             Self::AttemptFinished { delivery, due, attempt } => {
                 Self::AttemptFinished { delivery: *delivery, due: *due, attempt: Arc::new(attempt.erased()) }
+            }
+            Self::LeasesEnded { queue, ends, at, .. } => {
+                Self::LeasesEnded { queue: *queue, ends: ends.clone(), at: *at, reason: None }
             }
             other => other.clone(),
         }

@@ -12,9 +12,11 @@ use std::time::Duration;
 use super::retention::{failed, run_blocking};
 use crate::domain::{Position, Record, Timestamp};
 use crate::failpoints::{self, Bound, Mutation};
+use crate::limits;
 use crate::outbox::Outbox;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
+use crate::projections::reads::DeliveryFacts;
 use crate::storage::journal::{Fate, RewriteError, RewriteReport};
 use crate::storage::state::State;
 
@@ -59,8 +61,12 @@ struct Content {
 impl Content {
     fn of(state: &State, event: Position, at: Timestamp) -> Self {
         let deliveries = state.deliveries_of(event);
-        let is_complete = state.knows(event)
-            && deliveries.iter().all(|facts| facts.attempts.len() as u64 == u64::from(facts.attempts_made));
+        // A lease has two records, its start and its end.
+        let is_whole = |facts: &DeliveryFacts| {
+            let (known, made) = (facts.attempts.len(), facts.attempts_made as usize);
+            known >= made && known < limits::ATTEMPTS_KEPT_MAX
+        };
+        let is_complete = state.knows(event) && deliveries.iter().all(is_whole);
         let attempts = deliveries.into_iter().flat_map(|facts| facts.attempts).collect();
         Self { event, at, attempts: is_complete.then_some(attempts) }
     }

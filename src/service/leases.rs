@@ -188,9 +188,14 @@ impl Leases<'_> {
         }
         let queue = self.queue();
         let mut commands = Vec::new();
-        if !ends.is_empty() {
-            let reason = reason.map(Into::into);
-            commands.push(Command::Record(Record::LeasesEnded { queue, ends: ends.clone(), at, reason }));
+        let end = |ends: Vec<EndedLease>, reason: Option<&str>| {
+            Command::Record(Record::LeasesEnded { queue, ends, at, reason: reason.map(Into::into) })
+        };
+        match reason {
+            _ if ends.is_empty() => {}
+            None => commands.push(end(ends.clone(), None)),
+            // A record per message, so that an erasure of its event removes the reason.
+            Some(_) => commands.extend(ends.iter().map(|ended| end(vec![*ended], reason))),
         }
         for (until, leases) in extended {
             commands.push(Command::Record(Record::LeasesExtended { queue, leases, until, at }));

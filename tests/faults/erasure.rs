@@ -56,7 +56,9 @@ async fn erased_content_leaves_all_files_despite_kills() {
     .await;
     let mut daemon = Daemon::start(data.path()).await;
     let endpoint = json!({"url": receiver.url, "retry": {"schedule": ["10ms", "1h"]}}).to_string();
-    daemon.post("/endpoints", &endpoint).await;
+    let endpoint = daemon.post("/endpoints", &endpoint).await;
+    let queue = json!({"name": "jobs", "visibility": "1h", "retry": {"initial": "1h", "maxInterval": "1h"}});
+    daemon.post("/queues", &queue.to_string()).await;
     let mut ids = Vec::new();
     for number in 0..3 {
         let event = json!({"type": "a", "data": [CANARY, number], "metadata": {"name": CANARY}}).to_string();
@@ -64,7 +66,13 @@ async fn erased_content_leaves_all_files_despite_kills() {
         ids.push(accepted["id"].as_str().unwrap().to_owned());
     }
     receiver.until(6).await;
-    let path = format!("/deliveries?eventId={}", ids[0]);
+    // One message stays leased.
+    let received = daemon.post("/queues/jobs/receive", r#"{"max": 3}"#).await;
+    let receipts: Vec<_> =
+        received["messages"].as_array().unwrap().iter().skip(1).map(|one| &one["receipt"]).collect();
+    assert_eq!(receipts.len(), 2);
+    daemon.post("/queues/jobs/nack", &json!({"receipts": receipts, "reason": CANARY}).to_string()).await;
+    let path = format!("/deliveries?eventId={}&endpointId={}", ids[0], endpoint["id"].as_str().unwrap());
     daemon.until(&path, |page| page["data"][0]["attemptCount"] == 2).await;
     assert!(!with_canary(data.path()).is_empty());
     for (round, id) in ids.iter().enumerate() {
@@ -78,6 +86,8 @@ async fn erased_content_leaves_all_files_despite_kills() {
         let event = daemon.get(&format!("/events/{id}")).await;
         assert!(event["data"].is_null() && event["erasedAt"].is_string(), "{event}");
     }
+    let lane = daemon.get("/queues/jobs/lane").await;
+    assert_eq!((&lane["pending"], &lane["leased"]), (&json!(0), &json!(0)), "{lane}");
     // A backup that begins after the erasures has no content, also before the files lose it.
     let backup = elsewhere.path().join("balto.backup");
     let mut command = Command::new(BALTO);
