@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -35,18 +35,19 @@ impl WorkerProcess {
         assert!(sent.success());
     }
 
-    fn code(&mut self) -> i32 {
+    /// Its exit code, once it has ended.
+    async fn code(&mut self) -> i32 {
         let deadline = Instant::now() + WAIT_MAX;
         loop {
             if let Some(status) = self.0.try_wait().unwrap() {
                 return status.code().unwrap();
             }
             assert!(Instant::now() < deadline, "the worker does not end");
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
-    /// The next line of its standard output.
+    /// The lines of its standard output.
     fn lines(&mut self) -> impl Iterator<Item = String> + use<> {
         BufReader::new(self.0.stdout.take().unwrap()).lines().map(Result::unwrap)
     }
@@ -93,7 +94,7 @@ async fn exit_code_0_acknowledges_and_others_return() {
     let letters = daemon.get("/dead-letters").await;
     assert_eq!((list(&letters).len(), &letters["data"][0]["reason"]), (1, &json!("attemptsExhausted")));
     worker.terminate();
-    assert_eq!(worker.code(), 0);
+    assert_eq!(worker.code().await, 0);
     let lines: Vec<_> = worker.lines().collect();
     assert_eq!(lines.iter().filter(|line| line.contains("\"data\":{\"n\":1}")).count(), 2, "{lines:?}");
     assert_eq!(lines.iter().filter(|line| line.contains("\"data\":\"bad\"")).count(), 3, "{lines:?}");
@@ -110,7 +111,7 @@ async fn lease_is_extended_while_the_command_runs() {
         &daemon,
         &["slow", "--until-empty", "--", "sh", "-c", "cat >/dev/null; sleep 4; echo $BALTO_DELIVERY_COUNT"],
     );
-    assert_eq!(worker.code(), 0);
+    assert_eq!(worker.code().await, 0);
     assert_eq!(worker.lines().collect::<Vec<_>>(), ["1"]);
     assert_eq!(daemon.get(&format!("/events/{event}")).await["status"], "delivered");
 }
@@ -126,10 +127,10 @@ async fn stopped_worker_releases_its_message_uncharged() {
     let mut worker = WorkerProcess::start(&daemon, &command);
     assert_eq!(worker.lines().next().unwrap(), "started");
     worker.terminate();
-    assert_eq!(worker.code(), 0);
+    assert_eq!(worker.code().await, 0);
     let next = ["mails", "--until-empty", "--", "sh", "-c", "cat >/dev/null; echo $BALTO_DELIVERY_COUNT"];
     let mut worker = WorkerProcess::start(&daemon, &next);
-    assert_eq!(worker.code(), 0);
+    assert_eq!(worker.code().await, 0);
     assert_eq!(worker.lines().collect::<Vec<_>>(), ["1"], "the stopped lease is not charged");
     until_status(&daemon, &event, "delivered").await;
 }
@@ -221,7 +222,7 @@ async fn example_workers_handle_each_event_once() {
             until_status(&daemon, event, "delivered").await;
         }
         worker.terminate();
-        assert_eq!(worker.code(), 0, "{file}");
+        assert_eq!(worker.code().await, 0, "{file}");
         let mut handled: Vec<_> =
             worker.lines().map(|line| line.split(' ').nth(1).unwrap().to_owned()).collect();
         handled.sort();

@@ -12,13 +12,14 @@
 //! | the fields of an attempt | [`attempt`] |
 //! | the fields of an endpoint, and its options | [`endpoint`] |
 //! | the fields of a tenant's settings | [`tenant`] |
+//! | leases, consumers and event types in records | [`lease`], [`consumer`], [`event_type`] |
 //! | a journal file: file header, frames, checksums | [`journal::frame`](crate::storage::journal) |
 //! | rows of the state: keys and values | [`projections`](crate::projections) |
 //! | rows of the state: cursor and layout version | [`state`](crate::storage::state) |
 //! | a backup file | [`maintenance::backup`](crate::maintenance::backup) |
 //! | a sealed value | [`vault`](crate::vault) |
 //!
-//! `docs/internals/storage-format.md` describes all of them for readers without the source.
+//! `docs/internals/storage-format.md` lists the same places, with the rules of a change.
 
 mod attempt;
 mod consumer;
