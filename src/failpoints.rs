@@ -10,6 +10,7 @@ pub(crate) enum Bound {
     LaneWindowMax,
     LaneWindowLow,
     CheckpointRows,
+    PartCheckpointRows,
     ApplyStepTargets,
     IntakeTargets,
     RecentEntries,

@@ -197,7 +197,7 @@ fn state_applies_a_group_before_it_notifies_lanes() {
 
 /// A small bound on the deliveries of a step, so that an event with three endpoints is large.
 fn one_delivery_per_step() {
-    let bounds = [(Bound::ApplyStepTargets, 1), (Bound::CheckpointRows, 1)].into();
+    let bounds = [(Bound::ApplyStepTargets, 1), (Bound::PartCheckpointRows, 1)].into();
     TestOverrides { bounds, mutation: None }.activate();
 }
 

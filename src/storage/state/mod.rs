@@ -430,11 +430,11 @@ impl State {
     /// Whether enough rows changed for a checkpoint before its regular time.
     #[must_use]
     pub fn needs_checkpoint(&self) -> bool {
-        let usual = match self.part {
-            None => limits::CHECKPOINT_ROWS_MAX,
-            Some(_) => limits::PART_CHECKPOINT_ROWS_MAX,
+        let limit = match self.part {
+            None => failpoints::bound(Bound::CheckpointRows, limits::CHECKPOINT_ROWS_MAX),
+            Some(_) => failpoints::bound(Bound::PartCheckpointRows, limits::PART_CHECKPOINT_ROWS_MAX),
         };
-        self.rows.changed_rows() >= failpoints::bound(Bound::CheckpointRows, usual)
+        self.rows.changed_rows() >= limit
     }
 
     /// Compares this state with one that was folded from the journal, and reports each difference
