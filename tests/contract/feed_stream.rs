@@ -26,18 +26,22 @@ struct Stream {
 }
 
 impl Stream {
-    async fn open(daemon: &Daemon, query: &str, headers: &[(&str, &str)]) -> reqwest::Response {
+    async fn open(daemon: &Daemon, path: &str, headers: &[(&str, &str)]) -> reqwest::Response {
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let mut request =
-            client.get(format!("{}/feed{query}", daemon.api)).header("accept", "text/event-stream");
+        let mut request = client.get(format!("{}{path}", daemon.api)).header("accept", "text/event-stream");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         request.send().await.unwrap()
     }
 
+    /// The feed with this query.
     async fn begin(daemon: &Daemon, query: &str, headers: &[(&str, &str)]) -> Self {
-        let response = Self::open(daemon, query, headers).await;
+        Self::begin_at(daemon, &format!("/feed{query}"), headers).await
+    }
+
+    async fn begin_at(daemon: &Daemon, path: &str, headers: &[(&str, &str)]) -> Self {
+        let response = Self::open(daemon, path, headers).await;
         assert_eq!(response.status(), 200);
         let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
         assert_eq!(header("content-type"), "text/event-stream");
@@ -164,7 +168,7 @@ async fn wrong_last_event_id_is_rejected() {
         ("oldest", 422, "validation_failed"),
         ("999", 409, "position_ahead"),
     ] {
-        let response = Stream::open(&daemon, "", &[("last-event-id", id)]).await;
+        let response = Stream::open(&daemon, "/feed", &[("last-event-id", id)]).await;
         let got = response.status().as_u16();
         let problem: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
         is_problem(&(got, problem), status, code, id);
@@ -196,7 +200,7 @@ async fn streams_have_a_limit_and_end_with_their_clients() {
     for _ in 0..3 {
         streams.push(Stream::begin(&daemon, "?after=now", &[]).await);
     }
-    let refused = Stream::open(&daemon, "?after=now", &[]).await;
+    let refused = Stream::open(&daemon, "/feed?after=now", &[]).await;
     let (status, retry) = (refused.status().as_u16(), refused.headers().contains_key("retry-after"));
     let problem: Value = serde_json::from_str(&refused.text().await.unwrap()).unwrap();
     is_problem(&(status, problem), 429, "too_many_waiters", "a fourth stream of one party");
@@ -283,7 +287,7 @@ async fn forgotten_events_are_gone_and_never_missed() {
         }
         let gone = daemon.call("GET", "/feed?after=0", &[], "").await;
         assert_eq!((gone.0, &gone.1["oldest"]), (410, &json!(oldest)), "{restart}");
-        let response = Stream::open(&daemon, "?after=oldest", &[("last-event-id", &before)]).await;
+        let response = Stream::open(&daemon, "/feed?after=oldest", &[("last-event-id", &before)]).await;
         assert_eq!(response.status(), 410, "{restart}: before the first byte");
         assert_eq!(list(&daemon.get(&format!("/feed?after={oldest}")).await).len(), 0, "{restart}");
         assert_eq!(list(&daemon.get("/feed?after=oldest").await).len(), 0, "{restart}");
@@ -312,6 +316,28 @@ async fn streams_of_tenants_have_only_their_own_events() {
         assert_eq!(call_as(&daemon, ADMIN, "POST", "/events", &event).await.0, 202);
     }
     assert_eq!(stream.events(2).await, [2, 4]);
-    assert_eq!(Stream::open(&daemon, "?tenant=other", &headers).await.status(), 403);
-    assert_eq!(Stream::open(&daemon, "", &[("authorization", "Bearer wrong")]).await.status(), 401);
+    assert_eq!(Stream::open(&daemon, "/feed?tenant=other", &headers).await.status(), 403);
+    assert_eq!(Stream::open(&daemon, "/feed", &[("authorization", "Bearer wrong")]).await.status(), 401);
+}
+
+#[tokio::test]
+async fn consumer_streams_from_its_place_and_is_counted() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let mut positions = Vec::new();
+    for number in 1..=3 {
+        let event = json!({"type": "a", "data": number}).to_string();
+        positions.push(daemon.post("/events", &event).await["position"].clone());
+    }
+    assert_eq!(daemon.call("PUT", "/consumers/search", &[], "{}").await.0, 201);
+    daemon.post("/consumers/search/commit", &json!({"position": positions[0]}).to_string()).await;
+    let mut stream = Stream::begin_at(&daemon, "/consumers/search/events", &[]).await;
+    assert_eq!(stream.events(2).await, [2, 3]);
+    assert_eq!(daemon.get("/consumers/search").await["connections"], 1);
+    let last = positions[1].to_string();
+    let mut again = Stream::begin_at(&daemon, "/consumers/search/events", &[("last-event-id", &last)]).await;
+    assert_eq!(again.events(1).await, [3]);
+    assert_eq!(daemon.get("/consumers/search").await["connections"], 2);
+    drop((stream, again));
+    daemon.until("/consumers/search", |consumer| consumer["connections"] == 0).await;
 }

@@ -143,9 +143,9 @@ fn decode_key(cursor: &str) -> Result<ConsumerKey, Problem> {
 pub async fn events(call: &Call) -> Result<FeedResponse, Problem> {
     let status = find(call)?;
     let consumers = Consumers(&call.api.context);
-    let _connection = consumers.connect(&status.consumer.key);
+    let connection = Some(consumers.connect(&status.consumer.key));
     let (filter, start) = (FeedFilter::from(&*status.consumer), FeedStart::After(status.place.position));
-    let answered = feed::handlers::answer(call, filter, start).await;
+    let answered = feed::handlers::answer(call, filter, start, connection).await;
     if let Err(Problem::PositionGone { oldest }) = &answered {
         consumers.on_gone(&status, *oldest).await;
     }

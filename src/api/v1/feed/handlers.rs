@@ -16,6 +16,7 @@ use crate::api::http::problem::{FieldError, Problem};
 use crate::api::http::reply::Reply;
 use crate::api::http::response::{OperationResponse, ReadTurn};
 use crate::api::routes::{SchemaOf, schema};
+use crate::context::consumer_watch::ConsumerConnection;
 use crate::limits;
 use crate::rules::feed::FeedFilter;
 use crate::service::Feed;
@@ -76,14 +77,20 @@ pub async fn get(call: &Call) -> Result<FeedResponse, Problem> {
     let filter = query::filter(call)?;
     let start = query::parse_start(call.query.text("after").unwrap_or("oldest"));
     let start = start.map_err(|detail| Problem::parameter("after", detail))?;
-    answer(call, filter, start).await
+    answer(call, filter, start, None).await
 }
 
-/// Answers with the feed from a start on, in the form that the client accepts.
+/// Answers with the feed from a start on, in the form that the client accepts. `connection`: of the
+/// consumer that reads.
 ///
 /// # Errors
 /// 410 and 409 for a position that the log does not have, 422 for wrong parameters, 429.
-pub async fn answer(call: &Call, filter: FeedFilter, start: FeedStart) -> Result<FeedResponse, Problem> {
+pub async fn answer(
+    call: &Call,
+    filter: FeedFilter,
+    start: FeedStart,
+    connection: Option<ConsumerConnection>,
+) -> Result<FeedResponse, Problem> {
     let (wait, events) = (call.query.wait()?, call.query.feed_limit()?);
     let form = FeedForm::accepted(&call.headers);
     let start = if form == FeedForm::Stream { last_event_id(&call.headers)?.unwrap_or(start) } else { start };
@@ -91,8 +98,14 @@ pub async fn answer(call: &Call, filter: FeedFilter, start: FeedStart) -> Result
     let position = feed.begin(&filter, start)?;
     let bytes = if form == FeedForm::Stream { limits::STREAM_PAGE_BYTES } else { limits::PAGE_BYTES_TARGET };
     let bounds = FeedBounds { events, bytes };
-    let reader =
-        FeedReader { api: Arc::clone(&call.api), party: call.party.clone(), filter, position, bounds };
+    let reader = FeedReader {
+        api: Arc::clone(&call.api),
+        party: call.party.clone(),
+        filter,
+        position,
+        bounds,
+        connection,
+    };
     let reply = match form {
         FeedForm::Page => page(call, reader, wait).await?,
         FeedForm::Stream => stream(call, reader)?,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::api::Api;
+use crate::context::consumer_watch::ConsumerConnection;
 use crate::domain::{Party, Position};
 use crate::rules::feed::FeedFilter;
 use crate::service::Feed;
@@ -19,6 +20,8 @@ pub struct FeedReader {
     /// Every event up to here has been read, or was not wanted.
     pub position: Position,
     pub bounds: FeedBounds,
+    /// Of the consumer that reads, until its page or stream ends.
+    pub connection: Option<ConsumerConnection>,
 }
 
 impl FeedReader {
