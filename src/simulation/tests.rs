@@ -13,7 +13,7 @@ use crate::failpoints::Mutation;
 /// Default number of seeds of a run.
 const SEEDS: u64 = 300;
 /// Maximum number of seeds in which a mutation must be detected.
-const SEEDS_PER_BUG: u64 = 400;
+const SEEDS_PER_BUG: u64 = 800;
 /// Number of seeds that must detect it.
 const SEEDS_THAT_SHOW: usize = 5;
 /// Number of trace lines in a failure report.

@@ -136,7 +136,7 @@ impl Plan {
                 (Bound::LaneWindowMax, window),
                 (Bound::LaneWindowLow, chance.within(1, window as u64 - 1) as usize),
                 (Bound::CheckpointRows, *chance.pick(&[1, 5, 40, 4_000])),
-                (Bound::PartCheckpointRows, *chance.pick(&[1, 5, 2_000])),
+                (Bound::PartCheckpointRows, *chance.pick(&[1, 1, 1, 5, 2_000])),
                 (Bound::ApplyStepTargets, *chance.pick(&[1, 2, 1_000])),
                 (Bound::IntakeTargets, *chance.pick(&[1, 4_096])),
                 (Bound::RecentEntries, *chance.pick(&[2, 12, 65_536])),
