@@ -8,6 +8,7 @@ use super::output::{Column, Session};
 
 const BUCKETS: &[Column] = &[
     Column("HOUR", &["/start"]),
+    Column("EVENTS", &["/events"]),
     Column("ATTEMPTS", &["/attempts"]),
     Column("DELIVERED", &["/delivered"]),
     Column("FAILED", &["/failedAttempts"]),

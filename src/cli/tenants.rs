@@ -21,6 +21,7 @@ const COLUMNS: &[Column] = &[
     Column("DEAD", &["/usage/deadLetters"]),
     Column("EVENTS", &["/usage/storedEvents"]),
     Column("BYTES", &["/usage/storedBytes"]),
+    Column("EVENTS/H", &["/usage/lastHour/events"]),
 ];
 
 /// List, show, change and remove tenants. Needs a key without a tenant; `show` also accepts an

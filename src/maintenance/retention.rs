@@ -21,6 +21,7 @@ use crate::storage::state::{EventLookup, State, StateError};
 /// Pages that the apply thread examines per step.
 const PAGES_PER_STEP: usize = 16;
 /// Endpoints whose statistics the apply thread examines per step.
+const TENANT_HOURS_PER_STEP: usize = 1_000;
 const ENDPOINTS_PER_STEP: usize = 200;
 /// Pause between two steps, so that the apply thread can serve other work.
 const STEP_PAUSE: Duration = Duration::from_millis(2);
@@ -139,6 +140,10 @@ impl Retention {
         let most = failpoints::bound(Bound::RetentionPages, ENDPOINTS_PER_STEP);
         while let Some(from) = next {
             next = self.outbox.with_state_mut(move |state| state.forget_hours(before, from, most)).await?;
+            tokio::time::sleep(STEP_PAUSE).await;
+        }
+        let rows = failpoints::bound(Bound::RetentionPages, TENANT_HOURS_PER_STEP);
+        while self.outbox.with_state_mut(move |state| state.forget_tenant_hours(before, rows)).await? {
             tokio::time::sleep(STEP_PAUSE).await;
         }
         Ok(())

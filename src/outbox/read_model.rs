@@ -28,6 +28,7 @@ use crate::projections::reserved;
 use crate::projections::retention::{self, Cutoffs, Overdue};
 use crate::projections::stats::{self, Hour};
 use crate::projections::streams::{self, Head};
+use crate::projections::tenant_hours::{self, TenantHour};
 use crate::projections::type_usage::{self, TypeUsage};
 use crate::projections::usage::{self, Usage};
 use crate::rules::event_status::event_status;
@@ -87,6 +88,13 @@ pub trait ReadModel: ConsumerReads {
     fn statistics(&self, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Hour;
     /// Each hour of the window with any statistics, by its number since the Unix epoch.
     fn hours(&self, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Vec<(u64, Hour)>;
+    /// See [`tenant_hours::hours`].
+    fn tenant_hours(
+        &self,
+        tenant: Option<&Tenant>,
+        since: Timestamp,
+        until: Timestamp,
+    ) -> Vec<(u64, TenantHour)>;
     fn usage(&self, tenant: &Tenant) -> Usage;
     /// Tenants with usage after a name, by name.
     fn tenants(&self, after: Option<&Tenant>, limit: usize) -> Vec<(Tenant, Usage)>;
@@ -220,6 +228,15 @@ impl ReadModel for State {
 
     fn hours(&self, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Vec<(u64, Hour)> {
         stats::hours(self.rows(), endpoint, since, until)
+    }
+
+    fn tenant_hours(
+        &self,
+        tenant: Option<&Tenant>,
+        since: Timestamp,
+        until: Timestamp,
+    ) -> Vec<(u64, TenantHour)> {
+        tenant_hours::hours(self.rows(), tenant, since, until)
     }
 
     fn usage(&self, tenant: &Tenant) -> Usage {

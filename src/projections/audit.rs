@@ -13,11 +13,15 @@ use super::pages::{self, EventEntry};
 use super::retention::{Cutoffs, Expiry};
 use super::rows::{Key, after_prefix, endpoint_at, u64_at};
 use super::states::{PageStates, StateEntry};
+use super::tenant_hours::TenantHour;
 use super::{Rows, counters, idempotency, pending, stats, streams, type_usage, usage};
 use crate::domain::{Horizon, Position, Timestamp};
 
 /// Rows per batch.
 const ROWS_PER_READ: usize = 512;
+
+/// Offset of the tenant in the key of an hour of a tenant, behind the tag and the hour.
+const HOUR_TENANT_AT: usize = 9;
 
 /// Tolerated differences.
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,6 +61,7 @@ pub fn audit(
     audit.compare_expiries();
     audit.compare_counters();
     audit.compare_statistics();
+    audit.compare_tenant_hours();
     audit.compare_usage();
     audit.compare_type_usage();
     audit.rows
@@ -340,6 +345,22 @@ impl Audit<'_> {
         });
     }
 
+    fn compare_tenant_hours(&mut self) {
+        let Terms { gaps, cutoffs, .. } = *self.terms;
+        self.for_each_row(b'B', |audit, key, kept, folded| {
+            if key.len() <= HOUR_TENANT_AT {
+                return audit.report(format!("an hour of a tenant has a key of {} bytes", key.len()));
+            }
+            let decode = |value: Option<&[u8]>| value.map(TenantHour::decode).unwrap_or_default();
+            let is_over = cutoffs.events.is_some_and(|cutoff| u64_at(key, 1) < stats::hour_of(cutoff));
+            let (one, other) = (decode(kept), decode(folded));
+            let is_forgotten = kept.is_none() && is_over;
+            if !is_forgotten && one != other && !(gaps && one.covers(&other)) {
+                audit.report(difference(&describe(key), kept.is_some(), folded.is_some()));
+            }
+        });
+    }
+
     /// Retention may have removed events from the journal, which still count.
     fn compare_type_usage(&mut self) {
         let gaps = self.terms.gaps;
@@ -455,6 +476,10 @@ fn describe(key: &[u8]) -> String {
             format!("a block of positions of stream {}", name.replace('\0', " "))
         }
         b'T' => format!("the statistics of endpoint {} in hour {}", endpoint_at(key, 1).0, u64_at(key, 5)),
+        b'B' => {
+            let tenant = String::from_utf8_lossy(&key[HOUR_TENANT_AT..]);
+            format!("the hours of tenant {tenant} in hour {}", u64_at(key, 1))
+        }
         b'y' => format!("the usage of event type {}", String::from_utf8_lossy(&key[1..]).replace('\0', " ")),
         b'R' => format!("the reserved rate of endpoint {}", endpoint_at(key, 1).0),
         tag => format!("a row of kind {}", char::from(tag)),

@@ -16,6 +16,7 @@
 //! | `X` | death, event, endpoint | [`dead::Letter`] | dead letters, in order of death |
 //! | `S` | tenant, stream | [`streams::Head`], open block | versions and times of a stream, positions of its last events |
 //! | `V` | tenant, stream, block | positions | positions of a stream's earlier events, in blocks |
+//! | `B` | hour, tenant | [`tenant_hours::TenantHour`] | events and attempts of that hour |
 //! | `I` | scope | [`idempotency::Known`] | answered requests |
 //! | `G` | queue, event | [`leases::LeaseRow`] | last lease of a pending message |
 //! | `J` | hour, checkpoint | scopes | expiry times of `I` rows |
@@ -35,6 +36,7 @@ pub mod failing;
 pub mod feed;
 pub mod fold;
 pub mod idempotency;
+
 pub mod lag;
 pub mod leases;
 pub mod pages;
@@ -47,6 +49,7 @@ pub mod states;
 pub mod stats;
 pub mod streams;
 mod tallies;
+pub mod tenant_hours;
 pub mod type_usage;
 pub mod usage;
 

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 
 use super::counters::{self, Lane};
 use super::stats::{self, Hour};
+use super::tenant_hours::{self, TenantHour};
 use super::type_usage::TypeUsage;
 use super::usage::{self, Usage};
 use super::{Rows, stats::hour_of, type_usage};
@@ -16,6 +17,7 @@ use crate::domain::{EndpointNumber, EventType, EventVersion, Tenant, Timestamp};
 pub(super) struct Tallies {
     lanes: HashMap<EndpointNumber, Lane>,
     hours: HashMap<(EndpointNumber, u64), Hour>,
+    tenant_hours: HashMap<Tenant, HashMap<u64, TenantHour>>,
     usage: HashMap<Tenant, Usage>,
     types: HashMap<(EventType, EventVersion), TypeUsage>,
     /// Usage written since it was last taken; `None` without a reader.
@@ -30,6 +32,14 @@ impl Tallies {
     pub(super) fn hour(&mut self, rows: &dyn Rows, endpoint: EndpointNumber, at: Timestamp) -> &mut Hour {
         let hour = hour_of(at);
         self.hours.entry((endpoint, hour)).or_insert_with(|| stats::hour(rows, endpoint, hour))
+    }
+
+    pub(super) fn tenant_hour(&mut self, rows: &dyn Rows, tenant: &Tenant, at: Timestamp) -> &mut TenantHour {
+        if !self.tenant_hours.contains_key(tenant) {
+            self.tenant_hours.insert(tenant.clone(), HashMap::new());
+        }
+        let (hours, hour) = (self.tenant_hours.get_mut(tenant).expect("it was inserted"), hour_of(at));
+        hours.entry(hour).or_insert_with(|| tenant_hours::hour(rows, hour, tenant))
     }
 
     pub(super) fn usage(&mut self, rows: &dyn Rows, tenant: &Tenant) -> &mut Usage {
@@ -70,6 +80,11 @@ impl Tallies {
         for ((endpoint, hour), counts) in self.hours.drain() {
             stats::put(rows, endpoint, hour, &counts);
         }
+        for (tenant, hours) in self.tenant_hours.drain() {
+            for (hour, counts) in hours {
+                tenant_hours::put(rows, hour, &tenant, &counts);
+            }
+        }
         for ((name, version), counts) in self.types.drain() {
             type_usage::put(rows, &name, &version, &counts);
         }
@@ -82,6 +97,11 @@ impl Tallies {
     }
 
     pub(super) fn are_written(&self) -> bool {
-        self.lanes.is_empty() && self.hours.is_empty() && self.usage.is_empty() && self.types.is_empty()
+        let Self { lanes, hours, tenant_hours, usage, types, changed: _ } = self;
+        lanes.is_empty()
+            && hours.is_empty()
+            && tenant_hours.is_empty()
+            && usage.is_empty()
+            && types.is_empty()
     }
 }

@@ -20,11 +20,23 @@ pub type HourCounts = Hour;
 #[derive(Clone, Debug, Default)]
 pub struct OverviewStats {
     pub sum: HourCounts,
+    /// Accepted events.
+    pub events: u64,
     /// Hours with a count, by number since the Unix epoch, oldest first.
-    pub hours: Vec<(u64, HourCounts)>,
+    pub hours: Vec<OverviewHour>,
     /// Pending deliveries and dead letters now.
     pub pending: u64,
     pub dead_letters: u64,
+}
+
+/// Counts of one hour over the endpoints of a scope.
+#[derive(Clone, Debug, Default)]
+pub struct OverviewHour {
+    /// Number of the hour since the Unix epoch.
+    pub number: u64,
+    /// Accepted events.
+    pub events: u64,
+    pub counts: HourCounts,
 }
 
 /// Order of a list of lanes.
@@ -75,31 +87,42 @@ impl Overview<'_> {
             all.filter(|number| registry.tenant_of(*number).is_some_and(|tenant| scope.covers(tenant)))
                 .collect()
         });
-        let mut hours: BTreeMap<u64, Hour> = BTreeMap::new();
+        let mut hours: BTreeMap<u64, OverviewHour> = BTreeMap::new();
         for step in endpoints.chunks(limits::STATS_ENDPOINTS_PER_STEP) {
             let step = step.to_vec();
             let found = self.0.outbox().read(move |state| {
                 step.into_iter().flat_map(|number| state.hours(number, since, until)).collect::<Vec<_>>()
             });
             for (hour, counts) in found.await? {
-                hours.entry(hour).or_default().add(&counts);
+                hours.entry(hour).or_default().counts.add(&counts);
             }
         }
         let tenant = scope.0.clone();
-        let (pending, dead_letters) = self
+        let (accepted, (pending, dead_letters)) = self
             .0
             .outbox()
-            .read(move |state| match tenant {
-                Some(tenant) => {
-                    let usage = state.usage(&tenant);
-                    (usage.pending, usage.dead)
-                }
-                None => (state.totals().pending, state.totals().dead),
+            .read(move |state| {
+                let now = match &tenant {
+                    Some(tenant) => {
+                        let usage = state.usage(tenant);
+                        (usage.pending, usage.dead)
+                    }
+                    None => (state.totals().pending, state.totals().dead),
+                };
+                (state.tenant_hours(tenant.as_ref(), since, until), now)
             })
             .await?;
-        let mut sum = Hour::default();
-        hours.values().for_each(|counts| sum.add(counts));
-        Ok(OverviewStats { sum, hours: hours.into_iter().collect(), pending, dead_letters })
+        for (hour, counts) in accepted {
+            // Attempts are those of the endpoints.
+            hours.entry(hour).or_default().events = counts.events;
+        }
+        let (mut sum, mut events) = (Hour::default(), 0);
+        for (number, hour) in &mut hours {
+            hour.number = *number;
+            sum.add(&hour.counts);
+            events += hour.events;
+        }
+        Ok(OverviewStats { sum, events, hours: hours.into_values().collect(), pending, dead_letters })
     }
 
     /// Lanes with pending deliveries that wait for this reason (any if `None`), and whether there

@@ -1,14 +1,18 @@
 //! Tenants: settings, quotas, usage, deletion.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::context::Context;
 use crate::context::records::UNEXPECTED_OUTCOME;
-use crate::domain::{Party, Quotas, Record, Tenant, TenantSettings};
+use crate::domain::{Party, Quotas, Record, Tenant, TenantSettings, Timestamp};
 use crate::limits;
 use crate::outbox::draft::{ChangeError, Unavailable};
+use crate::outbox::read_model::ReadModel;
 use crate::outbox::registry::Used;
 use crate::outbox::unit::{Command, Outcome};
+use crate::projections::stats::hour_of;
+use crate::projections::tenant_hours::TenantHour;
 use crate::projections::usage::Usage;
 
 /// Tries of a deletion that conflicts with new endpoints or keys of the tenant.
@@ -26,6 +30,8 @@ pub struct TenantView {
     pub used: Used,
     /// Usage of its deliveries and events.
     pub usage: Usage,
+    /// Events and attempts of the last hour, estimated.
+    pub last_hour: TenantHour,
 }
 
 impl TenantView {
@@ -44,17 +50,32 @@ pub struct TenantDeletion {
     pub pending_deliveries: u64,
 }
 
+/// The counts of the current hour, and of the hour before the part that the last 60 minutes
+/// overlap.
+fn last_hour(state: &dyn ReadModel, tenant: &Tenant, now: Timestamp) -> TenantHour {
+    const HOUR_MILLIS: u64 = 3_600_000;
+    let mut sum = TenantHour::default();
+    for (hour, counts) in state.tenant_hours(Some(tenant), now.minus(Duration::from_millis(HOUR_MILLIS)), now)
+    {
+        let is_current = hour == hour_of(now);
+        let passed = now.millis() % HOUR_MILLIS;
+        sum.add(&if is_current { counts } else { counts.part(HOUR_MILLIS - passed, HOUR_MILLIS) });
+    }
+    sum
+}
+
 /// Operations on tenants.
 #[derive(Clone, Copy)]
 pub struct Tenants<'a>(pub &'a Context);
 
 impl Tenants<'_> {
-    fn view(self, tenant: Tenant, usage: Usage) -> TenantView {
+    fn view(self, tenant: Tenant, usage: Usage, last_hour: TenantHour) -> TenantView {
         self.0.outbox().registry(|registry| TenantView {
             settings: registry.tenant(&tenant).cloned(),
             quotas: registry.quotas(&tenant),
             used: registry.used(&tenant),
             usage,
+            last_hour,
             tenant,
         })
     }
@@ -70,9 +91,10 @@ impl Tenants<'_> {
     /// # Errors
     /// When the outbox is unavailable.
     pub async fn get(self, tenant: &Tenant) -> Result<Option<TenantView>, Unavailable> {
-        let name = tenant.clone();
-        let usage = self.0.outbox().read(move |state| state.usage(&name)).await?;
-        Ok(Some(self.view(tenant.clone(), usage)).filter(TenantView::exists))
+        let (name, now) = (tenant.clone(), self.0.now().wall);
+        let read = move |state: &dyn ReadModel| (state.usage(&name), last_hour(state, &name, now));
+        let (usage, last_hour) = self.0.outbox().read(read).await?;
+        Ok(Some(self.view(tenant.clone(), usage, last_hour)).filter(TenantView::exists))
     }
 
     /// Tenants after a name, by name, and whether there are more.
@@ -98,7 +120,16 @@ impl Tenants<'_> {
         }
         let more = all.len() > limit;
         all.truncate(limit);
-        Ok((all.into_iter().map(|(tenant, usage)| self.view(tenant, usage)).collect(), more))
+        let now = self.0.now().wall;
+        let read = move |state: &dyn ReadModel| {
+            let of = |(tenant, usage)| {
+                let last_hour = last_hour(state, &tenant, now);
+                (tenant, usage, last_hour)
+            };
+            all.into_iter().map(of).collect::<Vec<_>>()
+        };
+        let all = self.0.outbox().read(read).await?.into_iter();
+        Ok((all.map(|(tenant, usage, last_hour)| self.view(tenant, usage, last_hour)).collect(), more))
     }
 
     /// Creates or replaces settings.

@@ -440,12 +440,19 @@ async fn overview_sums_the_endpoints_of_a_tenant() {
     let counts = ["attempts", "failedAttempts", "dead", "cancelled", "backlog", "deadLetters"];
     assert_eq!(counts.map(|name| acme[name].as_u64().unwrap()), [2, 0, 0, 0, 1, 0], "{acme}");
     assert_eq!((&acme["tenant"], &acme["successRate"]), (&json!("acme"), &json!(1.0)));
+    assert_eq!(acme["events"], 1, "{acme}");
     let buckets = acme["buckets"].as_array().unwrap();
+    assert_eq!(buckets.iter().map(|hour| hour["events"].as_u64().unwrap()).sum::<u64>(), 1, "{acme}");
     assert_eq!(buckets.iter().map(|hour| hour["delivered"].as_u64().unwrap()).sum::<u64>(), 2, "{acme}");
     assert!(buckets.iter().all(|hour| text(hour, "start").ends_with(":00:00.000Z")), "{acme}");
     let all = daemon.until("/stats", |stats| stats["deadLetters"] == 1).await;
     assert_eq!(counts.map(|name| all[name].as_u64().unwrap()), [3, 1, 1, 0, 1, 1], "{all}");
-    assert_eq!(all["buckets"], Value::Null);
+    assert_eq!((&all["buckets"], &all["events"]), (&Value::Null, &json!(3)), "{all}");
+    // The third event tells the operator about the disabled endpoint.
+    for (tenant, events, attempts) in [("acme", 1, 2), ("other", 1, 1), ("balto", 1, 0)] {
+        let last_hour = &daemon.get(&format!("/tenants/{tenant}")).await["usage"]["lastHour"];
+        assert_eq!(*last_hour, json!({"events": events, "attempts": attempts}), "{tenant}");
+    }
 
     let lanes = daemon.get("/lanes?reason=paused&tenant=acme&sort=oldestDue&limit=1").await;
     assert_eq!((text(&list(&lanes)[0], "endpointId"), &lanes["more"]), (held.clone(), &json!(false)));

@@ -165,7 +165,7 @@ fn changed_layout_of_the_state_is_reported() {
 }
 
 /// Kinds of rows that [`missing_changed_or_added_row_is_detected`] damages.
-const TAGS: &str = "CcKDPWEFOMXSIJLRTA";
+const TAGS: &str = "CcKDPWEFOMXSIJLRTBUA";
 
 #[test]
 fn missing_changed_or_added_row_is_detected() {

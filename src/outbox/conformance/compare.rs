@@ -16,6 +16,7 @@ use crate::projections::reads::{Cursor, Filter, Found};
 use crate::projections::retention::Cutoffs;
 use crate::projections::stats::Hour;
 use crate::projections::streams::Head;
+use crate::projections::tenant_hours::TenantHour;
 use crate::projections::type_usage::TypeUsage;
 use crate::projections::usage::Usage;
 use crate::rules::feed::{FeedFilter, FeedStreams};
@@ -66,6 +67,7 @@ pub(crate) fn compare(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) ->
         feed(oracle, found, &filter, moment.limit)?;
     }
     usage(oracle, found)?;
+    tenant_hours(oracle, found, moment)?;
     type_usage(oracle, found, moment)?;
     requests(oracle, found, moment)?;
     consumers(oracle, found)?;
@@ -292,6 +294,29 @@ fn usage(oracle: &Oracle, found: &dyn ReadModel) -> Result<(), String> {
             all.extend(page);
         }
         same(&format!("the tenants in steps of {limit}"), &expected, &all)?;
+    }
+    Ok(())
+}
+
+/// Compares the hours of each tenant and of all together. A rebuilt state lacks the records that
+/// retention removed.
+fn tenant_hours(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) -> Result<(), String> {
+    let named = oracle.tenants(None, usize::MAX).into_iter().map(|(tenant, _)| Some(tenant));
+    for tenant in named.chain([None]) {
+        for (back, length) in [(0, 0), (3, 2), (10_000, 10_000)] {
+            let since = moment.now.minus(Duration::from_secs(back * 3_600));
+            let until = since.plus(Duration::from_secs(length * 3_600));
+            let expected = oracle.tenant_hours(tenant.as_ref(), since, until);
+            let counted = found.tenant_hours(tenant.as_ref(), since, until);
+            let sum = |hours: &[(u64, TenantHour)]| {
+                let mut sum = TenantHour::default();
+                hours.iter().for_each(|(_, counts)| sum.add(counts));
+                sum
+            };
+            if !(moment.rebuilt && sum(&expected).covers(&sum(&counted))) {
+                same(&format!("the hours of {tenant:?} {back} hours ago"), &expected, &counted)?;
+            }
+        }
     }
     Ok(())
 }

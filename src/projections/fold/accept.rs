@@ -43,6 +43,7 @@ impl Step<'_> {
             erased_at: event.erased_at,
         };
         self.count_type(event);
+        self.count_event(&event.tenant, event.accepted_at);
         let usage = self.usage(&event.tenant);
         usage.events += 1;
         usage.bytes += entry.bytes;

@@ -17,9 +17,9 @@ impl Step<'_> {
     /// retention may have removed earlier deliveries of the queue from the journal.
     pub(super) fn finish(&mut self, delivery: DeliveryKey, due: Timestamp, attempt: &Attempt) {
         let key = DueKey { due, event: delivery.event };
-        let hour = self.hour(delivery.endpoint, attempt.started_at);
-        hour.count_attempt(attempt.duration);
-        hour.delivered += u64::from(attempt.next == Next::Delivered);
+        self.count_attempt(delivery.endpoint, attempt.started_at, attempt.duration);
+        let is_delivered = attempt.next == Next::Delivered;
+        self.hour(delivery.endpoint, attempt.started_at).delivered += u64::from(is_delivered);
         self.update_health(delivery.endpoint, attempt);
         let place = match pending::due_row(self.rows, delivery.endpoint, key) {
             Some(row) => Some(Place { due, kind: PlaceKind::Sendable, row }),

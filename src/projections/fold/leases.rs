@@ -81,7 +81,7 @@ impl Step<'_> {
 
     /// Counts a lease that ends as an attempt.
     fn count_lease(&mut self, key: DeliveryKey, lease: &LeaseRow, at: Timestamp) {
-        self.hour(key.endpoint, at).count_attempt(at.since(lease.since));
+        self.count_attempt(key.endpoint, at, at.since(lease.since));
     }
 
     /// A worker ends a lease.

@@ -1,7 +1,9 @@
-//! Usage of tenants: endpoints, keys and their deliveries.
+//! Usage of tenants: endpoints, keys and their deliveries, events and attempts.
+
+use std::time::Duration;
 
 use super::Step;
-use crate::domain::{ApiKey, EndpointNumber, KeyId, Tenant};
+use crate::domain::{ApiKey, EndpointNumber, KeyId, Tenant, Timestamp};
 use crate::projections::usage::Usage;
 
 impl Step<'_> {
@@ -13,6 +15,19 @@ impl Step<'_> {
 
     pub(super) fn usage(&mut self, tenant: &Tenant) -> &mut Usage {
         self.fold.tallies.usage(self.rows, tenant)
+    }
+
+    /// Counts an accepted event in its hour.
+    pub(super) fn count_event(&mut self, tenant: &Tenant, at: Timestamp) {
+        self.fold.tallies.tenant_hour(self.rows, tenant, at).events += 1;
+    }
+
+    /// Counts an attempt or a lease in the hour of `at`.
+    pub(super) fn count_attempt(&mut self, endpoint: EndpointNumber, at: Timestamp, duration: Duration) {
+        self.hour(endpoint, at).count_attempt(duration);
+        if let Some(tenant) = self.fold.tenants.get(&endpoint) {
+            self.fold.tallies.tenant_hour(self.rows, tenant, at).attempts += 1;
+        }
     }
 
     pub(super) fn put_key(&mut self, key: &ApiKey) {

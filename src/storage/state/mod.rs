@@ -31,7 +31,9 @@ use crate::projections::audit::{self, Terms};
 use crate::projections::fold::RecordedHorizon;
 use crate::projections::retention::{self, Cutoffs, Forgotten};
 use crate::projections::usage::{self, Usage};
-use crate::projections::{Fold, LaneChange, Rows, consumers, counters, erasures, idempotency, stats};
+use crate::projections::{
+    Fold, LaneChange, Rows, consumers, counters, erasures, idempotency, stats, tenant_hours,
+};
 use crate::storage::disk::{is_disk_full, is_out_of_descriptors};
 
 /// Why the state cannot be used. A rebuild from the journal repairs all of it.
@@ -88,7 +90,7 @@ const TENANTS: u8 = b'N';
 const TYPES: u8 = b'Y';
 /// Tags of all rows: the cursor, the registry, [`projections`](crate::projections), and the
 /// checksum row of [`row_store`].
-const TAGS: &[u8] = b"ACcKNYDPWEFOMXSVIJLRTUyQH0";
+const TAGS: &[u8] = b"ACcKNYDPWEFOMXSVIGJLRTBUyQH0";
 
 /// Result of [`State::apply_step`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -375,6 +377,14 @@ impl State {
             self.dirty_without_record |= stats::forget(&mut self.rows, endpoint, before);
         }
         next
+    }
+
+    /// Deletes up to `limit` hours of tenants before `before`. Returns whether there
+    /// may be more.
+    pub fn forget_tenant_hours(&mut self, before: Timestamp, limit: usize) -> bool {
+        let forgotten = tenant_hours::forget(&mut self.rows, before, limit);
+        self.dirty_without_record |= forgotten > 0;
+        forgotten == limit
     }
 
     /// Deletes requests without an expiry whose events are deleted.

@@ -13,7 +13,7 @@ use crate::api::v1::lists;
 use crate::domain::{Tenant, Timestamp};
 use crate::limits;
 use crate::service::Overview;
-use crate::service::overview::{HourCounts, LaneOrder};
+use crate::service::overview::{LaneOrder, OverviewHour};
 use crate::service::types::{Scope, WaitReason};
 
 const STATS_WINDOW: Duration = Duration::from_secs(24 * 3600);
@@ -45,6 +45,7 @@ pub async fn stats(call: &Call) -> Result<Json<OverviewBody>, Problem> {
         tenant: scope.0.as_ref().map(Tenant::to_string),
         since: Time(since),
         until: Time(until),
+        events: stats.events,
         attempts: sum.attempts,
         delivered: sum.delivered,
         failed_attempts: sum.attempts.saturating_sub(sum.delivered),
@@ -59,10 +60,12 @@ pub async fn stats(call: &Call) -> Result<Json<OverviewBody>, Problem> {
     Ok(Json::new(&body))
 }
 
-fn bucket((hour, counts): &(u64, HourCounts)) -> BucketBody {
+fn bucket(hour: &OverviewHour) -> BucketBody {
+    let OverviewHour { number, events, counts } = hour;
     let hour_millis = u64::try_from(HOUR.as_millis()).unwrap_or(u64::MAX);
     BucketBody {
-        start: Time(Timestamp::from_millis(hour.saturating_mul(hour_millis))),
+        start: Time(Timestamp::from_millis(number.saturating_mul(hour_millis))),
+        events: *events,
         attempts: counts.attempts,
         delivered: counts.delivered,
         failed_attempts: counts.attempts.saturating_sub(counts.delivered),

@@ -14,6 +14,8 @@ pub struct OverviewBody {
     pub tenant: Option<String>,
     pub since: Time,
     pub until: Time,
+    /// Accepted events.
+    pub events: u64,
     pub attempts: u64,
     pub delivered: u64,
     pub failed_attempts: u64,
@@ -37,6 +39,8 @@ pub struct OverviewBody {
 pub struct BucketBody {
     /// Start of the hour.
     pub start: Time,
+    /// Accepted events.
+    pub events: u64,
     pub attempts: u64,
     pub delivered: u64,
     pub failed_attempts: u64,

@@ -272,6 +272,18 @@ pub struct UsageBody {
     pub stored_events: u64,
     /// Approximate bytes of the stored events.
     pub stored_bytes: u64,
+    /// Estimates from hourly counts: the current hour, and the part of the hour before that the
+    /// last hour overlaps.
+    pub last_hour: LastHourBody,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LastHourBody {
+    /// Accepted events.
+    pub events: u64,
+    /// Attempts and leases.
+    pub attempts: u64,
 }
 
 impl TenantBody {
@@ -308,6 +320,7 @@ impl TenantBody {
                 dead_letters: view.usage.dead,
                 stored_events: view.usage.events,
                 stored_bytes: view.usage.bytes,
+                last_hour: LastHourBody { events: view.last_hour.events, attempts: view.last_hour.attempts },
             },
             created_at: settings.map(|settings| Time(settings.created_at)),
             updated_at: settings.map(|settings| Time(settings.updated_at)),

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use super::*;
 use crate::domain::OnDisk;
 use crate::projections::erasures::ErasureFacts;
+use crate::projections::tenant_hours::TenantHour;
 
 impl ReadModel for Oracle {
     fn applied(&self) -> Position {
@@ -151,6 +152,27 @@ impl ReadModel for Oracle {
             .map(|hour| (hour, self.statistics(endpoint, start(hour), start(hour))))
             .filter(|(_, counts)| *counts != Hour::default())
             .collect()
+    }
+
+    fn tenant_hours(
+        &self,
+        tenant: Option<&Tenant>,
+        since: Timestamp,
+        until: Timestamp,
+    ) -> Vec<(u64, TenantHour)> {
+        let hour = |at: Timestamp| at.millis() / u64::try_from(HOUR.as_millis()).expect("an hour");
+        let is_its = |other: &Tenant| tenant.is_none_or(|tenant| tenant == other);
+        let mut hours = BTreeMap::<u64, TenantHour>::new();
+        for event in self.events.values().filter(|event| is_its(&event.tenant)) {
+            hours.entry(hour(event.accepted_at)).or_default().events += 1;
+        }
+        let of_tenant = |number| self.tenants.get(number).is_some_and(is_its);
+        for (_, attempt) in self.attempts.iter().filter(|(number, _)| of_tenant(number)) {
+            hours.entry(hour(attempt.started_at)).or_default().attempts += 1;
+        }
+        let is_kept =
+            |number: u64| (hour(since)..=hour(until)).contains(&number) && number >= hour(self.hours_from);
+        hours.into_iter().filter(|(number, _)| is_kept(*number)).collect()
     }
 
     fn type_usage(&self, name: &EventType) -> Vec<(EventVersion, TypeUsage)> {
