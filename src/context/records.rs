@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::context::Context;
-use crate::domain::{Attempt, Event, Position, Record};
+use crate::domain::{Event, Position, Record};
 use crate::outbox::draft::Unavailable;
 use crate::outbox::unit::{Command, Outcome};
 use crate::storage::journal::ReadError;
@@ -46,13 +46,6 @@ impl Context {
             Some(Record::EventAccepted(event)) => Some(event),
             _ => None,
         })
-    }
-
-    pub(crate) async fn attempt_at(&self, position: Position) -> Option<Arc<Attempt>> {
-        match self.record_at(position).await {
-            Ok(Some(Record::AttemptFinished { attempt, .. })) => Some(attempt),
-            Ok(_) | Err(_) => None,
-        }
     }
 
     /// Commits commands and returns their outcomes, which are durable. An empty list is allowed.

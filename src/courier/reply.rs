@@ -17,6 +17,7 @@ use hyper::{Response, StatusCode};
 
 use super::deadline::{running_timer, with_deadline};
 use super::pool::PooledConnection;
+use crate::domain::text::truncated;
 use crate::domain::{ErrorClass, Network};
 use crate::limits;
 
@@ -45,7 +46,7 @@ impl ReceiverReply {
     /// A failed request.
     #[must_use]
     pub fn failed(class: ErrorClass, message: String) -> Self {
-        Self::new(Err((class, truncate(message, limits::ERROR_BYTES_MAX))))
+        Self::new(Err((class, truncated(&message, limits::ERROR_BYTES_MAX).to_owned())))
     }
 
     /// A reply with the given head and no body.
@@ -56,7 +57,8 @@ impl ReceiverReply {
             webhook_delivery: header("webhook-delivery"),
             allowed_origin: joined_header(headers, "webhook-allowed-origin"),
             allowed_rate: joined_header(headers, "webhook-allowed-rate"),
-            location: header("location").map(|location| truncate(location, limits::LOCATION_BYTES_MAX)),
+            location: header("location")
+                .map(|location| truncated(&location, limits::LOCATION_BYTES_MAX).to_owned()),
             network,
             ..Self::new(Ok(status))
         }
@@ -138,11 +140,4 @@ fn has_unambiguous_length(response: &Response<Incoming>) -> bool {
         return !is_coded && length.is_none_or(|length| length == "0");
     }
     !is_coded || length.is_none()
-}
-
-/// Cuts a text at the last character boundary within `bytes_max`.
-fn truncate(mut text: String, bytes_max: usize) -> String {
-    let end = (0..=bytes_max).rev().find(|end| text.is_char_boundary(*end));
-    text.truncate(end.unwrap_or_default());
-    text
 }

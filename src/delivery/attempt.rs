@@ -11,6 +11,7 @@ use crate::context::environment::EXHAUSTED_PAUSE;
 use crate::context::signal::Signal;
 use crate::courier::{NotSent, OutboundRequest, ReceiverReply, body};
 use crate::delivery::lane_policy::gate;
+use crate::domain::last_attempt::status_text;
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DueKey, Endpoint, EndpointNumber, ErrorClass, Event, Hold, Next, Now,
     Position, Progress, Record, Timestamp, Verdict, attribute,
@@ -285,13 +286,6 @@ fn hold(endpoint: &Endpoint, verdict: Verdict, finished: Now) -> Option<Hold> {
 /// Whether the delivery is in its first retry series, without a manual retry, redrive or replay.
 fn is_first_series(progress: &Progress, event: &Event) -> bool {
     progress.series_started == event.first_due()
-}
-
-fn status_text(status: u16, location: Option<&str>) -> String {
-    match (status, location) {
-        (300..400, Some(target)) => format!("status {status}: redirects are not followed (to {target})"),
-        _ => format!("status {status}"),
-    }
 }
 
 fn report(

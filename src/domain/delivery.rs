@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::closed_list::closed_list;
+use super::last_attempt::erased_text;
 use super::{DisabledReason, EndpointNumber, Position, Timestamp};
 
 /// Identifies a delivery. An event has at most one delivery per endpoint.
@@ -259,10 +260,7 @@ impl Attempt {
     #[must_use]
     pub fn erased(&self) -> Self {
         let class = self.error.as_ref().map(|(class, _)| *class);
-        let text = match self.status {
-            Some(status) => format!("status {status}"),
-            None => "erased".to_owned(),
-        };
+        let text = erased_text(self.status);
         Self { error: class.map(|class| (class, text.into())), reply: Bytes::new(), ..self.clone() }
     }
 }

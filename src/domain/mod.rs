@@ -13,6 +13,7 @@ pub mod event_type;
 pub mod horizon;
 pub mod ids;
 pub mod key;
+pub mod last_attempt;
 pub mod lease;
 pub mod names;
 pub mod party;
@@ -20,6 +21,7 @@ pub mod quota;
 pub mod record;
 pub mod share;
 pub mod tenant;
+pub mod text;
 pub mod time;
 pub mod trace;
 pub mod transport;
@@ -43,6 +45,7 @@ pub use event_type::{Compatibility, TypeDefinition, TypeMigration, TypeVersion, 
 pub use horizon::Horizon;
 pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};
 pub use key::{ApiKey, Role};
+pub use last_attempt::{LastAttempt, LastFailure};
 pub use lease::{EndedLease, HeldLease, LeaseEnd, LeaseKey, TakenFrom, TakenMessage};
 pub use names::{
     ConsumerName, EventType, EventVersion, InvalidName, OrderingKey, Pattern, QueueName, SenderName,

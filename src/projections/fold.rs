@@ -16,8 +16,8 @@ use super::{Rows, consumers, dead, idempotency, pages, pending, reserved, retent
 use crate::domain::delivery::transition;
 use crate::domain::{
     ApiKey, ConsumerPlace, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DueKey, Endpoint,
-    EndpointNumber, Event, EventType, HeldLease, Horizon, KeyId, Ordering, Position, Progress, Record,
-    Reservation, TakenMessage, Tenant, Timestamp, Trigger,
+    EndpointNumber, Event, EventType, HeldLease, Horizon, KeyId, LastAttempt, Ordering, Position, Progress,
+    Record, Reservation, TakenMessage, Tenant, Timestamp, Trigger,
 };
 
 mod accept;
@@ -352,7 +352,12 @@ impl Step<'_> {
     fn detail(&self, delivery: DeliveryKey, row: &Row, due: Timestamp) -> Detail {
         let fresh = row.progress.attempts == 0 && row.progress.trigger == Trigger::Publish;
         let known = if fresh { None } else { pending::detail(self.rows, delivery) };
-        known.unwrap_or(Detail { due, last_status: None, progress: row.progress, attempts: Vec::new() })
+        known.unwrap_or(Detail {
+            due,
+            last: LastAttempt::default(),
+            progress: row.progress,
+            attempts: Vec::new(),
+        })
     }
 
     /// The detail of a delivery in its place.
@@ -400,7 +405,7 @@ impl Step<'_> {
             state,
             at,
             death,
-            last_status: detail.last_status,
+            last: detail.last.clone(),
             attempts_made: detail.progress.attempts,
             attempts: detail.attempts.clone(),
         };

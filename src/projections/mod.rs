@@ -38,6 +38,7 @@ pub mod fold;
 pub mod idempotency;
 
 pub mod lag;
+mod last_attempt;
 pub mod leases;
 pub mod pages;
 pub mod pending;

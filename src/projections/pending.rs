@@ -6,11 +6,14 @@
 
 use std::ops::ControlFlow;
 
+use super::last_attempt;
 use super::pages;
 use super::rows::{Key, Rows, after_prefix, endpoint_at, u64_at};
 use super::states::StatePlace;
-use crate::codec::{Malformed, Reader, put_u16, put_u64, put_varint};
-use crate::domain::{DeliveryKey, DueKey, EndpointNumber, Ordering, Position, Progress, Timestamp, Trigger};
+use crate::codec::{Malformed, Reader, put_u64, put_varint};
+use crate::domain::{
+    DeliveryKey, DueKey, EndpointNumber, LastAttempt, Ordering, Position, Progress, Timestamp, Trigger,
+};
 use crate::failpoints::{self, Bound};
 use crate::limits;
 
@@ -84,7 +87,7 @@ fn trigger(code: u8) -> Result<Trigger, Malformed> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Detail {
     pub due: Timestamp,
-    pub last_status: Option<u16>,
+    pub last: LastAttempt,
     pub progress: Progress,
     /// Positions of the attempts, oldest first.
     pub attempts: Vec<Position>,
@@ -94,7 +97,7 @@ impl Detail {
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(32 + 9 * self.attempts.len());
         put_varint(&mut out, self.due.millis());
-        put_u16(&mut out, self.last_status.unwrap_or(0));
+        last_attempt::put(&mut out, &self.last);
         put_positions(&mut out, &self.attempts);
         Row { progress: self.progress, order: None, place: StatePlace::Page }.encode(&mut out);
         out
@@ -103,10 +106,10 @@ impl Detail {
     fn decode(value: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(value);
         let due = Timestamp::from_millis(reader.get_varint()?);
-        let last_status = Some(reader.get_u16()?).filter(|status| *status != 0);
+        let last = last_attempt::get(&mut reader)?;
         let attempts = positions(&mut reader)?;
         let progress = Row::decode(&mut reader)?.progress;
-        Ok(Self { due, last_status, progress, attempts })
+        Ok(Self { due, last, progress, attempts })
     }
 }
 

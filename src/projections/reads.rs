@@ -9,8 +9,8 @@ use super::pages::{EventEntry, first_position, page_of};
 use super::states::{PageStates, StateEntry, StatePlace, state_of};
 use super::{Rows, dead, leases, pages, pending};
 use crate::domain::{
-    DeadReason, DeliveryKey, DeliveryState, EndpointNumber, EventType, HeldLease, Position, Progress,
-    StreamName, Tenant, Timestamp,
+    DeadReason, DeliveryKey, DeliveryState, EndpointNumber, EventType, HeldLease, LastAttempt, Position,
+    Progress, StreamName, Tenant, Timestamp,
 };
 use crate::failpoints::{self, Bound};
 use crate::limits;
@@ -97,7 +97,7 @@ pub struct DeliveryFacts {
     pub due: Option<Timestamp>,
     /// Set unless pending.
     pub settled_at: Option<Timestamp>,
-    pub last_status: Option<u16>,
+    pub last: LastAttempt,
     /// The last lease of a pending message. `due` is then its end.
     pub lease: Option<HeldLease>,
 }
@@ -118,7 +118,7 @@ fn delivery_facts(
         attempts: Vec::new(),
         due: Some(event.first_due),
         settled_at: None,
-        last_status: None,
+        last: LastAttempt::default(),
         lease: None,
     };
     match state.filter(|entry| entry.state != DeliveryState::Pending) {
@@ -128,14 +128,14 @@ fn delivery_facts(
             facts.attempts.clone_from(&entry.attempts);
             facts.due = None;
             facts.settled_at = Some(entry.at);
-            facts.last_status = entry.last_status;
+            facts.last.clone_from(&entry.last);
         }
         None => {
             if let Some(detail) = pending::detail(rows, key) {
                 facts.attempts_made = detail.progress.attempts;
                 facts.attempts = detail.attempts;
                 facts.due = Some(detail.due);
-                facts.last_status = detail.last_status;
+                facts.last = detail.last;
             }
             if let Some(lease) = leases::get(rows, key).map(|lease| lease.held()) {
                 facts.attempts_made = lease.progress.attempts;
@@ -476,7 +476,7 @@ mod tests {
                     state: DeliveryState::Delivered,
                     at,
                     death: Position(0),
-                    last_status: Some(200),
+                    last: LastAttempt { status: Some(200), failure: None },
                     attempts_made: 1,
                     attempts: Vec::new(),
                 };

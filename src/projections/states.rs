@@ -10,19 +10,22 @@ use std::cell::{Cell, OnceCell};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use super::last_attempt;
 use super::pages::{self, Blocks, EventEntry, Width, page_of, scan_entries};
 use super::pending::{positions, put_positions};
 use super::rows::{Key, Rows, after_prefix};
-use crate::codec::{Malformed, Reader, put_bytes, put_u16, put_varint};
-use crate::domain::{DeadReason, DeliveryKey, DeliveryState, EndpointNumber, Position, Timestamp};
+use crate::codec::{Malformed, Reader, put_bytes, put_varint};
+use crate::domain::{
+    DeadReason, DeliveryKey, DeliveryState, EndpointNumber, LastAttempt, Position, Timestamp,
+};
 use crate::limits;
 
 /// Deliveries per part of an event's states.
 const PART_DELIVERIES: u32 = 32;
 /// The first part of endpoints beside the targets.
 const PART_OF_OTHERS: u32 = 1 << 31;
-/// Largest entry: its numbers, and the differences of the positions of its attempts.
-const ENTRY_BYTES_MAX: usize = 64 + 10 * limits::ATTEMPTS_KEPT_MAX;
+/// Largest entry: its numbers, its last error, and the differences of the positions of its attempts.
+const ENTRY_BYTES_MAX: usize = 64 + limits::LAST_ERROR_BYTES_MAX + 10 * limits::ATTEMPTS_KEPT_MAX;
 const _: () = assert!(PART_DELIVERIES as usize * ENTRY_BYTES_MAX <= limits::STATE_VALUE_BYTES_MAX);
 const _: () = assert!(limits::EVENT_TARGETS_MAX < PART_OF_OTHERS as usize);
 
@@ -62,7 +65,7 @@ pub struct StateEntry {
     pub at: Timestamp,
     /// Position of the record of the death, for dead deliveries.
     pub death: Position,
-    pub last_status: Option<u16>,
+    pub last: LastAttempt,
     pub attempts_made: u32,
     /// Positions of the attempts, oldest first. Empty after a revival: then `P` has them.
     pub attempts: Vec<Position>,
@@ -77,7 +80,7 @@ impl StateEntry {
         rest.push(state_code(self.state));
         put_varint(&mut rest, self.at.millis());
         put_varint(&mut rest, self.death.0);
-        put_u16(&mut rest, self.last_status.unwrap_or(0));
+        last_attempt::put(&mut rest, &self.last);
         put_varint(&mut rest, u64::from(self.attempts_made));
         put_positions(&mut rest, &self.attempts);
         put_bytes(&mut out, &rest);
@@ -98,7 +101,7 @@ impl StateEntry {
             state: state(reader.get_u8()?)?,
             at: Timestamp::from_millis(reader.get_varint()?),
             death: Position(reader.get_varint()?),
-            last_status: Some(reader.get_u16()?).filter(|status| *status != 0),
+            last: last_attempt::get(reader)?,
             attempts_made: reader.get_varint_u32()?,
             attempts: positions(reader)?,
         })

@@ -4,6 +4,7 @@ use jsonschema::{Draft, PatternOptions, Validator};
 use serde_json::Value;
 
 use super::{cost, json};
+use crate::domain::text::truncated;
 use crate::limits;
 
 /// A difference between data and its schema.
@@ -102,11 +103,8 @@ impl Schema {
 
 /// Messages quote the data, which may be long.
 pub(super) fn shorten(text: &str) -> String {
-    let mut end = text.len().min(limits::ERROR_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    if end < text.len() { format!("{}…", &text[..end]) } else { text.to_owned() }
+    let start = truncated(text, limits::ERROR_BYTES_MAX);
+    if start.len() < text.len() { format!("{start}…") } else { text.to_owned() }
 }
 
 #[cfg(test)]

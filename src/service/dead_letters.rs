@@ -26,7 +26,7 @@ impl DeadLetters<'_> {
         let found = found.filter(|(facts, ..)| scope.covers_name(&facts.tenant));
         let Some((facts, reason, died_at)) = found else { return Ok(None) };
         let Some(event) = self.0.event_at(key.event).await? else { return Ok(None) };
-        let delivery = Deliveries(self.0).view(&event, &facts).await;
+        let delivery = Deliveries(self.0).view(&event, &facts);
         let letter = DeadLetterView { delivery, reason, died_at };
         let endpoint = self.0.outbox().endpoint(key.endpoint);
         let endpoint = endpoint.filter(|_| reason == DeadReason::Unconvertible);
@@ -62,7 +62,7 @@ impl DeadLetters<'_> {
         for (facts, reason, died_at) in page.items {
             if let Some(event) = self.0.event_at(facts.key.event).await? {
                 items.push(DeadLetterView {
-                    delivery: Deliveries(self.0).view(&event, &facts).await,
+                    delivery: Deliveries(self.0).view(&event, &facts),
                     reason,
                     died_at,
                 });

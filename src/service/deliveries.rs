@@ -35,7 +35,7 @@ impl Deliveries<'_> {
         // Another tenant's delivery is unknown before a journal read: no timing side channel.
         let Some(facts) = facts.filter(|facts| scope.covers_name(&facts.tenant)) else { return Ok(None) };
         let Some(event) = self.0.event_at(key.event).await? else { return Ok(None) };
-        let delivery = self.view(&event, &facts).await;
+        let delivery = self.view(&event, &facts);
         Ok(Some(DeliveryDetail { delivery, attempts: self.attempts(&facts).await }))
     }
 
@@ -60,17 +60,13 @@ impl Deliveries<'_> {
         let mut items = Vec::with_capacity(page.items.len());
         for facts in page.items {
             if let Some(event) = self.0.event_at(facts.key.event).await? {
-                items.push(self.view(&event, &facts).await);
+                items.push(self.view(&event, &facts));
             }
         }
         Ok(Page { items, next: page.next, as_of: page.as_of })
     }
 
-    pub(crate) async fn view(self, event: &Event, facts: &DeliveryFacts) -> DeliveryView {
-        let last_attempt = match facts.attempts.last() {
-            Some(position) if facts.state != DeliveryState::Delivered => self.0.attempt_at(*position).await,
-            Some(_) | None => None,
-        };
+    pub(crate) fn view(self, event: &Event, facts: &DeliveryFacts) -> DeliveryView {
         DeliveryView {
             key: facts.key,
             event_id: event.id.clone(),
@@ -82,8 +78,7 @@ impl Deliveries<'_> {
             attempts: facts.attempts_made,
             next_attempt_at: facts.due,
             settled_at: facts.settled_at,
-            last_status: facts.last_status,
-            last_attempt,
+            last: facts.last.clone(),
             is_erased: event.erased_at.is_some(),
         }
     }

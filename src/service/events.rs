@@ -194,7 +194,7 @@ impl Events<'_> {
         // Retention may have removed it since `find`.
         let known = move |state: &dyn ReadModel| state.knows(position).then(|| state.deliveries_of(position));
         let Some(facts) = self.0.outbox().read_of(Some(&event.tenant), known).await? else { return Ok(None) };
-        Ok(Some(self.view(position, event, facts).await))
+        Ok(Some(self.view(position, event, facts)))
     }
 
     /// As [`Self::get`], but waits until the event's status is final, for at most `wait`, and not
@@ -315,17 +315,9 @@ impl Events<'_> {
         found.map_err(|error| Unavailable::Failed(error.to_string().into()))
     }
 
-    pub(crate) async fn view(
-        self,
-        position: Position,
-        event: Arc<Event>,
-        facts: Vec<DeliveryFacts>,
-    ) -> EventView {
+    pub(crate) fn view(self, position: Position, event: Arc<Event>, facts: Vec<DeliveryFacts>) -> EventView {
         let status = event_status(facts.iter().map(|facts| facts.state)).as_str();
-        let mut deliveries = Vec::with_capacity(facts.len());
-        for facts in &facts {
-            deliveries.push(Deliveries(self.0).view(&event, facts).await);
-        }
+        let deliveries = facts.iter().map(|facts| Deliveries(self.0).view(&event, facts)).collect();
         EventView { event, position, status, deliveries }
     }
 
@@ -354,7 +346,7 @@ impl Events<'_> {
         for (number, (position, facts)) in page.items.into_iter().enumerate() {
             if let Some(event) = self.0.event_at(position).await? {
                 bytes += event_bytes(&event);
-                items.push(self.view(position, event, facts).await);
+                items.push(self.view(position, event, facts));
             }
             if bytes >= failpoints::bound(Bound::PageBytes, limits::PAGE_BYTES_TARGET) && number + 1 < last {
                 next = Some(Cursor::at(position));

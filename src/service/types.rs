@@ -21,8 +21,8 @@ pub use crate::schemas::{DefinitionError, RegisteredType, TypeRefusal, Violation
 
 use crate::domain::closed_list::closed_list;
 use crate::domain::{
-    Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointId, Event, EventId, EventType, OnDisk, Party,
-    Position, QueueName, Tenant, Timestamp, WorkerName,
+    Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointId, Event, EventId, EventType, LastAttempt,
+    OnDisk, Party, Position, QueueName, Tenant, Timestamp, WorkerName,
 };
 
 /// The tenant that a caller may see; `None` is all tenants. Hides other tenants' items.
@@ -140,9 +140,8 @@ pub struct DeliveryView {
     pub next_attempt_at: Option<Timestamp>,
     /// When a delivery that is not pending ended.
     pub settled_at: Option<Timestamp>,
-    pub last_status: Option<u16>,
-    /// The last attempt, unless the delivery is delivered. The API decides how much of it to show.
-    pub last_attempt: Option<Arc<Attempt>>,
+    /// The API decides how much of it to show.
+    pub last: LastAttempt,
     /// The event's content was erased: the delivery cannot be retried.
     pub is_erased: bool,
 }

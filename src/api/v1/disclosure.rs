@@ -9,7 +9,7 @@
 use std::borrow::Cow;
 
 use crate::api::http::auth::Audience;
-use crate::domain::{Asked, Attempt, ClosedList, ErrorClass, Network};
+use crate::domain::{Asked, Attempt, ClosedList, ErrorClass, LastAttempt, Network};
 use crate::rules::handshake::AGREED;
 
 /// The class that tenants see for an internal failure without a reply.
@@ -59,8 +59,24 @@ impl Failure<'_> {
 #[must_use]
 pub fn failure(attempt: &Attempt, audience: Audience) -> Option<Failure<'_>> {
     let (class, text) = attempt.error.as_ref()?;
+    Some(shown((*class, text), attempt.network, attempt.status, audience))
+}
+
+/// The failure of a delivery's last attempt; `None` for a success.
+#[must_use]
+pub fn last_failure(last: &LastAttempt, audience: Audience) -> Option<Failure<'_>> {
+    let failure = last.failure.as_ref()?;
+    Some(shown((failure.class, &failure.text), failure.network, last.status, audience))
+}
+
+fn shown(
+    (class, text): (ErrorClass, &str),
+    network: Network,
+    status: Option<u16>,
+    audience: Audience,
+) -> Failure<'_> {
     let full = Failure { class: class.as_str(), text: Cow::Borrowed(text) };
-    Some(match (audience, class, attempt.network, attempt.status) {
+    match (audience, class, network, status) {
         (Audience::Operator, ..) => full,
         (Audience::Tenant, ErrorClass::Dns, ..) => Failure { text: UNRESOLVED.into(), ..full },
         (Audience::Tenant, _, Network::Public, _) => full,
@@ -70,7 +86,7 @@ pub fn failure(attempt: &Attempt, audience: Audience) -> Option<Failure<'_>> {
         (Audience::Tenant, _, Network::Internal, None) => {
             Failure { class: NO_REPLY_CLASS, text: NO_REPLY.into() }
         }
-    })
+    }
 }
 
 /// The reply's body as text.

@@ -14,8 +14,8 @@ use bytes::Bytes;
 
 use crate::domain::{
     Attempt, Consumer, ConsumerKey, ConsumerPlace, DeliveryKey, DeliveryState, DueKey, EndpointNumber,
-    EndpointStatus, Event, EventType, EventVersion, Horizon, KeyId, Next, Ordering, Position, Progress,
-    Record, Reservation, StreamName, Tenant, Timestamp, Trigger,
+    EndpointStatus, Event, EventType, EventVersion, Horizon, KeyId, LastAttempt, Next, Ordering, Position,
+    Progress, Record, Reservation, StreamName, Tenant, Timestamp, Trigger,
 };
 use crate::limits;
 use crate::outbox::conformance::consumers::{self, ConsumerModel};
@@ -67,7 +67,8 @@ pub(crate) struct Delivery {
     pub(crate) due: Timestamp,
     pub(crate) progress: Progress,
     pub(crate) attempts: Vec<Position>,
-    pub(crate) last_status: Option<u16>,
+    /// The last attempt.
+    pub(crate) last: Option<Arc<Attempt>>,
     /// Time of its end, and the record that ended it.
     pub(crate) settled: Option<(Timestamp, Position)>,
     /// Its ordering queue.
@@ -92,6 +93,16 @@ struct Health {
     holds: Vec<(Timestamp, Position)>,
     /// The endpoint's last change: when, and to what status.
     changed: Option<(Timestamp, EndpointStatus)>,
+}
+
+fn erase_attempt(attempt: &Attempt) -> Attempt {
+    let mut attempt = attempt.clone();
+    attempt.reply = Bytes::new();
+    if let Some((_, text)) = &mut attempt.error {
+        let status = attempt.status.map(|status| format!("status {status}").into());
+        *text = status.unwrap_or_else(|| "erased".into());
+    }
+    attempt
 }
 
 /// The oracle. See the module.
@@ -230,14 +241,7 @@ impl Oracle {
         match record {
             Record::EventAccepted(event) => Record::EventAccepted(erased(&position).unwrap_or(event).clone()),
             Record::AttemptFinished { delivery, due, attempt } if erased(&delivery.event).is_some() => {
-                let mut attempt = Attempt::clone(attempt);
-                attempt.reply = Bytes::new();
-                if let Some((_, text)) = &mut attempt.error {
-                    *text = attempt
-                        .status
-                        .map_or_else(|| "erased".into(), |status| format!("status {status}").into());
-                }
-                let (delivery, due, attempt) = (*delivery, *due, Arc::new(attempt));
+                let (delivery, due, attempt) = (*delivery, *due, Arc::new(erase_attempt(attempt)));
                 Record::AttemptFinished { delivery, due, attempt }
             }
             other => other.clone(),
@@ -308,13 +312,13 @@ impl Oracle {
         due: Timestamp,
         progress: Progress,
         attempts: Vec<Position>,
-        last_status: Option<u16>,
+        last: Option<Arc<Attempt>>,
     ) {
         let queue = self.queue(key);
         let sendable = queue.as_ref().is_none_or(|queue| self.queued(key.endpoint, queue).next().is_none());
         let state = DeliveryState::Pending;
         let settled = None;
-        let delivery = Delivery { state, due, progress, attempts, last_status, settled, queue, sendable };
+        let delivery = Delivery { state, due, progress, attempts, last, settled, queue, sendable };
         self.deliveries.insert(key, delivery);
     }
 
@@ -332,7 +336,7 @@ impl Oracle {
         }
         let Some(known) = self.deliveries.get_mut(&key) else { return };
         known.progress.attempts += 1;
-        known.last_status = attempt.status;
+        known.last = Some(attempt.clone());
         known.attempts.push(position);
         let surplus = known.attempts.len().saturating_sub(limits::ATTEMPTS_KEPT_MAX);
         known.attempts.drain(..surplus);
@@ -396,7 +400,7 @@ impl Oracle {
         let known = self.deliveries.get(&key).filter(|known| known.state == DeliveryState::Pending).cloned();
         if let Some(known) = known.filter(|known| known.queue != self.queue(key)) {
             self.leave_queue(key);
-            self.add(key, known.due, known.progress, known.attempts, known.last_status);
+            self.add(key, known.due, known.progress, known.attempts, known.last);
         }
     }
 
@@ -420,7 +424,7 @@ impl Oracle {
                     (known.due, known.progress) = (at, progress);
                 }
             }
-            Some(known) => self.add(key, at, progress, known.attempts, known.last_status),
+            Some(known) => self.add(key, at, progress, known.attempts, known.last),
             None => self.add(key, at, progress, Vec::new(), None),
         }
     }
@@ -490,9 +494,18 @@ impl Oracle {
             attempts: known.attempts.clone(),
             due: is_pending.then_some(known.due),
             settled_at: known.settled.map(|(at, _)| at).filter(|_| !is_pending),
-            last_status: known.last_status,
+            last: self.last_attempt(key, known),
             lease: None,
         }
+    }
+
+    /// The last attempt as a read of its record shows it, without the target of a redirect.
+    fn last_attempt(&self, key: DeliveryKey, known: &Delivery) -> LastAttempt {
+        let Some(attempt) = &known.last else { return LastAttempt::default() };
+        if self.events[&key.event].erased_at.is_some() {
+            return LastAttempt::of(&erase_attempt(attempt));
+        }
+        LastAttempt::of(attempt)
     }
 
     fn letters(&self) -> Vec<Letter> {

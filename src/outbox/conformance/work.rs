@@ -11,6 +11,7 @@ use super::compare::{Moment, compare};
 use super::memory::MemoryStore;
 use super::outcomes::{brief, chooses_no_id, is_same, kind};
 use super::{End, Store};
+use crate::domain::last_attempt::status_text;
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, DisabledReason, Endpoint, EndpointNumber,
     EndpointStatus, ErrorClass, EventId, Expected, Hold, Idempotency, Next, Ordering, Position, RateLimit,
@@ -366,13 +367,18 @@ impl<S: Store> Work<S> {
             8 => Next::Dead(DeadReason::AttemptsExhausted),
             _ => Next::Dead(DeadReason::Gone),
         };
-        let error = (next != Next::Delivered).then(|| (ErrorClass::Status, "status 500".into()));
+        let failure = self.random.choice([None, Some(500), Some(302)]).expect("three");
+        let text = match failure {
+            None => (ErrorClass::Timeout, "no reply within 5 s".into()),
+            Some(status) => (ErrorClass::Status, status_text(status, Some("http://a.example/")).into()),
+        };
+        let error = (next != Next::Delivered).then_some(text);
         let attempt = Attempt {
             number: known.progress.attempts + 1,
             trigger: known.progress.trigger,
             started_at: self.now,
             duration,
-            status: if error.is_some() { self.random.choice([None, Some(500)]).flatten() } else { Some(200) },
+            status: if error.is_some() { failure } else { Some(200) },
             error,
             reply: Bytes::from_static(b"reply"),
             network: Default::default(),

@@ -4,12 +4,12 @@ use super::places::{Place, PlaceKind};
 use super::{LaneChange, PENDING, Step};
 use crate::domain::delivery::transition;
 use crate::domain::{
-    Attempt, DeliveryChange, DeliveryKey, DeliveryState, DueKey, EndpointNumber, Next, Position, Timestamp,
-    Trigger,
+    Attempt, DeliveryChange, DeliveryKey, DeliveryState, DueKey, EndpointNumber, LastAttempt, Next, Position,
+    Timestamp, Trigger,
 };
 use crate::limits;
 use crate::projections::failing::Failing;
-use crate::projections::pending;
+use crate::projections::{pages, pending};
 
 impl Step<'_> {
     /// Adds an attempt to its delivery. If the delivery moved or ended during the attempt, only a
@@ -34,7 +34,7 @@ impl Step<'_> {
 
     fn finish_pending(&mut self, delivery: DeliveryKey, due: Timestamp, attempt: &Attempt, place: &Place) {
         let mut detail = self.detail(delivery, &place.row, place.due);
-        detail.last_status = attempt.status;
+        detail.last = LastAttempt::of(attempt);
         detail.progress.attempts += 1;
         push_attempt(&mut detail.attempts, self.position);
         let finished_at = attempt.started_at.plus(attempt.duration);
@@ -69,7 +69,10 @@ impl Step<'_> {
         if entry.state == DeliveryState::Pending {
             return;
         }
-        entry.last_status = attempt.status;
+        let event = pages::event(self.rows, delivery.event);
+        let is_erased = event.is_some_and(|event| event.erased_at.is_some());
+        let last = LastAttempt::of(attempt);
+        entry.last = if is_erased { last.erased() } else { last };
         entry.attempts_made += 1;
         push_attempt(&mut entry.attempts, self.position);
         if let Some(state) = transition(Some(entry.state), DeliveryChange::Attempted(attempt.next)) {

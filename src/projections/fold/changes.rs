@@ -3,7 +3,9 @@
 use super::places::PlaceKind;
 use super::{PENDING, Step};
 use crate::domain::delivery::transition;
-use crate::domain::{DeliveryChange, DeliveryKey, DeliveryState, Position, Progress, Timestamp, Trigger};
+use crate::domain::{
+    DeliveryChange, DeliveryKey, DeliveryState, LastAttempt, Position, Progress, Timestamp, Trigger,
+};
 use crate::failpoints::{self, Mutation};
 use crate::projections::leases::LeaseRow;
 use crate::projections::pending::{self, Detail, Row};
@@ -60,11 +62,11 @@ impl Step<'_> {
         let progress = Progress::begin(attempts_made, at, trigger);
         let detail = Detail {
             due: at,
-            last_status: before.as_ref().and_then(|entry| entry.last_status),
+            last: before.as_ref().map(|entry| entry.last.clone()).unwrap_or_default(),
             progress,
             attempts: before.map(|entry| entry.attempts).unwrap_or_default(),
         };
-        let empty = Detail { attempts: Vec::new(), ..detail };
+        let empty = Detail { last: LastAttempt::default(), attempts: Vec::new(), ..detail };
         self.settle(delivery, place, from, change, at, &empty);
         pending::put_detail(self.rows, delivery, &detail);
         let order = self.queue_for(delivery.endpoint, event.order);

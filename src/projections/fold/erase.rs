@@ -1,9 +1,13 @@
 //! Erasure of an event's content.
 
 use super::Step;
-use crate::domain::{Event, Position, Timestamp};
+#[cfg(doc)]
+use crate::domain::Attempt;
+use crate::domain::{DeliveryKey, DeliveryState, Event, Position, Timestamp};
 use crate::projections::erasures;
-use crate::projections::pages::{self, EventEntry};
+use crate::projections::pages::{self, EventEntry, page_of};
+use crate::projections::pending::{self, Detail};
+use crate::projections::states::{PageStates, StateEntry, StatePlace};
 
 impl Step<'_> {
     /// Marks an event as erased. Its deliveries end by records of the same commit. An event whose
@@ -16,6 +20,7 @@ impl Step<'_> {
         // Also without an entry: the journal may still have the replies to the event's attempts.
         erasures::put(self.rows, event, at);
         let Some(entry) = entry else { return };
+        self.erase_errors(&entry);
         let bytes = Event::erased_bytes(pages::targets(self.rows, &entry).len());
         if let Ok(tenant) = entry.tenant.parse() {
             let usage = self.usage(&tenant);
@@ -23,5 +28,28 @@ impl Step<'_> {
         }
         let entry = EventEntry { bytes, erased_at: Some(at), ..entry };
         self.fold.blocks.add_event(self.rows, self.fold.checkpoint, &entry);
+    }
+
+    /// Erases the error texts in the rows of an event's deliveries, as [`Attempt::erased`] does in
+    /// the records: a rebuild from the erased records gives the same rows.
+    fn erase_errors(&mut self, event: &EventEntry) {
+        let deliveries = PageStates::new(self.rows, page_of(event.position)).deliveries(event);
+        for (endpoint, state) in deliveries {
+            let delivery = DeliveryKey { event: event.position, endpoint };
+            match state.filter(|entry| entry.state != DeliveryState::Pending) {
+                Some(entry) if entry.last != entry.last.erased() => {
+                    let (place, _) = StatePlace::find(self.rows, event, endpoint);
+                    self.put_state(place, &StateEntry { last: entry.last.erased(), ..entry });
+                }
+                Some(_) => {}
+                None => {
+                    let detail = pending::detail(self.rows, delivery);
+                    if let Some(detail) = detail.filter(|detail| detail.last != detail.last.erased()) {
+                        let detail = Detail { last: detail.last.erased(), ..detail };
+                        pending::put_detail(self.rows, delivery, &detail);
+                    }
+                }
+            }
+        }
     }
 }

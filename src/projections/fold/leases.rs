@@ -8,8 +8,8 @@ use super::places::{Place, PlaceKind};
 use super::{LaneChange, PENDING, Step};
 use crate::domain::delivery::transition;
 use crate::domain::{
-    DeliveryChange, DeliveryKey, DeliveryState, DueKey, EndedLease, EndpointNumber, LeaseEnd, LeaseKey, Next,
-    Position, TakenFrom, TakenMessage, Timestamp, Trigger,
+    DeliveryChange, DeliveryKey, DeliveryState, DueKey, EndedLease, EndpointNumber, LastAttempt, LeaseEnd,
+    LeaseKey, Next, Position, TakenFrom, TakenMessage, Timestamp, Trigger,
 };
 use crate::failpoints::{self, Mutation};
 use crate::projections::leases::LeaseRow;
@@ -76,7 +76,7 @@ impl Step<'_> {
         if !lease.is_released {
             push_attempt(&mut attempts, lease.position);
         }
-        Detail { due: lease.until, last_status: None, progress: lease.row.progress, attempts }
+        Detail { due: lease.until, last: LastAttempt::default(), progress: lease.row.progress, attempts }
     }
 
     /// Counts a lease that ends as an attempt.

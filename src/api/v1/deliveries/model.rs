@@ -9,7 +9,7 @@ use crate::api::text::{Span, Time, Word};
 use crate::api::v1::disclosure::{self, ShownClass};
 use crate::context::responses::{Answer, Keyed};
 use crate::domain::{
-    Attempt, DeadReason, DeliveryId, DeliveryState, DeliveryStatus, ErrorClass, Idempotency, Next, Trigger,
+    Attempt, DeadReason, DeliveryId, DeliveryState, DeliveryStatus, Idempotency, Next, Trigger,
 };
 use crate::service::types::{
     DeliveryDetail, DeliveryView, Destination, DestinationKind, HistoryEntry, LeaseOutcome, PastLease,
@@ -40,14 +40,16 @@ pub struct DeliveryBody {
     /// When the delivery left the status `pending`.
     pub settled_at: Option<Time>,
     pub last_status_code: Option<u16>,
-    /// `errorClass` and `error` of the last attempt.
+    /// `errorClass` and `error` of the last attempt: the first 200 bytes, without the target of a
+    /// redirect. Null once delivered.
     pub last_error: Option<String>,
 }
 
 impl DeliveryBody {
     #[must_use]
     pub fn new(view: &DeliveryView, audience: Audience) -> Self {
-        let failure = view.last_attempt.as_deref().and_then(|last| disclosure::failure(last, audience));
+        let is_shown = view.state != DeliveryState::Delivered;
+        let failure = disclosure::last_failure(&view.last, audience).filter(|_| is_shown);
         let reason = match view.state {
             DeliveryState::Dead(reason) => Some(reason.as_str()),
             DeliveryState::Pending
@@ -71,22 +73,15 @@ impl DeliveryBody {
             attempt_count: view.attempts,
             next_attempt_at: view.next_attempt_at.map(Time),
             settled_at: view.settled_at.map(Time),
-            last_status_code: view.last_status,
+            last_status_code: view.last.status,
             last_error: failure.map(|failure| failure.line()),
         }
     }
 
-    /// The response to a change. It is stored for repeated requests, so it has no text from a
-    /// receiver, which may repeat the content of an erased event: the target of a redirect.
+    /// The response to a change.
     #[must_use]
     pub fn response<const STATUS: u16>(view: &DeliveryView, audience: Audience) -> Success<STATUS, Self> {
-        let mut body = Self::new(view, audience);
-        if let Some(last) = &view.last_attempt
-            && let (Some((ErrorClass::Status, _)), Some(status)) = (&last.error, last.status)
-        {
-            body.last_error = Some(format!("status {status}"));
-        }
-        Success::new(&body)
+        Success::new(&Self::new(view, audience))
     }
 
     /// The key of a request whose response is a delivery; `None` without a key.
