@@ -25,7 +25,7 @@ use crate::delivery::lane_policy::{config, policy};
 use crate::delivery::payload_cache::Payloads;
 use crate::delivery::stalls::StallLog;
 use crate::domain::{Endpoint, EndpointNumber, Now, Ordering, Position, Record};
-use crate::lanes::{Action, Backlog, LanePolicy, Lanes, Promises};
+use crate::lanes::{Action, Backlog, LanePolicy, Lanes, Promises, SendHold};
 use crate::metrics::BackgroundJob;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::unit::Unit;
@@ -187,8 +187,9 @@ impl Dispatcher {
             if let Health::Failed(reason) = health {
                 return Err(Unavailable::Failed(reason));
             }
-            self.lanes.hold(self.is_held());
-            self.desk.lanes.hold(self.is_held());
+            let hold = self.hold();
+            self.lanes.hold(hold);
+            self.desk.lanes.hold(hold);
         }
         self.context.waits().end();
         self.drain(drain, run).await;
@@ -197,9 +198,17 @@ impl Dispatcher {
 
     /// Whether sending is on hold, because an outcome could not be recorded.
     fn is_held(&self) -> bool {
-        self.draining
-            || self.context.outbox().is_outcome_queue_full()
-            || *self.health.borrow() != Health::Good
+        self.hold() != SendHold::None
+    }
+
+    fn hold(&self) -> SendHold {
+        if self.draining {
+            SendHold::Shutdown
+        } else if self.context.outbox().is_outcome_queue_full() || *self.health.borrow() != Health::Good {
+            SendHold::StoreFull
+        } else {
+            SendHold::None
+        }
     }
 
     /// Creates the lanes of the existing endpoints.

@@ -175,11 +175,6 @@ impl Lane {
         self.policy.rate.is_some() && self.reserving.is_requested()
     }
 
-    /// Whether the next request needs another durable reservation.
-    pub(super) fn lacks_reservation(&self, now: Now) -> bool {
-        self.rate().is_some_and(|rate| !rate.is_reserved(now))
-    }
-
     /// Queue end for the lane: the front if it spent its turn on a reservation.
     pub(super) fn queue_end(&self) -> QueueEnd {
         if self.reserving.is_durable() { QueueEnd::Front } else { QueueEnd::Back }

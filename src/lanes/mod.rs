@@ -41,7 +41,7 @@ pub use circuit::{BreakerConfig, CircuitState};
 use host::{HostQueueState, Hosts, QueueEnd};
 use lane::Lane;
 use line::TenantLine;
-pub use report::{LaneReport, LanesSummary, WaitReason, with_order};
+pub use report::{LaneReport, LanesSummary, SendHold, WaitReason, with_order};
 use tenants::{TenantNumber, Tenants};
 
 /// The part of an endpoint's policy that its lane needs.
@@ -158,7 +158,7 @@ pub struct Lanes {
     asleep: BTreeSet<(Duration, EndpointNumber)>,
     /// Wall-clock time at monotonic zero, at the last check.
     origin: Timestamp,
-    held: bool,
+    hold: SendHold,
     #[cfg(test)]
     audit: audit::TurnAudit,
     /// Total time that lanes waited for their rate, since [`Lanes::take_rate_waited`].
@@ -182,7 +182,7 @@ impl Lanes {
             offered: Vec::new(),
             asleep: BTreeSet::new(),
             origin: Timestamp::ZERO,
-            held: false,
+            hold: SendHold::None,
             #[cfg(test)]
             audit: audit::TurnAudit::default(),
             rate_waited: Duration::ZERO,
@@ -198,9 +198,9 @@ impl Lanes {
         }
     }
 
-    /// Stops or resumes sending, for a failed store or a shutdown.
-    pub fn hold(&mut self, held: bool) {
-        self.held = held;
+    /// Stops or resumes sending.
+    pub fn hold(&mut self, hold: SendHold) {
+        self.hold = hold;
     }
 
     /// Creates a lane or changes its policy. Opening the gate or changing the host of an open lane
@@ -376,12 +376,14 @@ impl Lanes {
         let mut report = lane.explain(now);
         let is_admitted = self.lines[lane.tenant.0].admit(lane, self.room(lane.tenant));
         let full = !is_admitted || self.hosts.is_full(lane.host());
+        // A full store answers no refill, and takes no reservation.
+        let waits_for_store = report.reason.is_none() && (lane.has_due(now) || report.more_on_disk)
+            || report.reason == Some(WaitReason::Rate) && lane.awaits_reservation();
+        if self.hold == SendHold::StoreFull && waits_for_store {
+            report.reason = Some(WaitReason::StoreFull);
+        }
         if report.reason.is_none() && lane.has_due(now) && full {
             report.reason = Some(WaitReason::GlobalLimit);
-        }
-        // No reservation can be written while sending is on hold.
-        if report.reason.is_none() && self.held && lane.has_due(now) && lane.lacks_reservation(now) {
-            report.reason = Some(WaitReason::Rate);
         }
         Some(report)
     }

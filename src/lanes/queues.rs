@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use super::queue::{QueueAction, QueueLane, QueuePolicy, QueueReport};
-use super::{Backlog, CLOCK_STEP};
+use super::{Backlog, CLOCK_STEP, SendHold, WaitReason};
 use crate::domain::{EndpointNumber, Now, Timestamp};
 use crate::limits;
 
@@ -26,14 +26,14 @@ pub struct QueueLanes {
     claimed: usize,
     /// Wall-clock time at monotonic zero, at the last check.
     origin: Timestamp,
-    is_held: bool,
+    hold: SendHold,
 }
 
 impl QueueLanes {
-    /// Stops or resumes leasing, for a failed store or a shutdown.
-    pub fn hold(&mut self, is_held: bool) {
-        if self.is_held != is_held {
-            self.is_held = is_held;
+    /// Stops or resumes leasing.
+    pub fn hold(&mut self, hold: SendHold) {
+        if self.hold != hold {
+            self.hold = hold;
             self.wake_all();
         }
     }
@@ -107,7 +107,7 @@ impl QueueLanes {
         while let Some(queue) = self.ready.pop_front() {
             let Some(entry) = self.queues.get_mut(&queue).filter(|entry| entry.is_ready) else { continue };
             entry.is_ready = false;
-            let left = (!self.is_held).then(|| limits::LEASES_MAX.saturating_sub(self.claimed));
+            let left = (self.hold == SendHold::None).then(|| limits::LEASES_MAX.saturating_sub(self.claimed));
             let before = entry.lane.claimed();
             let action = entry.lane.next_action(left, now);
             self.claimed = self.claimed - before + entry.lane.claimed();
@@ -129,15 +129,24 @@ impl QueueLanes {
         self.asleep.first().map(|(until, _)| until.saturating_sub(now.monotonic))
     }
 
+    fn report_of(&self, lane: &QueueLane, now: Now) -> QueueReport {
+        let report = lane.report(now);
+        let has_due = report.returned > 0 || report.next_due.is_some_and(|due| due <= now.wall);
+        if self.hold == SendHold::StoreFull && report.reason.is_none() && has_due {
+            return QueueReport { reason: Some(WaitReason::StoreFull), ..report };
+        }
+        report
+    }
+
     /// `None`: no such queue.
     #[must_use]
     pub fn report(&self, queue: EndpointNumber, now: Now) -> Option<QueueReport> {
-        self.queues.get(&queue).map(|entry| entry.lane.report(now))
+        self.queues.get(&queue).map(|entry| self.report_of(&entry.lane, now))
     }
 
     /// Reports of all queues.
     pub fn reports(&self, now: Now) -> impl Iterator<Item = QueueReport> + '_ {
-        self.queues.values().map(move |entry| entry.lane.report(now))
+        self.queues.values().map(move |entry| self.report_of(&entry.lane, now))
     }
 
     /// The queues by number.

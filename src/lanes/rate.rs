@@ -165,11 +165,6 @@ impl Rate {
         }
     }
 
-    /// Whether the durable reservation covers a request now.
-    pub(super) fn is_reserved(&self, now: Now) -> bool {
-        self.full_at().max(now.monotonic) + interval(&self.limit) <= self.reserved
-    }
-
     pub(super) fn on_reserved(&mut self, full_at: Timestamp, now: Now) {
         let until = now.monotonic + full_at.since(now.wall);
         self.reserved = self.reserved.max(until.saturating_sub(Duration::from_millis(1)));

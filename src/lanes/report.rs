@@ -22,7 +22,20 @@ closed_list! {
         NoWorker => "noWorker",
         /// The queue has its maximum number of messages under lease.
         LeaseLimit => "leaseLimit",
+        /// The disk or the queue of uncommitted outcomes is full.
+        StoreFull => "storeFull",
     }
+}
+
+/// Why all lanes send nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SendHold {
+    /// They may send.
+    #[default]
+    None,
+    /// The store takes no further outcomes: the disk or the queue of outcomes is full.
+    StoreFull,
+    Shutdown,
 }
 
 /// Adds the reason `Ordering` if deliveries wait `behind` others of their order. Lanes do not see

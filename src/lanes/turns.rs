@@ -4,7 +4,7 @@ use super::host::{HostQueueState, QueueEnd};
 use super::lane::{Readiness, SendDecision};
 use super::line::SlotRoom;
 use super::tenants::{TenantNumber, TurnSearch};
-use super::{Action, Lanes, Polled, WaitReason};
+use super::{Action, Lanes, Polled, SendHold, WaitReason};
 use crate::domain::{EndpointNumber, Now};
 
 impl Lanes {
@@ -12,7 +12,7 @@ impl Lanes {
     #[must_use]
     pub fn next_action(&mut self, now: Now) -> Option<Action> {
         self.wake_due_lanes(now);
-        if self.held {
+        if self.hold != SendHold::None {
             return None;
         }
         let action = loop {

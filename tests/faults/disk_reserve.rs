@@ -89,15 +89,15 @@ async fn space_that_returns_is_used_at_once() {
     daemon.until_ready().await;
 }
 
-/// Fills the disk before an event of a rate-limited endpoint is due. Returns whether it did in
-/// time.
-async fn shows_the_rate(lead: Duration) -> Option<bool> {
+/// Fills the disk before an event of an endpoint is due. Returns whether it did in time.
+async fn shows_the_full_store(lead: Duration, endpoint: &Value) -> Option<bool> {
     let below = tempfile::tempdir().unwrap();
     let small = SmallVolume::mount(below.path().join("small"))?;
     let receiver = Receiver::status(200).await;
     let daemon = Daemon::start(&small.0.join("data")).await;
-    let endpoint = json!({"url": receiver.url, "rateLimit": {"limit": 1, "per": "1s"}}).to_string();
-    let endpoint = daemon.post("/endpoints", &endpoint).await;
+    let mut endpoint = endpoint.clone();
+    endpoint["url"] = json!(receiver.url);
+    let endpoint = daemon.post("/endpoints", &endpoint.to_string()).await;
     let path = format!("/endpoints/{}/lane", endpoint["id"].as_str().unwrap());
     let due = std::time::SystemTime::now() + lead;
     let due = humantime(due);
@@ -119,8 +119,9 @@ async fn shows_the_rate(lead: Duration) -> Option<bool> {
     if receiver.count() > 0 {
         return Some(false);
     }
-    assert_eq!(lane["reason"], "rate", "{lane}");
+    assert_eq!(lane["reason"], "storeFull", "{lane}");
     assert_eq!(lane["pending"], 1, "{lane}");
+    daemon.until_metric("balto_lanes", "reason=\"storeFull\"", |lanes| lanes == 1.0).await;
     fs::remove_file(ballast).unwrap();
     receiver.until(1).await;
     let event = format!("/events/{}", event["id"].as_str().unwrap());
@@ -137,13 +138,16 @@ fn humantime(at: std::time::SystemTime) -> String {
 }
 
 #[tokio::test]
-async fn rate_limited_lane_on_a_full_disk_says_so() {
-    for lead in [4, 8, 16, 32] {
-        match shows_the_rate(Duration::from_secs(lead)).await {
-            None => return say(SKIPPED),
-            Some(true) => return,
-            Some(false) => say(&format!("the disk was full too late for a lead of {lead} s")),
+async fn lane_on_a_full_disk_says_so_with_and_without_a_rate() {
+    for endpoint in [json!({}), json!({"rateLimit": {"limit": 1, "per": "1s"}})] {
+        let mut leads = [4, 8, 16, 32].into_iter();
+        loop {
+            let lead = leads.next().expect("the disk is always full too late");
+            match shows_the_full_store(Duration::from_secs(lead), &endpoint).await {
+                None => return say(SKIPPED),
+                Some(true) => break,
+                Some(false) => say(&format!("the disk was full too late for a lead of {lead} s")),
+            }
         }
     }
-    panic!("the disk is always full too late");
 }

@@ -300,6 +300,7 @@ fn waiting(reason: WaitReason) -> &'static str {
         WaitReason::AddressLimit => "the receiver's address has as many requests as it may",
         WaitReason::NoWorker => "no worker asks the queue for messages",
         WaitReason::LeaseLimit => "the queue has `maxLeased` messages under lease",
+        WaitReason::StoreFull => "the disk is full, or too many outcomes are not yet committed",
     }
 }
 

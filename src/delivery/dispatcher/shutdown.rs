@@ -8,14 +8,15 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::context::signal::Signal;
+use crate::lanes::SendHold;
 
 use super::{Dispatcher, Run, TICK_INTERVAL, log_panic};
 
 impl Dispatcher {
     pub(super) async fn drain(&mut self, limit: Duration, mut run: watch::Receiver<Run>) {
         self.draining = true;
-        self.lanes.hold(true);
-        self.desk.lanes.hold(true);
+        self.lanes.hold(SendHold::Shutdown);
+        self.desk.lanes.hold(SendHold::Shutdown);
         self.end_receives();
         // The next start repeats these jobs.
         self.reorder_jobs.values().chain(&self.reorder_all_job).for_each(AbortHandle::abort);

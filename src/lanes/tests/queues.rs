@@ -191,10 +191,11 @@ fn queues_take_turns_and_share_the_limit_of_leases() {
     }
     let order: Vec<_> = std::iter::from_fn(|| lanes.next_action(at(0))).map(|(queue, _)| queue).collect();
     assert_eq!(order, [ONE, TWO, ONE, TWO]);
-    lanes.hold(true);
+    lanes.hold(SendHold::StoreFull);
     lanes.with(ONE, |lane| lane.on_receive(WaiterNumber(99), 1, at(0)));
     assert_eq!(lanes.next_action(at(0)), None, "nothing is leased while it cannot be recorded");
-    lanes.hold(false);
+    assert_eq!(lanes.report(ONE, at(0)).unwrap().reason, Some(WaitReason::StoreFull));
+    lanes.hold(SendHold::None);
     assert!(lanes.next_action(at(0)).is_some());
     let removed = lanes.on_queue_removed(ONE);
     assert!(removed.is_some() && lanes.report(ONE, at(0)).is_none());

@@ -135,10 +135,54 @@ fn held_lanes_send_nothing() {
     let mut lanes = lanes(100);
     lanes.on_endpoint(ONE, policy(), Backlog::None, at(0));
     fill(&mut lanes, ONE, 1..4);
-    lanes.hold(true);
-    assert_eq!(sends(&mut lanes, at(1)), []);
-    lanes.hold(false);
+    for (hold, reason) in [(SendHold::StoreFull, Some(WaitReason::StoreFull)), (SendHold::Shutdown, None)] {
+        lanes.hold(hold);
+        assert_eq!(sends(&mut lanes, at(1)), [], "{hold:?}");
+        assert_eq!(lanes.explain(ONE, at(1)).unwrap().reason, reason, "{hold:?}");
+    }
+    lanes.hold(SendHold::None);
     assert_eq!(sends(&mut lanes, at(1)).len(), 3);
+    assert_eq!(lanes.explain(ONE, at(1)).unwrap().reason, None);
+}
+
+#[test]
+fn full_store_is_the_reason_only_of_lanes_without_another() {
+    let mut lanes = lanes(100);
+    let reason = |lanes: &Lanes| lanes.explain(ONE, at(5)).unwrap().reason;
+    lanes.hold(SendHold::StoreFull);
+    lanes.on_endpoint(ONE, policy(), Backlog::None, at(0));
+    assert_eq!(reason(&lanes), None, "no delivery waits");
+    lanes.on_due(ONE, key(6, 1), FRESH, Position(1), at(0));
+    assert_eq!(reason(&lanes), Some(WaitReason::NotDue));
+    fill(&mut lanes, ONE, 2..4);
+    assert_eq!(reason(&lanes), Some(WaitReason::StoreFull));
+    lanes.on_endpoint(ONE, LanePolicy { gate: Gate::Paused, ..policy() }, Backlog::None, at(5));
+    assert_eq!(reason(&lanes), Some(WaitReason::Paused));
+    assert_eq!(lanes.summary(&HashMap::new(), at(5)).waiting[WaitReason::Paused.index()], 1);
+}
+
+/// The record of a reservation cannot be written to a full store.
+#[test]
+fn lane_with_an_unwritten_reservation_waits_for_the_store() {
+    let mut lanes = lanes(100);
+    let rate = RateLimit { limit: 1, per: Duration::from_secs(1), burst: 1 };
+    lanes.on_endpoint(ONE, LanePolicy { rate: Some(rate), ..policy() }, Backlog::None, at(0));
+    fill(&mut lanes, ONE, 1..3);
+    let requested = lanes.next_action(at(1));
+    assert!(matches!(requested, Some(Action::Reserve { .. })), "{requested:?}");
+    let reason = |lanes: &Lanes| lanes.explain(ONE, at(2)).unwrap().reason;
+    assert_eq!(reason(&lanes), Some(WaitReason::Rate));
+    lanes.hold(SendHold::StoreFull);
+    assert_eq!(reason(&lanes), Some(WaitReason::StoreFull));
+}
+
+/// A full store answers no refill.
+#[test]
+fn lane_with_its_backlog_on_disk_waits_for_the_store() {
+    let mut lanes = lanes(100);
+    lanes.on_endpoint(ONE, policy(), Backlog::OnDisk, at(0));
+    lanes.hold(SendHold::StoreFull);
+    assert_eq!(lanes.explain(ONE, at(1)).unwrap().reason, Some(WaitReason::StoreFull));
 }
 
 #[test]
