@@ -48,6 +48,10 @@ pub fn after_prefix(prefix: &[u8]) -> Vec<u8> {
     unreachable!("every key starts with a tag below 255")
 }
 
+/// The tags of all rows of projections; see the table in [`projections`](super). Verification
+/// reports rows with other tags.
+pub const TAGS: &[u8] = b"DPWEFHOMXSVIGJLRTBQUy";
+
 /// Key builder: a tag, then big-endian numbers, so that byte order is number order.
 #[derive(Clone, Debug)]
 pub struct Key(pub Vec<u8>);
@@ -55,6 +59,7 @@ pub struct Key(pub Vec<u8>);
 impl Key {
     #[must_use]
     pub fn new(tag: u8) -> Self {
+        debug_assert!(TAGS.contains(&tag), "the tag {tag} is not in the list of tags");
         let mut bytes = Vec::with_capacity(28);
         bytes.push(tag);
         Self(bytes)
@@ -156,5 +161,23 @@ impl Rows for BTreeMap<Vec<u8>, Vec<u8>> {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_tag_is_in_the_table_once() {
+        let rows = include_str!("mod.rs").lines().filter_map(|line| line.strip_prefix("//! | `"));
+        let mut described: Vec<u8> = rows.filter_map(|row| row.strip_suffix('|')?.bytes().next()).collect();
+        let mut known = TAGS.to_vec();
+        for list in [&mut described, &mut known] {
+            list.sort_unstable();
+        }
+        assert_eq!(described, known);
+        known.dedup();
+        assert_eq!(known.len(), TAGS.len());
     }
 }

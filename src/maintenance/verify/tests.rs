@@ -9,6 +9,7 @@ use crate::domain::EndpointNumber;
 use crate::outbox::conformance::data_directory;
 use crate::projections::states::PageStates;
 use crate::projections::{counters, idempotency, pages};
+use crate::storage::state::known_tags;
 use crate::storage::state::row_store::{RowChange, RowStore};
 
 /// Reads all files below a directory.
@@ -164,19 +165,24 @@ fn changed_layout_of_the_state_is_reported() {
     }
 }
 
-/// Kinds of rows that [`missing_changed_or_added_row_is_detected`] damages.
-const TAGS: &str = "CcKDPWEFOMXSIJLRTBUA";
+/// Kinds of rows that [`missing_changed_or_added_row_is_detected`] damages: all, except the checksum
+/// row, which every write replaces.
+fn damaged_tags() -> impl Iterator<Item = u8> {
+    known_tags().filter(|tag| *tag != b'0')
+}
 
 #[test]
 fn missing_changed_or_added_row_is_detected() {
     let seed = crate::failpoints::seed();
     let mut random = fastrand::Rng::with_seed(seed);
     let mut found: BTreeMap<char, u32> = BTreeMap::new();
-    let is_complete =
-        |found: &BTreeMap<char, u32>| TAGS.chars().all(|tag| found.get(&tag).is_some_and(|count| *count > 0));
+    let missed = |found: &BTreeMap<char, u32>| -> Vec<char> {
+        let is_missed = |tag: &char| found.get(tag).is_none_or(|count| *count == 0);
+        damaged_tags().map(char::from).filter(is_missed).collect()
+    };
     // At least two directories, and until rows of every kind were damaged.
     for directory in 20..40 {
-        if directory > 21 && is_complete(&found) {
+        if directory > 21 && missed(&found).is_empty() {
             break;
         }
         let (below, whole) = data_directory(directory, false);
@@ -185,7 +191,7 @@ fn missing_changed_or_added_row_is_detected() {
         let copy = below.path().join("copy");
         copy_directory(&whole.join("state"), &copy).unwrap();
         let meaning = Meaning { expired_until: State::open(&copy, last).unwrap().cursor().expired_until };
-        for tag in TAGS.bytes() {
+        for tag in damaged_tags() {
             let of_tag: Vec<_> = rows.iter().filter(|(key, _)| key[0] == tag).collect();
             let Some((key, value)) = random.choice(of_tag) else { continue };
             let mut changed = value.clone();
@@ -209,8 +215,10 @@ fn missing_changed_or_added_row_is_detected() {
                 // With an earlier layout in the cursor, the next start rebuilds the state
                 // regardless of its content.
                 let is_earlier = tag == 'A' && report.state == StateCheck::EarlierLayout;
-                let harmless =
-                    after == rows || is_earlier || ("EOIJLA".contains(tag) && meaning.is_same(&rows, &after));
+                // The row of an erasure may outlive the content.
+                let is_late = tag == 'H' && number == 2;
+                let is_same = || "EOIJLA".contains(tag) && meaning.is_same(&rows, &after);
+                let harmless = after == rows || is_earlier || is_late || is_same();
                 assert!(
                     !listed.is_empty() || harmless,
                     "BALTO_TEST_SEED={seed}, directory {directory}, case {number}: undetected change of {tag} {key:?}"
@@ -223,7 +231,8 @@ fn missing_changed_or_added_row_is_detected() {
         change(&whole, b"Zebra", Some(b"1"));
         assert!(problems(&whole)[0].contains("unknown kind 90"));
     }
-    assert!(is_complete(&found), "damage of some kind was not detected: {found:?}");
+    let missed = missed(&found);
+    assert!(missed.is_empty(), "damage of these kinds was not detected: {missed:?}");
 }
 
 #[test]

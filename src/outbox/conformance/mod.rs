@@ -12,6 +12,7 @@ mod disk;
 mod memory;
 pub(crate) mod oracle;
 mod outcomes;
+mod queues;
 mod tenants;
 mod types;
 mod upkeep;
@@ -79,14 +80,15 @@ pub(crate) trait Store {
 
 /// Creates a data directory with a long random history. `retains`: retention has removed records.
 pub(crate) fn data_directory(seed: u64, retains: bool) -> (tempfile::TempDir, std::path::PathBuf) {
-    // Events with two targets are wide.
-    let bounds = [(Bound::TargetsListed, 1)].into();
+    // Events with two targets are wide, and blocks of a stream's positions are full soon.
+    let bounds = [(Bound::TargetsListed, 1), (Bound::StreamBlock, 4)].into();
     TestOverrides { bounds, ..TestOverrides::default() }.activate();
     let mut work = work::Work::new(seed, disk::DiskStore::in_files(seed));
     work.retains = retains;
     if let Err(broken) = work.run() {
         panic!("seed {seed}: {broken}");
     }
+    queues::lease_message(&mut work.store);
     work.store.into_directory()
 }
 
