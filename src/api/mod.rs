@@ -207,6 +207,15 @@ impl Call {
         self.id.parse().map_err(|_| not_found(what, &self.id))
     }
 
+    /// Parses the path parameter as the name of a resource that the request may create.
+    ///
+    /// # Errors
+    /// 422 for a malformed value: no request can create a resource with it.
+    pub fn parse_new_name<T: std::str::FromStr<Err: std::fmt::Display>>(&self) -> Result<T, Problem> {
+        let parameter = self.route.path_parameters().next().unwrap_or_default();
+        self.id.parse().map_err(|error| Problem::parameter(parameter, format!("{error}, in the path")))
+    }
+
     /// The problem for a failed change of the resource in the path.
     #[must_use]
     pub fn change_problem(&self, error: ChangeError, what: &str) -> Problem {

@@ -96,7 +96,7 @@ fn request_body(spec: &BodySpec, generator: &mut SchemaGenerator) -> Value {
 
 fn parameters(route: &Route) -> Vec<Value> {
     let mut parameters = Vec::new();
-    for name in route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
+    for name in route.path_parameters() {
         let schema = schema_of(match name {
             "tenant" => lists::TENANT_NAME,
             "name" if route.path.starts_with("/v1/event-types/") => lists::TENANT_NAME,
@@ -286,7 +286,7 @@ fn problem_schema() -> Value {
                     "required": ["pointer", "detail"],
                     "properties": {
                         "pointer": {"type": "string", "description": "JSON pointer into the body, or the name of a parameter or header."},
-                        "parameter": {"type": "string", "description": "The invalid query parameter."},
+                        "parameter": {"type": "string", "description": "The invalid parameter of the query or the path."},
                         "header": {"type": "string", "description": "The invalid header."},
                         "detail": {"type": "string"},
                     },

@@ -128,6 +128,11 @@ impl Route {
         self.verb == Verb::Get && self.repeat != Repeat::Once
     }
 
+    /// The names of the parameters in the path.
+    pub fn path_parameters(&self) -> impl Iterator<Item = &'static str> {
+        self.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
+    }
+
     /// Whether `HEAD` is answered like `GET`, without the body. Links with an effect reject `HEAD`,
     /// because previews and scanners send it.
     #[must_use]

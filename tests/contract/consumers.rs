@@ -160,6 +160,7 @@ async fn invalid_consumers_are_rejected_with_a_pointer() {
     for name in ["a%20b", "a%2Fb", &"x".repeat(65), "%C3%A4"] {
         let answer = ask(&daemon, "PUT", &format!("/consumers/{name}"), json!({})).await;
         is_problem(&answer, 422, "validation_failed", name);
+        assert_eq!(answer.1["errors"][0]["parameter"], "name", "{name}: {}", answer.1);
     }
     done(&daemon, "PUT", "/consumers/c", json!({})).await;
     for position in [json!(""), json!("-1"), json!(-1), json!(1.5), json!("1e3"), json!([1]), Value::Null] {

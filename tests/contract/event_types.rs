@@ -142,7 +142,9 @@ async fn invalid_definitions_have_pointers() {
         assert_eq!(answer.1["errors"][0]["pointer"], pointer, "{body}: {}", answer.1);
     }
     for name in ["balto.delivery.dead", "a..b"] {
-        is_problem(&put(&daemon, name, &pet()).await, 422, "validation_failed", name);
+        let answer = put(&daemon, name, &pet()).await;
+        is_problem(&answer, 422, "validation_failed", name);
+        assert_eq!(answer.1["errors"][0]["parameter"], "name", "{name}: {}", answer.1);
     }
     assert_eq!(list(&daemon.get("/event-types").await).len(), 0);
 }

@@ -164,7 +164,13 @@ async fn invalid_tenant_requests_are_rejected() {
     let answer = call_as(&daemon, ADMIN, "PUT", "/tenants/balto", &reserved).await;
     is_problem(&answer, 422, "validation_failed", "quotas of the reserved tenant");
     for path in ["/tenants/a%20b", "/tenants/a..b", "/tenants/%C3%A4"] {
-        is_problem(&call_as(&daemon, ADMIN, "PUT", path, "{}").await, 404, "not_found", path);
+        let answer = call_as(&daemon, ADMIN, "PUT", path, "{}").await;
+        is_problem(&answer, 422, "validation_failed", path);
+        assert_eq!(answer.1["errors"][0]["parameter"], "tenant", "{path}: {}", answer.1);
+        for method in ["GET", "PATCH"] {
+            let body = if method == "GET" { "" } else { "{}" };
+            is_problem(&call_as(&daemon, ADMIN, method, path, body).await, 404, "not_found", path);
+        }
     }
     is_problem(&call_as(&daemon, ADMIN, "PATCH", "/tenants/none", "{}").await, 404, "not_found", "patch");
     is_problem(

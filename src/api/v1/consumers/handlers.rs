@@ -71,9 +71,7 @@ pub async fn put(
     call: &Call,
     Optional(mut input): Optional<ConsumerInput>,
 ) -> Result<CreatedOrReplaced<ConsumerBody>, Problem> {
-    // A malformed name is a 422 here: no consumer with it can be created.
-    let name: ConsumerName =
-        call.id.parse().map_err(|error| Problem::invalid("/name", format!("{error}, in the path")))?;
+    let name: ConsumerName = call.parse_new_name()?;
     let mut errors = Errors::default();
     let tenant = input.tenant.take().and_then(|tenant| errors.check("/tenant", tenant.parse::<Tenant>()));
     let tenant = call.principal.tenant_filter(tenant)?;

@@ -6,7 +6,7 @@ use crate::api::http::request::Required;
 use crate::api::http::response::{CreatedOrReplaced, Json, NoContent, Success};
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
-use crate::domain::{EventType, InvalidName};
+use crate::domain::EventType;
 use crate::service::EventTypes;
 use crate::service::event_types::{Effect, Strictness, TypeChange, TypeChangeError, Unregistered};
 use crate::service::types::{ChangeError, EventDraft};
@@ -51,10 +51,9 @@ pub async fn put(
     call: &Call,
     Required(input): Required<TypeInput>,
 ) -> Result<CreatedOrReplaced<TypeBody>, Problem> {
-    let name: Result<EventType, InvalidName> = call.id.parse();
-    let name = name.map_err(|error| Problem::invalid("", format!("in the path: {error}")))?;
+    let name: EventType = call.parse_new_name()?;
     if name.as_str().starts_with("balto.") {
-        return Err(Problem::invalid("", "types with the prefix `balto.` are reserved"));
+        return Err(Problem::parameter("name", "types with the prefix `balto.` are reserved"));
     }
     let (strictness, effect) = (strictness(call)?, effect(call)?);
     let mut errors = Errors::default();

@@ -56,8 +56,7 @@ struct AppendInput<'a> {
 
 /// `POST /v1/streams/{stream}/events`
 pub async fn append(call: &Call, _: AppendRequest) -> Result<Accepted<AppendBody<'static>>, Problem> {
-    let stream: StreamName =
-        call.id.parse().map_err(|error| Problem::parameter("stream", format!("{error}")))?;
+    let stream: StreamName = call.parse_new_name()?;
     let tenant = call.stream_tenant()?;
     if tenant.as_str() == Tenant::OPERATOR {
         return Err(Problem::Forbidden("the tenant `balto` is reserved".to_owned()));

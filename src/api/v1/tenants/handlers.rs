@@ -56,7 +56,7 @@ pub async fn put(
     call: &Call,
     Required(input): Required<TenantInput>,
 ) -> Result<CreatedOrReplaced<TenantBody>, Problem> {
-    let tenant = named(call)?;
+    let tenant: Tenant = call.parse_new_name()?;
     let tenants = Tenants(&call.api.context);
     let now = call.api.context.now().wall;
     let mut errors = Errors::default();
