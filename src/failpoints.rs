@@ -24,6 +24,7 @@ pub(crate) enum Bound {
     ListSteps,
     ScanEntries,
     RetentionPages,
+    RebuildRecords,
     CommitRecords,
     CommitTargets,
     Outcomes,
@@ -129,6 +130,8 @@ pub(crate) enum Mutation {
     KeepErasedBytes,
     /// Events of registered types are not counted.
     ForgetTypeUsage,
+    /// Retention removes records while the state is rebuilt from them.
+    RebuildBesideRetention,
 }
 
 #[cfg(not(test))]

@@ -59,6 +59,8 @@ closed_list! {
         Retention => "retention",
         /// The content of erased events leaves the disk.
         Erasure => "erasure",
+        /// A new state is built from the journal.
+        Rebuild => "rebuild",
         /// Endpoint secrets are sealed again, under the first key.
         Resealing => "resealing",
         /// A lane's next deliveries are read.

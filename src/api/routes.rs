@@ -387,6 +387,8 @@ pub static ROUTES: &[Route] = &[
         ReadEvents, lists::FEED, Plain, feed::handlers::get),
     route!(Get "/v1/projections", "listProjections", "List the state and the consumers with their positions and lags",
         Read, NONE, Plain, projections::handlers::list),
+    route!(Post "/v1/projections/state/rebuild", "rebuildState", "Rebuild the state from the journal while the old one serves",
+        Operator, NONE, Plain, projections::handlers::rebuild),
     route!(Get "/v1/openapi.json", "getOpenapi", "Get this document",
         Public, NONE, Plain, documents::openapi),
     route!(Get "/v1/asyncapi.json", "getAsyncapi", "Get the registered event types as an AsyncAPI 3.0 document",

@@ -1,4 +1,4 @@
-//! `balto consumers` and `balto projections`.
+//! `balto consumers`.
 
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
@@ -15,15 +15,6 @@ const COLUMNS: &[Column] = &[
     Column("SECONDS", &["/lag/seconds"]),
     Column("COMMITTED", &["/committedAt"]),
     Column("CONNECTIONS", &["/connections"]),
-];
-
-const PROJECTIONS: &[Column] = &[
-    Column("NAME", &["/name"]),
-    Column("KIND", &["/kind"]),
-    Column("TENANT", &["/tenant"]),
-    Column("POSITION", &["/position"]),
-    Column("LAG", &["/lag/records"]),
-    Column("SECONDS", &["/lag/seconds"]),
 ];
 
 /// Manage consumers: named positions in the log of events.
@@ -78,7 +69,7 @@ impl Target {
 }
 
 /// A name becomes a segment of a path.
-fn name(text: &str) -> Result<String, String> {
+pub(super) fn name(text: &str) -> Result<String, String> {
     text.parse::<ConsumerName>().map(|name| name.to_string()).map_err(|error| error.to_string())
 }
 
@@ -146,11 +137,6 @@ impl ConsumersCommand {
             }
         }
     }
-}
-
-/// Show how far the state and the consumers have come.
-pub(crate) async fn projections(session: &Session) -> anyhow::Result<()> {
-    session.show_rows(&session.client.get(&["v1", "projections"], &[]).await?, PROJECTIONS)
 }
 
 #[cfg(test)]

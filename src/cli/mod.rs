@@ -19,6 +19,7 @@ mod files;
 pub mod listen;
 mod output;
 mod overview;
+mod projections;
 mod queues;
 mod stop;
 mod streams;
@@ -116,8 +117,11 @@ enum Command {
     /// Manage consumers, named positions in the log of events.
     #[command(subcommand)]
     Consumers(consumers::ConsumersCommand),
-    /// Show how far the state and the consumers have come.
-    Projections,
+    /// Show how far the state and the consumers have come, or rebuild the state.
+    Projections {
+        #[command(subcommand)]
+        command: Option<projections::ProjectionsCommand>,
+    },
     /// Manage queues, from which workers receive messages.
     #[command(subcommand)]
     Queues(Box<queues::QueuesCommand>),
@@ -272,7 +276,10 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Deliveries(command) => block_on(command.run(&session()?))?,
         Command::DeadLetters(command) => block_on(command.run(&session()?))?,
         Command::Consumers(command) => block_on(command.run(&session()?))?,
-        Command::Projections => block_on(consumers::projections(&session()?))?,
+        Command::Projections { command } => {
+            let command = command.unwrap_or(projections::ProjectionsCommand::List);
+            block_on(command.run(&session()?))?;
+        }
         Command::Queues(command) => block_on(command.run(&session()?))?,
         Command::Work(args) => block_on(args.run(session()?))?,
         Command::Tenants(command) => block_on(command.run(&session()?))?,

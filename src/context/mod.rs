@@ -9,6 +9,7 @@ pub mod environment;
 pub mod fair_semaphore;
 pub(crate) mod overdue;
 pub(crate) mod queue_signal;
+pub mod rebuilds;
 pub(crate) mod records;
 pub mod responses;
 pub(crate) mod signal;
@@ -37,6 +38,7 @@ use consumer_watch::ConsumerWatch;
 use converted_events::ConvertedEvents;
 use environment::{Environment, Transport};
 use fair_semaphore::{FairSemaphore, FairTurn};
+use rebuilds::Rebuilds;
 use signal::Signal;
 use tenant_rates::TenantRates;
 use waits::Waits;
@@ -84,6 +86,7 @@ struct Shared {
     waits: Waits,
     consumers: Arc<ConsumerWatch>,
     erasure_requested: Notify,
+    rebuilds: Rebuilds,
     /// Number of the last receive.
     waiters: AtomicU64,
     /// Held during the change of an event type, and during a comparison of schemas, which may
@@ -122,6 +125,7 @@ impl Context {
             waits,
             consumers: Arc::default(),
             erasure_requested: Notify::new(),
+            rebuilds: Rebuilds::default(),
             waiters: AtomicU64::new(0),
             type_changes: Arc::new(Semaphore::new(1)),
             comparisons: Arc::new(Semaphore::new(1)),
@@ -156,6 +160,10 @@ impl Context {
     /// Waits for [`Self::request_erasure_pass`].
     pub(crate) async fn erasure_requested(&self) {
         self.shared.erasure_requested.notified().await;
+    }
+
+    pub(crate) fn rebuilds(&self) -> &Rebuilds {
+        &self.shared.rebuilds
     }
 
     /// A number for a receive.

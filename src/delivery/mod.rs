@@ -13,6 +13,7 @@ mod intake;
 mod jobs;
 mod lane_policy;
 mod payload_cache;
+pub mod rebuilding;
 pub mod resealing;
 pub mod retention;
 mod stalls;

@@ -96,6 +96,8 @@ impl Erasures {
     /// When the outbox has stopped or failed. The next pass continues.
     pub async fn pass(&mut self, now: Timestamp) -> Result<ErasureReport, Unavailable> {
         self.end_hiding(now);
+        let outbox = self.outbox.clone();
+        let _held = outbox.hold_state().await;
         let mut pass = ErasureReport::default();
         let mut after = Position(0);
         loop {

@@ -81,6 +81,8 @@ impl Retention {
         if self.policy.keeps_everything() {
             return Ok(pass);
         }
+        let outbox = self.outbox.clone();
+        let _held = outbox.hold_state().await;
         self.refresh_segments();
         let cutoffs = self.policy.cutoffs(now);
         pass.events = self.forget(cutoffs, now).await?;

@@ -18,10 +18,10 @@ use crate::storage::state::{State, StateError};
 use crate::{limits, panics};
 
 pub(crate) struct ApplyThread {
-    state: State,
+    pub(super) state: State,
     pub(super) messages: mpsc::Receiver<StateMessage>,
-    links: ThreadLinks,
-    board: Arc<UsageBoard>,
+    pub(super) links: ThreadLinks,
+    pub(super) board: Arc<UsageBoard>,
     /// Messages that arrived while the disk was full or a large group was applied, in order.
     held: VecDeque<StateMessage>,
     last_checkpoint: Instant,
@@ -91,6 +91,7 @@ impl ApplyThread {
                 self.publish_usage();
                 true
             }
+            StateMessage::Replace(replacement) => self.replace(replacement),
             StateMessage::Stop => {
                 if let Err(error) = self.state.checkpoint(self.time) {
                     tracing::warn!(%error, "last checkpoint failed, the next start replays the journal");
@@ -202,7 +203,7 @@ impl ApplyThread {
     }
 
     /// Ends the process; the next start replays the missing records. Returns `false`.
-    fn give_up(&self, error: &StateError) -> bool {
+    pub(super) fn give_up(&self, error: &StateError) -> bool {
         tracing::error!(%error, "checkpoint failed");
         self.links.health.fail(&error.to_string());
         false
@@ -211,7 +212,7 @@ impl ApplyThread {
     /// Waits until the disk has space for a checkpoint. Until then queries get no answer, and
     /// commits stay in memory, which the commit thread bounds. Nothing is lost, because the journal
     /// has every record. Returns whether to continue.
-    fn wait_for_disk_space(&mut self) -> bool {
+    pub(super) fn wait_for_disk_space(&mut self) -> bool {
         tracing::warn!("disk full, state checkpoint delayed");
         self.links.health.set_full(DiskThread::State, true);
         let mut tried = Instant::now();
@@ -220,7 +221,7 @@ impl ApplyThread {
             match self.messages.recv_timeout(FULL_DISK_PAUSE.saturating_sub(tried.elapsed())) {
                 Ok(message @ StateMessage::Committed(_)) => self.held.push_back(message),
                 // Dropping the question tells the caller.
-                Ok(StateMessage::Read { .. } | StateMessage::Maintain(_))
+                Ok(StateMessage::Read { .. } | StateMessage::Maintain(_) | StateMessage::Replace(_))
                 | Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Ok(StateMessage::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return false,
             }
@@ -245,8 +246,8 @@ fn activity_of(message: &Result<StateMessage, mpsc::RecvTimeoutError>) -> Activi
     match message {
         Ok(StateMessage::Read { .. }) => Activity::Answering,
         Ok(StateMessage::Committed(_) | StateMessage::Maintain(_)) => Activity::Applying,
-        // Both end with a checkpoint.
-        Ok(StateMessage::Stop) | Err(_) => Activity::Disk,
+        // All of them write.
+        Ok(StateMessage::Stop | StateMessage::Replace(_)) | Err(_) => Activity::Disk,
     }
 }
 

@@ -20,6 +20,7 @@ mod opening;
 mod positions;
 mod quotas;
 pub mod read_model;
+pub mod rebuild;
 pub mod recent_keys;
 pub mod registry;
 pub mod tail;
@@ -116,6 +117,7 @@ enum StateMessage {
     },
     /// A retention step. It changes nothing that a record defines.
     Maintain(Box<dyn FnOnce(&mut State) + Send>),
+    Replace(rebuild::Replacement),
     Stop,
 }
 
@@ -150,6 +152,8 @@ struct OutboxInner {
     threads: Mutex<Option<(JoinHandle<()>, JoinHandle<()>)>>,
     /// Held shared while deliveries become pending again, and exclusively while events are deleted.
     forgetting: tokio::sync::RwLock<()>,
+    /// Held exclusively by a rebuild of the state.
+    rebuilding: tokio::sync::RwLock<()>,
     /// `None` without a data directory on the file system.
     _lock: Option<File>,
 }
@@ -244,6 +248,7 @@ impl Outbox {
             reserve: writer.reserve(),
             threads: Mutex::new(None),
             forgetting: tokio::sync::RwLock::new(()),
+            rebuilding: tokio::sync::RwLock::new(()),
             _lock: lock,
         };
         UnstartedOutbox { outbox: Self { inner: Arc::new(inner) }, notices, writer, state }

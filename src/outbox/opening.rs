@@ -9,7 +9,7 @@ use crate::outbox::registry::Registry;
 use crate::storage::data_directory::{ClaimError, STATE, failed};
 use crate::storage::journal::{AppendError, Journal, JournalError, JournalReader, OpenReport, ReadError};
 use crate::storage::progress::{OnProgress, WorkProgress};
-use crate::storage::state::{AppliedPart, State, StateError};
+use crate::storage::state::{AppliedPart, State, StateError, remove_unfinished};
 
 /// Why a data directory cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +44,7 @@ pub(crate) fn open_state(
     progress: OnProgress<'_>,
 ) -> Result<(State, Option<String>, u64), OpenError> {
     let directory = path.join(STATE);
+    remove_unfinished(&directory)?;
     let end = journal.reader().last_position();
     let opened = State::open(&directory, end).and_then(|state| check_part(state, journal));
     let (mut state, rebuilt) = match opened {

@@ -38,6 +38,20 @@ struct Board {
     loads: HashMap<Tenant, Load>,
 }
 
+impl Board {
+    fn update(&mut self, applied: Position, changed: impl IntoIterator<Item = (Tenant, Usage)>) {
+        self.applied = applied;
+        for (tenant, usage) in changed {
+            let load = Load { pending: usage.pending, bytes: usage.bytes };
+            if load == Load::default() {
+                self.loads.remove(&tenant);
+            } else {
+                self.loads.insert(tenant, load);
+            }
+        }
+    }
+}
+
 impl UsageBoard {
     fn lock(&self) -> MutexGuard<'_, Board> {
         self.0.lock().expect("no holder of this lock panics")
@@ -45,16 +59,14 @@ impl UsageBoard {
 
     /// Records the usage that changed up to a position.
     pub(crate) fn update(&self, applied: Position, changed: impl IntoIterator<Item = (Tenant, Usage)>) {
+        self.lock().update(applied, changed);
+    }
+
+    /// Replaces the usage of all tenants.
+    pub(crate) fn replace(&self, applied: Position, all: impl IntoIterator<Item = (Tenant, Usage)>) {
         let mut board = self.lock();
-        board.applied = applied;
-        for (tenant, usage) in changed {
-            let load = Load { pending: usage.pending, bytes: usage.bytes };
-            if load == Load::default() {
-                board.loads.remove(&tenant);
-            } else {
-                board.loads.insert(tenant, load);
-            }
-        }
+        board.loads.clear();
+        board.update(applied, all);
     }
 
     /// The tenant's load, and the position that it reflects.
@@ -78,5 +90,8 @@ mod tests {
         board.update(Position(9), [(acme.clone(), Usage { keys: 1, ..Usage::default() })]);
         assert_eq!(board.load(&acme), (Position(9), Load::default()));
         assert!(board.lock().loads.is_empty());
+        board.update(Position(10), [(acme.clone(), usage)]);
+        board.replace(Position(11), []);
+        assert_eq!(board.load(&acme), (Position(11), Load::default()));
     }
 }

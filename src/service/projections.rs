@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::context::Context;
+use crate::context::rebuilds::RebuildStatus;
 use crate::domain::{Position, Tenant, Timestamp};
+use crate::outbox::Health;
 use crate::outbox::draft::Unavailable;
 use crate::projections::fold::Totals;
 use crate::storage::journal::JournalReader;
@@ -21,6 +23,8 @@ pub struct StateProgress {
     pub consumers: u64,
     /// Bytes on disk.
     pub bytes: u64,
+    /// The rebuild that runs, or the last one since the start of the process.
+    pub rebuild: Option<RebuildStatus>,
 }
 
 /// The part of the log that a projection has not processed.
@@ -59,7 +63,25 @@ impl Projections<'_> {
             [endpoints, keys, registry.tenants().len(), registry.consumers().len()].map(|count| count as u64)
         });
         let [endpoints, keys, tenants, consumers] = registry;
-        Ok(StateProgress { position, lag, totals, endpoints, keys, tenants, consumers, bytes })
+        let rebuild = self.0.rebuilds().status();
+        Ok(StateProgress { position, lag, totals, endpoints, keys, tenants, consumers, bytes, rebuild })
+    }
+
+    /// Begins a rebuild of the state from the journal, in the background. Returns `false` while
+    /// another one runs.
+    ///
+    /// # Errors
+    /// When less than the disk reserve is free, or the outbox has failed.
+    pub fn rebuild_state(self) -> Result<bool, Unavailable> {
+        match &*self.0.health().borrow() {
+            Health::Good => {}
+            Health::DiskFull => return Err(Unavailable::DiskFull),
+            Health::Failed(reason) => return Err(Unavailable::Failed(reason.clone())),
+        }
+        if self.0.disk_shortage().is_some() {
+            return Err(Unavailable::DiskFull);
+        }
+        Ok(self.0.rebuilds().request(self.0.now().wall, self.0.outbox().applied()))
     }
 
     /// The consumers of a tenant, or all, by tenant and name.

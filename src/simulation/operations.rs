@@ -11,6 +11,7 @@ use super::life::check_files;
 use super::world::{ATTEMPT_SECONDS_MAX, Inner, Posted, World, wall};
 use super::{consumers, tenants, types, walks};
 use crate::context::Context;
+use crate::delivery::rebuilding;
 use crate::delivery::retention::{self, Keep};
 use crate::domain::{
     DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, EndpointTransport, EventId,
@@ -18,6 +19,7 @@ use crate::domain::{
     Rejection, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset, Tenant, Timestamp,
 };
 use crate::outbox::draft::{AcceptedEvent, ChangeError, EventDraft, PublishError, Unavailable};
+use crate::outbox::rebuild::RebuildError;
 use crate::service::types::Scope;
 use crate::service::{DeadLetters, Deliveries, Endpoints, Events, Handshakes, Replays};
 
@@ -36,7 +38,7 @@ pub(super) static ALL_TENANTS: Scope = Scope(None);
 
 /// Performs one operation and waits for its result.
 pub(super) async fn operate(context: Context, world: World) {
-    let dice = world.chance(|chance| chance.within(0, 106));
+    let dice = world.chance(|chance| chance.within(0, 107));
     match dice {
         0..38 => publish(&context, &world).await,
         38..48 => appends::append(&context, &world).await,
@@ -63,6 +65,7 @@ pub(super) async fn operate(context: Context, world: World) {
         96 | 97 => erasing::erase(&context, &world).await,
         98 => erasing::remove_from_disk(&context, &world).await,
         99 => types::change_type(&context, &world).await,
+        100 => rebuild(&context, &world).await,
         82..92 => walks::operate_in_bulk(&context, &world).await,
         _ => walks::walk(&context, &world).await,
     }
@@ -464,6 +467,17 @@ async fn replay(context: &Context, world: &World, key: DeliveryKey) {
     let result = Replays(context).of_event(&ALL_TENANTS, &event.tenant, &event.id, chosen, None).await;
     check_change(world, &format!("replay {}", key.event), &result);
     world.count("replayed");
+}
+
+async fn rebuild(context: &Context, world: &World) {
+    match rebuilding::run_once(context).await {
+        Ok(position) => {
+            world.note(format_args!("rebuild up to {position}"));
+            world.count("rebuilt");
+        }
+        Err(RebuildError::Outbox(error)) => check_refusal(world, "rebuild", &error),
+        Err(error) => world.note(format_args!("rebuild: {error}")),
+    }
 }
 
 async fn run_retention_pass(context: &Context, world: &World) {

@@ -113,6 +113,7 @@ fn nothing_is_lost_in_any_seed() {
         "handshakeRequests",
         "callbacksUsed",
         "retained",
+        "rebuilt",
         "feedPages",
         "feedGone",
         "expired",
@@ -235,6 +236,11 @@ fn events_forgotten_beyond_the_horizon_are_caught() {
 #[test]
 fn needed_record_removed_by_retention_is_caught() {
     assert_caught(Mutation::DropNeeded);
+}
+
+#[test]
+fn record_removed_during_a_rebuild_is_caught() {
+    assert_caught(Mutation::RebuildBesideRetention);
 }
 
 #[test]

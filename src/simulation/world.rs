@@ -150,6 +150,7 @@ impl Plan {
                 (Bound::ListSteps, *chance.pick(&[1, 20])),
                 (Bound::ScanEntries, *chance.pick(&[2, 10_000])),
                 (Bound::RetentionPages, *chance.pick(&[1, 16])),
+                (Bound::RebuildRecords, *chance.pick(&[1, 4, 5_000])),
                 (Bound::CommitRecords, *chance.pick(&[1, 3, 8_192])),
                 (Bound::CommitTargets, *chance.pick(&[1, 250_000])),
                 (Bound::Outcomes, *chance.pick(&[1, 50_000])),

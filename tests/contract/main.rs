@@ -30,6 +30,7 @@ mod outcomes;
 mod overview;
 mod pagination;
 mod queues;
+mod rebuild;
 mod refusals;
 mod repetition;
 mod requests;

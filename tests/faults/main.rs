@@ -17,6 +17,7 @@ mod fuzz;
 mod golden;
 mod logging;
 mod power;
+mod rebuild;
 mod restarts;
 mod shutdown;
 mod streams;

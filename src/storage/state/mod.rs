@@ -8,6 +8,7 @@ mod cursor;
 mod needs;
 mod overlay;
 mod registry_keys;
+mod replacement;
 pub(crate) mod row_store;
 
 use std::collections::HashMap;
@@ -16,6 +17,8 @@ use std::path::Path;
 
 pub use cursor::{AppliedPart, StateCursor};
 pub use needs::EventLookup;
+pub(crate) use replacement::remove_unfinished;
+pub(crate) use row_store::{RebuildSite, ReplaceError};
 
 use cursor::layout_error;
 use overlay::Overlay;

@@ -37,8 +37,11 @@ use crate::{limits, panics};
 
 #[cfg(test)]
 pub(crate) mod memory;
+mod replacement;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use replacement::{RebuildSite, ReplaceError};
 
 /// Flushes of the epoch collector after a batch. Each flush frees a bounded number of pages.
 const EPOCH_FLUSHES: usize = 64;

@@ -3,6 +3,9 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::api::text::{Time, Word};
+use crate::context::rebuilds::RebuildStatus;
+use crate::domain::closed_list::closed_list;
 use crate::service::projections::{ConsumerProgress, ProjectionLag, StateProgress};
 
 /// The part of the log that a projection has not processed.
@@ -35,6 +38,50 @@ pub struct RowCountsBody {
     pub consumers: u64,
 }
 
+closed_list! {
+    pub enum RebuildOutcome {
+        Running => "running",
+        Completed => "completed",
+        /// The old state was kept.
+        Failed => "failed",
+    }
+}
+
+/// A rebuild of the state from the journal.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RebuildBody {
+    #[schemars(with = "Word<RebuildOutcome>")]
+    pub status: &'static str,
+    pub started_at: Time,
+    /// Null while it runs.
+    pub ended_at: Option<Time>,
+    /// The position up to which the log is processed.
+    pub done: u64,
+    /// The position of the state that serves meanwhile.
+    pub total: u64,
+    /// Of a failed one: why the old state was kept.
+    pub error: Option<String>,
+}
+
+impl From<RebuildStatus> for RebuildBody {
+    fn from(rebuild: RebuildStatus) -> Self {
+        let status = match (&rebuild.ended_at, &rebuild.error) {
+            (None, _) => RebuildOutcome::Running,
+            (Some(_), None) => RebuildOutcome::Completed,
+            (Some(_), Some(_)) => RebuildOutcome::Failed,
+        };
+        Self {
+            status: status.as_str(),
+            started_at: Time(rebuild.started_at),
+            ended_at: rebuild.ended_at.map(Time),
+            done: rebuild.done.0,
+            total: rebuild.total.0,
+            error: rebuild.error,
+        }
+    }
+}
+
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ProjectionBody {
@@ -53,6 +100,9 @@ pub struct ProjectionBody {
     /// Only of the state: bytes on disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+    /// Only of the state: the rebuild that runs, or the last one since the start of the process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rebuild: Option<RebuildBody>,
 }
 
 impl From<StateProgress> for ProjectionBody {
@@ -73,6 +123,7 @@ impl From<StateProgress> for ProjectionBody {
                 consumers: state.consumers,
             }),
             bytes: Some(state.bytes),
+            rebuild: state.rebuild.map(RebuildBody::from),
         }
     }
 }
@@ -87,6 +138,7 @@ impl From<ConsumerProgress> for ProjectionBody {
             lag: consumer.lag.into(),
             rows: None,
             bytes: None,
+            rebuild: None,
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{RowChange, StateError};
+use super::{ReplaceError, RowChange, StateError};
 
 /// Called before each write: whether the power stays on, and if not, whether the write still
 /// completes.
@@ -46,6 +46,22 @@ impl MemoryRows {
     /// Deletes all rows.
     pub(crate) fn clear(&self) {
         self.with_image(BTreeMap::clear);
+    }
+
+    /// Another store with the same power supply, empty.
+    pub(super) fn beside(&self) -> Self {
+        Self::new(Arc::clone(&self.power))
+    }
+
+    pub(super) fn replace_with(&self, fresh: &Self) -> Result<(), ReplaceError> {
+        let failed = || StateError::Damaged("the power has failed");
+        let supply = (self.power)();
+        if supply == PowerState::FailsBeforeWrite {
+            return Err(ReplaceError::Kept(failed()));
+        }
+        let rows = fresh.with_image(std::mem::take);
+        self.with_image(|image| *image = rows);
+        if supply == PowerState::On { Ok(()) } else { Err(ReplaceError::Closed(failed())) }
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Option<Vec<u8>> {

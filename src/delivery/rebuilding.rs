@@ -1,0 +1,44 @@
+//! The job that rebuilds the state when an operator requests it.
+
+use crate::context::Context;
+use crate::delivery::background::run_job;
+use crate::domain::Position;
+use crate::maintenance::rebuild::rebuild;
+use crate::metrics::BackgroundJob;
+use crate::outbox::rebuild::RebuildError;
+use crate::panics;
+
+/// Runs requested rebuilds forever.
+pub async fn run(context: Context) {
+    run_job(&context, BackgroundJob::Rebuild, run_requests).await;
+}
+
+async fn run_requests(context: Context) {
+    // A panic ended the one before.
+    end(&context, Err("an internal error, see the log".to_owned()));
+    loop {
+        context.rebuilds().requested().await;
+        panics::test_point("rebuild");
+        tracing::info!("state rebuild started");
+        match run_once(&context).await {
+            Ok(position) => {
+                tracing::info!(%position, "state rebuild completed");
+                end(&context, Ok(position));
+                // The new state does not know which content has left the disk.
+                context.request_erasure_pass();
+            }
+            Err(error) => {
+                tracing::warn!(%error, "state rebuild failed, the old state is kept");
+                end(&context, Err(error.to_string()));
+            }
+        }
+    }
+}
+
+pub(crate) async fn run_once(context: &Context) -> Result<Position, RebuildError> {
+    rebuild(context.outbox(), &mut |done, total| context.rebuilds().on_progress(done, total)).await
+}
+
+fn end(context: &Context, result: Result<Position, String>) {
+    context.rebuilds().end(context.now().wall, result);
+}

@@ -1,0 +1,163 @@
+//! Rebuild of the state from the journal while the old state serves.
+//!
+//! The caller folds the records into a new state beside the old one. The apply thread folds the
+//! last records and replaces the old state, between two messages. A rebuild stops at unreadable
+//! records: the old state may still know what they said.
+
+use tokio::sync::oneshot;
+
+use super::apply_thread::ApplyThread;
+use super::disk_reserve::DiskShortage;
+use super::draft::Unavailable;
+use super::health::{Activity, DiskThread};
+use super::{Outbox, StateMessage};
+use crate::domain::{Position, Timestamp};
+use crate::storage::journal::{JournalReader, ReadError};
+use crate::storage::state::{RebuildSite, ReplaceError, State, StateError};
+
+/// Why the old state was kept.
+#[derive(Debug, thiserror::Error)]
+pub enum RebuildError {
+    #[error("the disk is full")]
+    DiskFull,
+    #[error("only {free} bytes of the disk are free, and {reserve} are the disk reserve")]
+    DiskReserve { free: u64, reserve: u64 },
+    #[error("the journal cannot be read, and the state may know the lost records: {0}")]
+    Journal(#[from] ReadError),
+    #[error("{0}")]
+    State(StateError),
+    #[error("the daemon is stopping")]
+    Stopped,
+    #[error(transparent)]
+    Outbox(#[from] Unavailable),
+}
+
+impl From<StateError> for RebuildError {
+    fn from(error: StateError) -> Self {
+        if error.is_disk_full() { Self::DiskFull } else { Self::State(error) }
+    }
+}
+
+impl From<DiskShortage> for RebuildError {
+    fn from(DiskShortage { free, reserve }: DiskShortage) -> Self {
+        Self::DiskReserve { free, reserve }
+    }
+}
+
+/// A new state that is nearly as far as the old one.
+pub(super) struct Replacement {
+    fresh: Box<State>,
+    reader: JournalReader,
+    reply: oneshot::Sender<Result<(), RebuildError>>,
+}
+
+/// Applies the records up to `until`.
+///
+/// # Errors
+/// When a record cannot be read, or the disk failed.
+pub fn fold_to(state: &mut State, reader: &JournalReader, until: Position) -> Result<(), RebuildError> {
+    if state.applied() >= until {
+        return Ok(());
+    }
+    let mut changes = Vec::new();
+    for frame in reader.frames_from(state.applied().next()) {
+        for (position, record) in frame? {
+            if position > until {
+                break;
+            }
+            let mut is_complete = false;
+            while !is_complete {
+                is_complete = state.apply_step(position, &record, false, &mut changes).is_complete;
+                changes.clear();
+                if state.needs_checkpoint() {
+                    state.checkpoint(Timestamp::default())?;
+                }
+            }
+        }
+        if state.applied() >= until {
+            break;
+        }
+    }
+    // Retention may have removed the last records.
+    state.skip_to(until);
+    state.end_group();
+    Ok(())
+}
+
+impl Outbox {
+    /// Excludes a rebuild while the guard lives. A pass that decides by the state and then changes
+    /// the journal or the state holds it.
+    pub(crate) async fn hold_state(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
+        self.inner.rebuilding.read().await
+    }
+
+    /// Excludes retention and erasure on disk while the guard lives. Retention would remove records
+    /// that the new state needs, because the old state does not.
+    pub(crate) async fn hold_maintenance(&self) -> tokio::sync::RwLockWriteGuard<'_, ()> {
+        self.inner.rebuilding.write().await
+    }
+
+    /// The position that the state has applied.
+    #[must_use]
+    pub fn applied(&self) -> Position {
+        Position(self.inner.applied.load(std::sync::atomic::Ordering::Acquire))
+    }
+
+    /// The place beside the state where another one is built.
+    ///
+    /// # Errors
+    /// When the outbox has stopped.
+    pub(crate) async fn rebuild_site(&self) -> Result<RebuildSite, Unavailable> {
+        self.with_state_mut(|state| state.rebuild_site()).await
+    }
+
+    /// Replaces the state by a new one, which may lack the last records. No question is answered
+    /// meanwhile, and commits go on.
+    ///
+    /// # Errors
+    /// When the old state was kept, or the outbox has failed.
+    pub(crate) async fn replace_state(&self, fresh: State) -> Result<(), RebuildError> {
+        let (reply, answer) = oneshot::channel();
+        let replacement = Replacement { fresh: Box::new(fresh), reader: self.journal().clone(), reply };
+        let message = StateMessage::Replace(replacement);
+        self.inner.state.send(message).map_err(|_| self.unavailable())?;
+        answer.await.map_err(|_| self.unavailable())?
+    }
+}
+
+impl ApplyThread {
+    /// Folds the last records into the new state and replaces the old one. Returns whether to
+    /// continue.
+    pub(super) fn replace(&mut self, replacement: Replacement) -> bool {
+        let Replacement { mut fresh, reader, reply } = replacement;
+        self.links.disk_waits.begin(DiskThread::State, Activity::Disk);
+        if let Err(error) = fold_to(&mut fresh, &reader, self.state.applied()) {
+            drop(fresh);
+            return self.reply_and_continue(reply, Err(error));
+        }
+        let usage = fresh.watch_usage();
+        match self.state.replace_with(*fresh) {
+            Err(ReplaceError::Kept(error)) => self.reply_and_continue(reply, Err(error.into())),
+            Ok(()) => {
+                self.board.replace(self.state.applied(), usage);
+                self.reply_and_continue(reply, Ok(()))
+            }
+            Err(ReplaceError::Closed(error)) if error.is_disk_full() => {
+                self.board.replace(self.state.applied(), usage);
+                self.wait_for_disk_space() && self.reply_and_continue(reply, Ok(()))
+            }
+            Err(ReplaceError::Closed(error)) => self.give_up(&error),
+        }
+    }
+
+    fn reply_and_continue(
+        &self,
+        reply: oneshot::Sender<Result<(), RebuildError>>,
+        result: Result<(), RebuildError>,
+    ) -> bool {
+        self.links.disk_waits.begin(DiskThread::State, Activity::Applying);
+        // The caller may have gone away.
+        let _gone = reply.send(result).is_err();
+        true
+    }
+}
