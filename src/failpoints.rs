@@ -108,6 +108,12 @@ pub(crate) enum Mutation {
     ForgetCommits,
     /// A consumer moves from any position.
     IgnoreFence,
+    /// The cursor of a full page moves past events that the page has no room for.
+    SkipUnread,
+    /// The tail still claims the events that it has dropped.
+    TailGap,
+    /// A restart loses the horizon of forgotten events.
+    ForgetHorizon,
     /// A message under a lease is leased again.
     LeaseTwice,
     /// A receipt ends a lease that is not its own.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::domain::{Event, Horizon, Position, Record, Timestamp};
-use crate::failpoints::{self, Bound};
+use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
 use crate::rules::feed::FeedFilter;
 
@@ -171,7 +171,9 @@ impl Ring {
             && let Some(oldest) = self.events.pop_front()
         {
             self.bytes -= oldest.weight();
-            self.complete_after = oldest.position;
+            if !failpoints::is_active(Mutation::TailGap) {
+                self.complete_after = oldest.position;
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use crate::context::Context;
 use crate::context::waiter_limit::WaiterPlace;
 use crate::domain::{Event, Party, Position, Record};
-use crate::failpoints::Bound;
+use crate::failpoints::{Bound, Mutation};
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::tail::FeedEvent;
@@ -215,6 +215,9 @@ impl PageBuilder {
             self.bytes += event.event.weight();
             if self.bytes > bytes_max && !self.page.events.is_empty() {
                 self.is_full = true;
+                if failpoints::is_active(Mutation::SkipUnread) {
+                    self.page.next = looked_at;
+                }
                 return;
             }
             self.page.next = event.position;

@@ -1,12 +1,14 @@
-//! Random work on consumers: definitions, commits of several instances, resets, deletions.
+//! Random work on consumers: definitions, commits at random positions, resets, deletions.
 
 use super::operations::check_refusal;
+use super::read_models;
 use super::world::{World, wall};
 use crate::context::Context;
-use crate::domain::{Consumer, ConsumerFilter, ConsumerKey, ConsumerPlace, Position};
+use crate::domain::{Consumer, ConsumerFilter, ConsumerKey, ConsumerPlace, Position, StreamChoice};
 use crate::service::Consumers;
 use crate::service::consumers::{ConsumerError, Start};
 
+/// One of two consumers.
 fn key(world: &World) -> ConsumerKey {
     let name = world.chance(|chance| *chance.pick(&["search", "mail"]));
     ConsumerKey { tenant: None, name: name.parse().expect("a legal name") }
@@ -23,18 +25,24 @@ pub(super) async fn change_consumer(context: &Context, world: &World) {
             let reset = Consumers(context).reset(key, to).await;
             check(world, "reset consumer", reset.map(drop));
         }
+        (Some(_), 3..12) => read_models::work(context, world, &key).await,
         (Some(place), _) => commit(context, world, key, place).await,
     }
 }
 
 async fn define(context: &Context, world: &World, key: ConsumerKey) {
-    let pattern = world.chance(|chance| *chance.pick(&["order.*", "#.paid"]));
+    let (pattern, streams) = world.chance(|chance| {
+        let pattern = *chance.pick(&["order.*", "#.paid"]);
+        let streams = match chance.within(0, 3) {
+            0 => StreamChoice::Prefix("order-".into()),
+            1 => StreamChoice::One("order-1".parse().expect("a legal stream")),
+            _ => StreamChoice::Any,
+        };
+        (pattern, streams)
+    });
     let consumer = Consumer {
         key,
-        filter: ConsumerFilter {
-            types: vec![pattern.parse().expect("a legal pattern")],
-            ..ConsumerFilter::default()
-        },
+        filter: ConsumerFilter { types: vec![pattern.parse().expect("a legal pattern")], streams },
         description: "".into(),
         created_at: wall(),
         updated_at: wall(),
@@ -64,16 +72,21 @@ async fn commit(context: &Context, world: &World, key: ConsumerKey, seen: Consum
     }
     let is_done = committed.is_ok();
     check(world, &format!("commit {} from {from} to {to}", key.name), committed.map(drop));
-    if is_done && world.is_alive() {
-        let moved = world.with(|inner| inner.model.consumer_moves.contains(&(key.clone(), from, to)));
-        if !moved {
-            let name = &key.name;
-            world.record_violation(format!("{name}: no durable commit from {from} to {to}"));
-        }
+    if is_done {
+        check_move(world, &key, from, to);
     }
 }
 
-fn check(world: &World, what: &str, result: Result<(), ConsumerError>) {
+/// Checks that an acknowledged commit is durable, and that it began where the consumer was.
+pub(super) fn check_move(world: &World, key: &ConsumerKey, from: Position, to: Position) {
+    let is_durable = world.with(|inner| inner.model.consumer_moves.contains(&(key.clone(), from, to)));
+    if !is_durable && world.is_alive() {
+        let name = &key.name;
+        world.record_violation(format!("{name}: no durable commit from {from} to {to}"));
+    }
+}
+
+pub(super) fn check(world: &World, what: &str, result: Result<(), ConsumerError>) {
     match result {
         Ok(()) => world.note(format_args!("{what}: done")),
         Err(ConsumerError::Store(error)) => check_refusal(world, what, &error),

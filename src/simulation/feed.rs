@@ -69,18 +69,26 @@ fn take(world: &World, after: Position, most: usize, page: &FeedPage) -> bool {
 
 /// Goes on at the oldest position. Returns whether that is one.
 fn begin_again(world: &World, after: Position, oldest: Position) -> bool {
+    world.with(|inner| inner.feed_cursor = oldest);
+    let is_right = check_oldest(world, &FeedFilter::default(), after, oldest);
+    if is_right {
+        world.count("feedGone");
+    }
+    is_right
+}
+
+/// Checks the position where a reader that lost events begins again: it is the recorded horizon, and
+/// the event there may be forgotten.
+pub(super) fn check_oldest(world: &World, filter: &FeedFilter, after: Position, oldest: Position) -> bool {
     let violation = world.with(|inner| {
-        let mut lost = inner.model.oracle.events.range(after.next()..).map(|(position, _)| *position);
-        let is_right = oldest > after
-            && oldest <= inner.model.last()
-            && lost.any(|position| position <= oldest && inner.model.may_be_removed(position));
-        inner.feed_cursor = oldest;
-        (!is_right).then(|| format!("feed after {after} begins again at {oldest}"))
+        let horizon = inner.model.oracle.horizon.horizon;
+        let recorded = if filter.has_only_streams() { horizon.stream_events } else { horizon.of_all() };
+        let is_right = oldest > after && oldest == recorded && inner.model.may_be_removed(oldest);
+        (!is_right).then(|| format!("a reader after {after} begins again at {oldest}, not {recorded}"))
     });
+    let is_right = violation.is_none();
     if let Some(violation) = violation {
         world.record_violation(violation);
-        return false;
     }
-    world.count("feedGone");
-    true
+    is_right
 }

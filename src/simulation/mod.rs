@@ -13,6 +13,7 @@ mod feed;
 mod life;
 mod model;
 mod operations;
+mod read_models;
 mod tenants;
 mod tests;
 mod types;

@@ -133,6 +133,10 @@ fn nothing_is_lost_in_any_seed() {
         "consumersDefined",
         "consumersCommitted",
         "consumersFenced",
+        "rowsAdded",
+        "rowsRepaired",
+        "instancesFenced",
+        "consumersGone",
         "erased",
         "streamsErased",
         "erasedOnDisk",
@@ -346,6 +350,21 @@ fn forgotten_commits_of_consumers_are_caught() {
 #[test]
 fn ignored_fence_of_a_consumer_is_caught() {
     assert_caught(Mutation::IgnoreFence);
+}
+
+#[test]
+fn cursor_past_unread_events_is_caught() {
+    assert_caught(Mutation::SkipUnread);
+}
+
+#[test]
+fn gap_in_the_tail_is_caught() {
+    assert_caught(Mutation::TailGap);
+}
+
+#[test]
+fn horizon_lost_on_restart_is_caught() {
+    assert_caught(Mutation::ForgetHorizon);
 }
 
 #[test]

@@ -12,9 +12,10 @@ use std::time::Duration;
 use super::chance::Chance;
 use super::model::Model;
 use super::operations::Append;
+use super::read_models::ReadModel;
 use super::receivers::Receiver;
 use crate::context::clock::Clock;
-use crate::domain::{DeliveryKey, EndpointId, EndpointNumber, Now, Position, Timestamp};
+use crate::domain::{ConsumerKey, DeliveryKey, EndpointId, EndpointNumber, Now, Position, Timestamp};
 use crate::storage::disk::MemoryDisk;
 use crate::storage::state::row_store::memory::{MemoryRows, PowerState};
 
@@ -216,6 +217,8 @@ pub(super) struct Inner {
     pub(super) unreadable: bool,
     /// The cursor of a reader of the feed.
     pub(super) feed_cursor: Position,
+    /// Read models that instances of consumers keep, outside of the daemon.
+    pub(super) read_models: BTreeMap<ConsumerKey, ReadModel>,
     /// Counters of events in the simulation.
     pub(super) happened: BTreeMap<&'static str, u64>,
     pub(super) trace: String,
@@ -257,6 +260,7 @@ impl World {
             posted: BTreeMap::new(),
             appends: Vec::new(),
             feed_cursor: Position(0),
+            read_models: BTreeMap::new(),
             callbacks: Vec::new(),
             life: 0,
             stopping: false,

@@ -6,55 +6,16 @@
 //! skipped.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::support::clock::Clock;
 use crate::support::load::{Ledger, accepted, check_stored, publishers, stored_events};
 use crate::support::{Daemon, Receiver, answer, say, seed};
 use serde_json::{Value, json};
 
 const HOUR: i64 = 3_600;
 const EVENT: &str = r#"{"type":"a.b","data":1}"#;
-
-/// A clock with an offset in seconds to the real time.
-struct Clock {
-    library: String,
-    file: PathBuf,
-}
-
-impl Clock {
-    fn new(below: &Path) -> Option<Self> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/faketime");
-        let found = Command::new(script).output().unwrap();
-        let library = String::from_utf8(found.stdout).unwrap().trim().to_owned();
-        let clock = Self { library, file: below.join("clock") };
-        clock.set(0);
-        found.status.success().then_some(clock)
-    }
-
-    /// An atomic replacement, so that the process never reads half a file.
-    fn set(&self, seconds: i64) {
-        let next = self.file.with_extension("next");
-        std::fs::write(&next, format!("{seconds:+}\n")).unwrap();
-        std::fs::rename(&next, &self.file).unwrap();
-    }
-
-    async fn start(&self, data: &Path, more: &[(&str, &str)]) -> Daemon {
-        let mut command = crate::support::serve(data, &["--dev"]);
-        command
-            .env("LD_PRELOAD", &self.library)
-            .env("FAKETIME_TIMESTAMP_FILE", &self.file)
-            .env("FAKETIME_NO_CACHE", "1")
-            .env("DONT_FAKE_MONOTONIC", "1")
-            .env("NO_FAKE_STAT", "1")
-            .envs(more.iter().copied());
-        let daemon = Daemon::spawn(command);
-        daemon.until_ready().await;
-        daemon
-    }
-}
 
 /// The real time in seconds since 1970.
 fn now() -> i64 {

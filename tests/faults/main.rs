@@ -8,6 +8,7 @@ mod support;
 
 mod backup;
 mod clocks;
+mod consumers;
 mod crashes;
 mod disk;
 mod disk_reserve;

@@ -7,6 +7,7 @@
 mod support;
 
 mod event_types;
+mod feed;
 mod judges;
 mod metrics;
 mod openapi;

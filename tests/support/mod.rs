@@ -4,8 +4,10 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub(crate) mod chaos;
+pub(crate) mod clock;
 pub(crate) mod judges;
 pub(crate) mod load;
+pub(crate) mod proxy;
 pub(crate) mod raw;
 
 use std::collections::HashMap;
