@@ -352,7 +352,7 @@ impl Step<'_> {
     fn detail(&self, delivery: DeliveryKey, row: &Row, due: Timestamp) -> Detail {
         let fresh = row.progress.attempts == 0 && row.progress.trigger == Trigger::Publish;
         let known = if fresh { None } else { pending::detail(self.rows, delivery) };
-        known.unwrap_or(Detail {
+        known.unwrap_or_else(|| Detail {
             due,
             last: LastAttempt::default(),
             progress: row.progress,

@@ -300,7 +300,11 @@ async fn whole_feed(daemon: &Daemon) -> Vec<u64> {
 }
 
 fn first_difference(rows: &[u64], log: &[u64]) -> String {
-    let at = rows.iter().zip(log).position(|(row, event)| row != event).unwrap_or(rows.len().min(log.len()));
+    let at = rows
+        .iter()
+        .zip(log)
+        .position(|(row, event)| row != event)
+        .unwrap_or_else(|| rows.len().min(log.len()));
     format!(
         "row {at} is {:?}, the log has {:?} ({} and {})",
         rows.get(at),
