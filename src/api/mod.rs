@@ -45,6 +45,7 @@ use http::heavy_work::HeavyWork;
 use http::idempotency::InFlight;
 use http::problem::{FieldError, Problem};
 use http::reply::Reply;
+use http::request_log::RequestLog;
 use http::response::ReadTurn;
 use http::server::{GoodKey, Peer};
 use http::shared_room::RoomGuard;
@@ -289,6 +290,9 @@ async fn dispatch(
     if request.method() == Method::HEAD && !route.accepts_head() {
         return method_not_allowed(route.path);
     }
+    let now = || api.context.now().monotonic;
+    let log = RequestLog::begin(request.headers(), now);
+    let method = request.method().clone();
     let mut has_good_key = false;
     let peer = peer_address(request.extensions());
     let closer = request.extensions().get::<ConnectionCloser>().cloned().unwrap_or_default();
@@ -309,6 +313,9 @@ async fn dispatch(
             problem_response(problem)
         }
     };
+    if let Some(log) = log {
+        log.end(method.as_str(), route.path, response.status().as_u16(), now());
+    }
     if has_good_key {
         response.extensions_mut().insert(GoodKey);
     }

@@ -91,6 +91,7 @@ pub(crate) async fn attempt(context: Context, assignment: Assignment) {
                 Err(error) => {
                     tracing::warn!(
                         event = %event.id, endpoint = %endpoint.id, %error,
+                        trace_id = event.trace_id().map(tracing::field::display),
                         "event cannot be converted, giving up the delivery"
                     );
                     give_up(&context, &assignment, DeadReason::Unconvertible).await;
@@ -316,6 +317,7 @@ fn report(
         status = attempt.status,
         error = class.map(ErrorClass::as_str),
         milliseconds = u64::try_from(attempt.duration.as_millis()).unwrap_or(u64::MAX),
+        trace_id = event.trace_id().map(tracing::field::display),
         "attempt"
     );
 }

@@ -4,7 +4,8 @@ use bytes::Bytes;
 
 use super::closed_list::closed_list;
 use super::{
-    EndpointNumber, EventId, EventType, EventVersion, Idempotency, OrderingKey, StreamName, Tenant, Timestamp,
+    EndpointNumber, EventId, EventType, EventVersion, Idempotency, OrderingKey, StreamName, Tenant,
+    Timestamp, TraceId, TraceParent,
 };
 
 /// Stream version that the publisher expects.
@@ -140,6 +141,12 @@ impl Event {
     #[must_use]
     pub fn attribute(&self, name: &str) -> Option<&str> {
         attribute::find(&self.attributes, name)
+    }
+
+    /// The trace of its publisher.
+    #[must_use]
+    pub fn trace_id(&self) -> Option<TraceId> {
+        TraceParent::parse(self.attribute(attribute::TRACE_PARENT)?).map(TraceParent::trace_id)
     }
 
     /// Approximate bytes in memory; see [`weigh`].

@@ -57,5 +57,5 @@ pub use record::{Idempotency, Record};
 pub use share::SharedSlots;
 pub use tenant::{TenantDelivery, TenantSettings};
 pub use time::{Now, Timestamp};
-pub use trace::TraceParent;
+pub use trace::{TraceId, TraceParent};
 pub use transport::{EndpointTransport, QueueTarget};

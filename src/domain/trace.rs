@@ -32,10 +32,26 @@ impl TraceParent {
         legal.then_some(Self { trace, span, flags })
     }
 
+    /// The trace, without span and flags.
+    #[must_use]
+    pub fn trace_id(self) -> TraceId {
+        TraceId(self.trace)
+    }
+
     /// The same trace and flags with another span.
     #[must_use]
     pub fn child(self, span: NonZeroU64) -> Self {
         Self { span, ..self }
+    }
+}
+
+/// The id of a trace, as the log has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceId(u128);
+
+impl fmt::Display for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
     }
 }
 
@@ -102,6 +118,8 @@ mod tests {
             assert_eq!(read.is_some(), continues, "{value}");
             let written = read.map(|read| read.to_string());
             assert!(written.is_none_or(|text| text[..52] == format!("00-{TRACE}-{SPAN}")), "{value}");
+            let trace_id = read.map(|read| read.trace_id().to_string());
+            assert!(trace_id.is_none_or(|text| text == TRACE), "{value}");
         }
     }
 

@@ -10,13 +10,14 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc as async_mpsc;
 
 use super::commit_queue::CommitQueue;
-use super::decide::{Committer, GroupResult};
+use super::decide::{CommittedGroup, Committer, GroupResult};
 use super::disk_reserve::{DiskReserve, DiskShortage};
 use super::freshness::Freshness;
 use super::health::{Activity, DiskThread, DiskWaits, HealthCell};
 use super::tail::Tail;
 use super::unit::{Unit, UnitAnswer, UnitReply};
 use super::{DiskWrite, Notice, StateMessage, WriteObserver};
+use crate::domain::Record;
 use crate::storage::journal::AppendError;
 use crate::{limits, panics};
 
@@ -182,6 +183,7 @@ impl CommitThread {
     fn publish(&self, result: GroupResult) -> bool {
         if let Some(committed) = result.committed {
             self.links.health.set_full(DiskThread::Journal, false);
+            log_events(&committed);
             self.freshness.on_commit(&committed.records);
             self.tail.on_commit(&committed.records);
             if self.state.send(StateMessage::Committed(committed.clone())).is_err() {
@@ -247,6 +249,23 @@ impl CommitThread {
             }
             // Rare and short: a condition variable would cost a lock for each applied group.
             std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Logs the events of a commit, so that a trace can be followed through it.
+fn log_events(committed: &CommittedGroup) {
+    if !tracing::enabled!(tracing::Level::DEBUG) {
+        return;
+    }
+    for (position, record) in &committed.records {
+        if let Record::EventAccepted(event) = record {
+            tracing::debug!(
+                event = %event.id,
+                position = position.0,
+                trace_id = event.trace_id().map(tracing::field::display),
+                "event committed"
+            );
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod problem;
 pub mod public_document;
 pub mod reply;
 pub mod request;
+pub(in crate::api) mod request_log;
 pub mod response;
 pub mod server;
 pub mod shared_room;

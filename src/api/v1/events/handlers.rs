@@ -10,6 +10,7 @@ use super::batch::{BatchRequest, post_batch};
 use super::model::{AcceptedBody, EventBody, EventInput, EventReplayInput, PublishBody};
 use crate::api::http::problem::{Errors, FieldError, Problem};
 use crate::api::http::request::{Optional, RequestBody};
+use crate::api::http::request_log::trace_parent;
 use crate::api::http::response::{Accepted, Json};
 use crate::api::http::{body, idempotency};
 use crate::api::routes::{BodySpec, Limit, Need, schema};
@@ -150,12 +151,8 @@ pub(in crate::api::v1) fn set_hops(draft: &mut EventDraft, hops: u32) {
 
 /// The request's `traceparent`, if it is valid.
 pub(in crate::api) fn trace_attribute(headers: &HeaderMap) -> Vec<(Box<str>, Box<str>)> {
-    let mut values = headers.get_all(attribute::TRACE_PARENT).iter();
-    let (Some(value), None) = (values.next().and_then(|value| value.to_str().ok()), values.next()) else {
-        return Vec::new();
-    };
-    let known = TraceParent::parse(value).is_some();
-    known.then(|| (attribute::TRACE_PARENT.into(), value.into())).into_iter().collect()
+    let known = trace_parent(headers).filter(|value| TraceParent::parse(value).is_some());
+    known.map(|value| (attribute::TRACE_PARENT.into(), value.into())).into_iter().collect()
 }
 
 /// The tenant for id lookups of requests that do not name one.
