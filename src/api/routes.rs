@@ -244,7 +244,7 @@ pub static ROUTES: &[Route] = &[
     route!(Get "/v1/streams/{stream}", "getStream", "Get the version of a stream, or wait for its next event",
         ReadEvents, streams::query::STREAM_AND_WAIT, Plain, streams::handlers::get),
     route!(Post "/v1/streams/{stream}/events", "appendToStream", "Append events to a stream: all of them, or none",
-        Publish, streams::query::ONE_STREAM, Stored, body streams::append::append),
+        Publish, streams::query::APPEND, Stored, body streams::append::append),
     route!(Get "/v1/streams/{stream}/events", "readStream", "Read the events of a stream by version",
         ReadEvents, streams::query::STREAM_EVENTS, Plain, streams::handlers::read),
     route!(Post "/v1/streams/{stream}/erase", "eraseStream", "Erase the content of all events of a stream from all reads, and from the disk soon after",

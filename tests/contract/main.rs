@@ -36,6 +36,7 @@ mod repetition;
 mod requests;
 mod secrets;
 mod sharing;
+mod stream_formats;
 mod streams;
 mod subscriber;
 mod tenants;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::support::{Daemon, Receiver, has_program, say};
 use super::{ADMIN, call_as, is_problem, key, keyed, publish, text};
 
-async fn append(daemon: &Daemon, stream: &str, body: Value) -> (u16, Value) {
+pub(crate) async fn append(daemon: &Daemon, stream: &str, body: Value) -> (u16, Value) {
     let path = format!("/streams/{stream}/events");
     let (status, answer, _) = daemon.call("POST", &path, &[], &body.to_string()).await;
     (status, answer)
@@ -23,12 +23,12 @@ async fn append_with_key(daemon: &Daemon, stream: &str, key: &str, body: Value) 
     (status, answer, headers.contains_key("idempotent-replayed"))
 }
 
-fn events(types: &[&str]) -> Value {
+pub(crate) fn events(types: &[&str]) -> Value {
     json!({"events": types.iter().map(|kind| json!({"type": kind, "data": {}})).collect::<Vec<_>>()})
 }
 
 /// Versions of the events of a page.
-fn versions(page: &Value) -> Vec<u64> {
+pub(crate) fn versions(page: &Value) -> Vec<u64> {
     page["data"].as_array().unwrap().iter().map(|event| event["streamVersion"].as_u64().unwrap()).collect()
 }
 

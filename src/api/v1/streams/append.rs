@@ -1,20 +1,21 @@
-//! `POST /v1/streams/{stream}/events`: an atomic append.
+//! `POST /v1/streams/{stream}/events`: an atomic append, of Balto's own events or of CloudEvents.
 
 use std::collections::HashSet;
 
 use serde::Deserialize;
 
 use super::model::{AppendBody, AppendSchema, CheckInput, StreamEventInput};
+use super::query;
 use crate::api::Call;
 use crate::api::http::problem::{Errors, Problem, ProblemPart};
 use crate::api::http::request::RequestBody;
 use crate::api::http::response::Accepted;
 use crate::api::http::{body, idempotency};
 use crate::api::routes::{BodySpec, Limit, Need, schema};
-use crate::api::v1::event_types;
 use crate::api::v1::events::batch::{Bounded, check_count};
 use crate::api::v1::events::handlers::{build_draft, default_tenant, parse_hops, set_hops};
 use crate::api::v1::events::model::ExpectedVersion;
+use crate::api::v1::{cloudevents, event_types};
 use crate::domain::{Expected, Idempotency, StreamName, Tenant};
 use crate::limits;
 use crate::service::Events;
@@ -26,7 +27,7 @@ const RESULT_BYTES: usize = 160;
 /// Most errors of one request that are reported.
 const ERRORS_MAX: usize = 100;
 
-const JSON: &[&str] = &["application/json"];
+const JSON_OR_CLOUDEVENTS: &[&str] = &["application/json", cloudevents::STRUCTURED, cloudevents::BATCHED];
 
 /// The body of an append, which [`append`] parses beside other requests.
 pub struct AppendRequest;
@@ -35,7 +36,7 @@ impl RequestBody for AppendRequest {
     const SPEC: BodySpec = BodySpec {
         need: Need::Required,
         limit: Limit::Batch,
-        media: JSON,
+        media: JSON_OR_CLOUDEVENTS,
         schema: schema::<AppendSchema<'static>>,
     };
 
@@ -54,6 +55,53 @@ struct AppendInput<'a> {
     checks: Option<Vec<CheckInput>>,
 }
 
+/// The unparsed events of a request, and its conditions.
+struct AppendParts<'a> {
+    events: Vec<&'a [u8]>,
+    expected: Expected,
+    checks: Vec<StreamCheck>,
+}
+
+impl<'a> AppendParts<'a> {
+    /// CloudEvents have no member for a condition, so `expectedVersion` is a parameter.
+    fn parse(call: &'a Call, tenant: &Tenant) -> Result<Self, Problem> {
+        let named = query::expected_version(&call.query)?;
+        let of_cloudevents =
+            |events| Ok(Self { events, expected: named.unwrap_or(Expected::Any), checks: Vec::new() });
+        match call.media {
+            cloudevents::STRUCTURED | cloudevents::BINARY => of_cloudevents(vec![&call.body[..]]),
+            cloudevents::BATCHED => {
+                let events = cloudevents::batch_items(&call.body)?;
+                if events.is_empty() {
+                    return Err(Problem::invalid("", "at least one event is required"));
+                }
+                of_cloudevents(events)
+            }
+            _ => {
+                if named.is_some() {
+                    let detail = "is for CloudEvents; name the version in the body";
+                    return Err(Problem::parameter("expectedVersion", detail));
+                }
+                let input: AppendInput<'a> = body::parse(&call.body)?;
+                check_count(input.events.count)?;
+                let checks = parse_checks(tenant, &input.checks.unwrap_or_default())?;
+                let events = input.events.items.into_iter().map(|item| item.get().as_bytes()).collect();
+                let expected = input.expected_version.map_or(Expected::Any, |expected| expected.0);
+                Ok(Self { events, expected, checks })
+            }
+        }
+    }
+}
+
+/// JSON pointer of an event.
+fn event_pointer(media: &str, index: usize) -> String {
+    match media {
+        cloudevents::STRUCTURED | cloudevents::BINARY => String::new(),
+        cloudevents::BATCHED => format!("/{index}"),
+        _ => format!("/events/{index}"),
+    }
+}
+
 /// `POST /v1/streams/{stream}/events`
 pub async fn append(call: &Call, _: AppendRequest) -> Result<Accepted<AppendBody<'static>>, Problem> {
     let stream: StreamName = call.parse_new_name()?;
@@ -61,7 +109,11 @@ pub async fn append(call: &Call, _: AppendRequest) -> Result<Accepted<AppendBody
     if tenant.as_str() == Tenant::OPERATOR {
         return Err(Problem::Forbidden("the tenant `balto` is reserved".to_owned()));
     }
-    let (key, _guard) = call.idempotency(tenant.as_str())?;
+    let (mut key, _guard) = call.idempotency(tenant.as_str())?;
+    if let (Some(key), Some(expected)) = (&mut key, call.query.text("expectedVersion")) {
+        // With another condition it is another request.
+        key.fingerprint = idempotency::fingerprint(&[expected.as_bytes(), &[0], &key.fingerprint].concat());
+    }
     let parse = || parse_request(call, &tenant, &stream, key);
     let request = call.heavy_work(call.body.len(), parse).await?;
     let checked: Vec<_> = request.checks.iter().map(|check| check.stream.clone()).collect();
@@ -98,23 +150,21 @@ fn parse_request(
     key: Option<Idempotency>,
 ) -> Result<AtomicRequest, Problem> {
     let hops = parse_hops(&call.headers)?;
-    let input: AppendInput<'_> = body::parse(&call.body)?;
-    check_count(input.events.count)?;
-    let checks = parse_checks(tenant, &input.checks.unwrap_or_default())?;
-    let mut drafts = Vec::with_capacity(input.events.items.len());
+    let AppendParts { events, expected, checks } = AppendParts::parse(call, tenant)?;
+    let mut drafts = Vec::with_capacity(events.len());
     let (mut errors, mut ids) = (Errors::default(), HashSet::new());
-    for (index, item) in input.events.items.iter().enumerate() {
-        let raw = item.get().as_bytes();
+    for (index, raw) in events.into_iter().enumerate() {
+        let at = event_pointer(call.media, index);
         match parse_event(call, tenant, stream, raw) {
             Ok(mut draft) => {
-                if draft.id.as_ref().is_some_and(|id| !ids.insert(id.clone())) {
-                    errors.push(format!("/events/{index}/id"), "an earlier event of the request has this id");
+                if draft.publisher_id_key().is_some_and(|id| !ids.insert(id.scope)) {
+                    errors.push(format!("{at}/id"), "an earlier event of the request has this id");
                 }
                 set_hops(&mut draft, hops);
                 event_types::handlers::check_event(call, &mut draft);
                 drafts.push(draft);
             }
-            Err(Problem::Validation(found)) => errors.extend_below(&format!("/events/{index}"), found),
+            Err(Problem::Validation(found)) => errors.extend_below(&at, found),
             Err(other) => return Err(other),
         }
         if errors.0.len() >= ERRORS_MAX {
@@ -123,7 +173,7 @@ fn parse_request(
     }
     errors.finish()?;
     if let Some(first) = drafts.first_mut() {
-        first.expected = input.expected_version.map_or(Expected::Any, |expected| expected.0);
+        first.expected = expected;
     }
     set_keys(call, tenant.as_str(), key.as_ref(), &mut drafts)?;
     Ok(AtomicRequest { key, checks, drafts })
@@ -134,12 +184,21 @@ fn parse_event(call: &Call, tenant: &Tenant, stream: &StreamName, raw: &[u8]) ->
     if raw.len() > limit {
         return Err(Problem::PayloadTooLarge { limit });
     }
-    let input: StreamEventInput<'_> = body::parse(raw)?;
-    let mut draft = build_draft(call, input.into_event(tenant, stream), raw)?;
-    if draft.id.is_some() {
-        // The same event in another stream is another event.
-        draft.fingerprint = idempotency::fingerprint(&[stream.as_str().as_bytes(), &[0], raw].concat());
-    }
+    // The same event in another stream is another event.
+    let in_stream =
+        |bytes: &[u8]| idempotency::fingerprint(&[stream.as_str().as_bytes(), &[0], bytes].concat());
+    let mut draft = match call.media {
+        cloudevents::BINARY => cloudevents::parse_binary(call)?,
+        cloudevents::STRUCTURED | cloudevents::BATCHED => cloudevents::parse_structured(call, raw)?,
+        _ => {
+            let input: StreamEventInput<'_> = body::parse(raw)?;
+            let draft = build_draft(call, input.into_event(tenant, stream), raw)?;
+            let fingerprint = if draft.id.is_some() { in_stream(raw) } else { draft.fingerprint };
+            return Ok(EventDraft { fingerprint, ..draft });
+        }
+    };
+    draft.fingerprint = in_stream(&draft.fingerprint);
+    draft.stream = Some(stream.clone());
     Ok(draft)
 }
 

@@ -3,12 +3,21 @@
 use crate::api::http::problem::Problem;
 use crate::api::v1::feed::query::types;
 use crate::api::v1::lists::{Kind, LIMIT, NAME, PATTERNS, Param, Query, STREAM, param};
+use crate::domain::Expected;
 use crate::limits;
 use crate::service::streams::{Direction, ReadStart, StreamRead};
 
 const STREAM_TENANT: Param =
     param("tenant", "The tenant of the stream; default: the key's, or `default`", NAME);
 pub const ONE_STREAM: &[Param] = &[STREAM_TENANT];
+pub const APPEND: &[Param] = &[
+    STREAM_TENANT,
+    param(
+        "expectedVersion",
+        "For CloudEvents: append only if the stream has this version; default: `any`",
+        Kind::Text("^(none|exists|any|[1-9][0-9]{0,17})$", 18),
+    ),
+];
 pub const STREAM_AND_WAIT: &[Param] = &[
     STREAM_TENANT,
     param("afterVersion", "With `wait`: wait until the version is above this one", Kind::Position),
@@ -43,6 +52,26 @@ pub const STREAMS: &[Param] = &[
     LIMIT,
     param("cursor", "`next` of the previous page", Kind::Text("^[A-Za-z0-9_-]+$", 352)),
 ];
+/// The condition of an append of CloudEvents.
+///
+/// # Errors
+/// 422 that names the parameter.
+pub(super) fn expected_version(query: &Query) -> Result<Option<Expected>, Problem> {
+    Ok(match query.text("expectedVersion") {
+        None => None,
+        Some("none") => Some(Expected::NoStream),
+        Some("exists") => Some(Expected::Exists),
+        Some("any") => Some(Expected::Any),
+        Some(_) => match query.number("expectedVersion") {
+            Ok(Some(version)) if version > 0 => Some(Expected::Version(version)),
+            _ => {
+                let detail = "must be a version, from 1, or `none`, `exists` or `any`";
+                return Err(Problem::parameter("expectedVersion", detail));
+            }
+        },
+    })
+}
+
 /// The wanted events of `GET /v1/streams/{stream}/events`.
 ///
 /// # Errors
