@@ -184,6 +184,8 @@ pub struct Call {
     pub body: Bytes,
     /// For requests that wait: a wait ends when its client has gone.
     pub client: ClientWatch,
+    /// The request's connection.
+    pub(crate) seat: RequestSeat,
     /// The body's share of the body budget.
     _budget: Option<RoomGuard<Party>>,
 }
@@ -449,6 +451,7 @@ async fn read_call(
         media,
         body,
         client,
+        seat: seat.clone(),
         _budget: budget,
     })
 }

@@ -249,6 +249,69 @@ async fn waits_of_one_tenant_leave_connections_for_others() {
     others_are_answered_beside(&daemon, &request).await;
 }
 
+/// Everything that a connection has to read within a short time.
+async fn rest_of(raw: &mut Raw) -> String {
+    let mut all = Vec::new();
+    let mut bytes = [0; 4_096];
+    let read = async {
+        while let Ok(count @ 1..) = tokio::io::AsyncReadExt::read(&mut raw.stream, &mut bytes).await {
+            all.extend_from_slice(&bytes[..count]);
+        }
+    };
+    let _ended = tokio::time::timeout(Duration::from_millis(20), read).await.is_ok();
+    String::from_utf8(all).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_of_one_tenant_leave_connections_for_others() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = daemon(data.path(), &[("BALTO__SERVER__MAX_CONNECTIONS", "40")]).await;
+    let evil = key(&daemon, "viewer", Some("evil")).await;
+    let good = key(&daemon, "viewer", Some("good")).await;
+    let request = |key: &str, query: &str| {
+        format!(
+            "GET /v1/feed?after=now{query} HTTP/1.1\r\nhost: localhost\r\naccept: {}\r\nauthorization: Bearer {key}\r\n\r\n",
+            if query.is_empty() { "text/event-stream" } else { "application/json" }
+        )
+    };
+    let mut own = Raw::connect(daemon.address()).await;
+    assert!(own.send(request(&good, "").as_bytes()).await);
+    daemon.until_metric("balto_api_streams", "", |streams| streams == 1.0).await;
+    // The connections without a stream wait, so that no idle one can be closed.
+    let (mut held, mut waiting) = (Vec::new(), Vec::new());
+    for number in 1..=19 {
+        let mut raw = Raw::connect(daemon.address()).await;
+        assert!(raw.send(request(&evil, "&wait=60s").as_bytes()).await);
+        waiting.push(raw);
+        let number = f64::from(number);
+        daemon.until_metric("balto_api_waiting_requests", "", |waiting| waiting == number).await;
+    }
+    for number in 2..=21 {
+        let mut raw = Raw::connect(daemon.address()).await;
+        assert!(raw.send(request(&evil, "").as_bytes()).await);
+        held.push(raw);
+        let number = f64::from(number);
+        daemon.until_metric("balto_api_streams", "", |streams| streams == number).await;
+    }
+    for _ in 0..20 {
+        // A new connection each time.
+        answers_soon(&daemon, &good, "GET", "/events?limit=1", "", 200).await;
+    }
+    let mut ended = 0;
+    for raw in &mut held {
+        let text = rest_of(raw).await;
+        let is_ended = text.contains("event: balto.end\n");
+        assert!(!is_ended || text.contains(r#"data: {"reason":"connections"}"#), "{text}");
+        ended += usize::from(is_ended);
+    }
+    assert!((1..5).contains(&ended), "{ended} streams of the tenant were ended");
+    let text = rest_of(&mut own).await;
+    assert!(
+        text.contains("balto.caughtup") && !text.contains("balto.end"),
+        "a tenant below its share: {text}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_bodies_of_one_tenant_leave_connections_for_others() {
     let data = tempfile::tempdir().unwrap();

@@ -7,7 +7,8 @@
 //!
 //! An authenticated connection counts for its party. If a party has more than its share of the
 //! connections when a new one needs room, it gives way: first its idle connections, then its newest
-//! request that waits or whose body arrives, which gets 429. A party alone may use all connections.
+//! request that waits or whose body arrives, which gets 429, or its newest stream of events, which
+//! ends. A party alone may use all connections.
 //!
 //! Connections without a key are also limited per remote address. At that limit a new connection
 //! evicts an idle one of the same address, or is closed.
@@ -28,7 +29,7 @@ use crate::limits;
 mod parties;
 mod seat;
 
-pub(crate) use seat::RequestSeat;
+pub(crate) use seat::{RequestSeat, StreamSeat};
 
 /// The connection limit of one listener.
 pub struct ConnectionLimit {

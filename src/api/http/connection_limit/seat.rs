@@ -1,6 +1,7 @@
 //! The seat of a request: it counts for its party, and can be ended while it waits for its client
-//! or for an event.
+//! or for an event. A stream of events can be ended at any time.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,37 +47,56 @@ impl RequestSeat {
         work: impl Future<Output = Result<T, Problem>>,
     ) -> Result<T, Problem> {
         let Some(slot) = &self.0 else { return work.await };
-        let request = EndableRequest::begin(slot, party);
+        let request = EndableRequest::begin(slot, party.clone());
         tokio::select! {
             biased;
             done = work => done,
             () = request.end.notified() => Err(ENDED),
         }
     }
+
+    /// The seat of a stream that this request begins. It can be ended until it is dropped.
+    pub(crate) fn begin_stream(&self, party: &Party) -> StreamSeat {
+        StreamSeat(self.0.as_ref().map(|slot| EndableRequest::begin(slot, party.clone())))
+    }
+}
+
+/// The connection of a stream of events.
+pub(crate) struct StreamSeat(Option<EndableRequest>);
+
+impl StreamSeat {
+    /// Returns when the stream must end: its party has more than its share of the connections, and
+    /// another one needs room. Returns once.
+    pub(crate) async fn ended(&self) {
+        match &self.0 {
+            Some(request) => request.end.notified().await,
+            None => pending().await,
+        }
+    }
 }
 
 /// A request that can be ended, until it is dropped.
-struct EndableRequest<'a> {
-    slot: &'a ConnectionSlot,
-    party: &'a Party,
+struct EndableRequest {
+    slot: Arc<ConnectionSlot>,
+    party: Party,
     number: u64,
     end: Arc<Notify>,
 }
 
-impl<'a> EndableRequest<'a> {
-    fn begin(slot: &'a ConnectionSlot, party: &'a Party) -> Self {
+impl EndableRequest {
+    fn begin(slot: &Arc<ConnectionSlot>, party: Party) -> Self {
         let mut slots = slot.connections.lock();
         let end = Arc::<Notify>::default();
         let endable = Endable { end: Arc::clone(&end), close: Arc::clone(&slot.evict) };
-        let number = slots.parties.begin(party, endable);
+        let number = slots.parties.begin(&party, endable);
         slot.connections.evict_for_newcomer(&mut slots);
         drop(slots);
-        Self { slot, party, number, end }
+        Self { slot: Arc::clone(slot), party, number, end }
     }
 }
 
-impl Drop for EndableRequest<'_> {
+impl Drop for EndableRequest {
     fn drop(&mut self) {
-        self.slot.connections.lock().parties.finish(self.party, self.number);
+        self.slot.connections.lock().parties.finish(&self.party, self.number);
     }
 }

@@ -230,6 +230,35 @@ async fn party_above_its_share_gives_way() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn stream_of_the_party_above_its_share_ends() {
+    let connections = ConnectionLimit::new(3);
+    let evil = tenant("evil");
+    let good = seated(&connections, &tenant("good")).await;
+    let held = [seated(&connections, &evil).await, seated(&connections, &evil).await];
+    let small = good.1.begin_stream(&tenant("good"));
+    let [old, new] = [&held[0], &held[1]].map(|(slot, seat)| {
+        slot.on_stream_begun(true);
+        seat.begin_stream(&evil)
+    });
+    assert!(new.ended().now_or_never().is_none(), "ended without a newcomer");
+    let mut newcomer = std::pin::pin!(connections.take());
+    assert!(newcomer.as_mut().now_or_never().is_none());
+    assert!(new.ended().now_or_never().is_some(), "the newest stream goes on");
+    assert!(old.ended().now_or_never().is_none(), "two were ended for one");
+    assert!(small.ended().now_or_never().is_none(), "the stream of another party was ended");
+    assert!(held[1].0.evicted().now_or_never().is_none(), "closed before the last block is written");
+    held[1].0.on_stream_ended();
+    held[1].0.on_written();
+    assert!(held[1].0.evicted().now_or_never().is_some(), "it is idle and was not closed");
+    drop((old, new, small));
+    let [first, second] = held;
+    drop(second);
+    assert!(newcomer.now_or_never().is_some());
+    drop((first, good));
+    assert!(connections.lock().parties.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn ended_request_of_a_stuck_client_is_closed() {
     let connections = ConnectionLimit::new(2);
     let evil = tenant("evil");

@@ -127,7 +127,8 @@ fn stream(call: &Call, reader: FeedReader) -> Result<Reply, Problem> {
     let spread = (limits::STREAM_RETRY_MAX - limits::STREAM_RETRY_MIN).as_millis() as u64;
     let random = u64::from_be_bytes(call.api.context.random_bytes::<8>());
     let retry = limits::STREAM_RETRY_MIN + Duration::from_millis(random % (spread + 1));
-    let stream = EventStream::new(reader, call.client.clone(), place, retry);
+    let seat = call.seat.begin_stream(&call.party);
+    let stream = EventStream::new(reader, call.client.clone(), place, seat, retry);
     // Proxies with this header do not buffer.
     let reply = Reply::stream(stream.into_body()).with_header("x-accel-buffering", "no");
     Ok(reply.with_content_type(EVENT_STREAM))

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::model::json;
 use super::reader::FeedReader;
 use crate::api::http::client_watch::ClientWatch;
+use crate::api::http::connection_limit::StreamSeat;
 use crate::api::http::reply::BodyStream;
 use crate::context::waiter_limit::WaiterPlace;
 use crate::domain::Position;
@@ -27,6 +28,8 @@ enum End {
     Lifetime,
     Shutdown,
     Unavailable,
+    /// The party has more than its share of the connections, and another one needs room.
+    Connections,
 }
 
 impl End {
@@ -35,6 +38,7 @@ impl End {
             Self::Lifetime => "lifetime",
             Self::Shutdown => "shutdown",
             Self::Unavailable => "unavailable",
+            Self::Connections => "connections",
         }
     }
 }
@@ -53,13 +57,22 @@ pub struct EventStream {
     /// Sent first.
     preface: Option<Bytes>,
     is_over: bool,
+    /// Another party needs the connection.
+    is_displaced: bool,
+    seat: StreamSeat,
     _place: WaiterPlace,
 }
 
 impl EventStream {
     /// `retry`: the client's pause before it connects again.
     #[must_use]
-    pub fn new(reader: FeedReader, client: ClientWatch, place: WaiterPlace, retry: Duration) -> Self {
+    pub(crate) fn new(
+        reader: FeedReader,
+        client: ClientWatch,
+        place: WaiterPlace,
+        seat: StreamSeat,
+        retry: Duration,
+    ) -> Self {
         let now = Instant::now();
         Self {
             ended: Feed(&reader.api.context).ended(),
@@ -72,6 +85,8 @@ impl EventStream {
             has_said_caught_up: false,
             preface: Some(format!("retry: {}\n\n", retry.as_millis()).into()),
             is_over: false,
+            is_displaced: false,
+            seat,
             _place: place,
         }
     }
@@ -97,7 +112,15 @@ impl EventStream {
             if Instant::now() >= self.ends_at {
                 return self.end(End::Lifetime);
             }
-            let page = match self.reader.next_page().await {
+            if self.is_displaced {
+                return self.end(End::Connections);
+            }
+            let page = tokio::select! {
+                biased;
+                () = self.seat.ended() => return self.end(End::Connections),
+                page = self.reader.next_page() => page,
+            };
+            let page = match page {
                 Ok(page) => page,
                 Err(FeedError::Gone { oldest }) => {
                     self.is_over = true;
@@ -174,6 +197,10 @@ impl EventStream {
                 true
             }
             () = tokio::time::sleep_until(next) => true,
+            () = self.seat.ended() => {
+                self.is_displaced = true;
+                true
+            }
             () = self.client.gone() => false,
         }
     }
