@@ -1,14 +1,16 @@
 //! `balto feed`: prints all events in order, and follows the log.
 //!
 //! Owns the cursor: after a lost connection it goes on where it was, so it prints each event once.
+//! The daemon keeps the cursor of a consumer. It moves after a page is printed, so a lost connection
+//! may print that page twice.
 
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
 use serde::Deserialize;
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use super::args::QueryArgs;
 use super::client::Error;
@@ -27,7 +29,8 @@ const DATA_CHARACTERS_MAX: usize = 120;
 #[command(after_help = "Examples:\n  \
     balto feed --follow\n  \
     balto feed --types 'order.*,pet.#' --tenant acme\n  \
-    balto feed --follow --after 1240 --json | jq .data")]
+    balto feed --follow --after 1240 --json | jq .data\n  \
+    balto feed --follow --consumer pet-search")]
 pub(crate) struct FeedArgs {
     /// Wait for further events until interrupted. Goes on after a lost connection.
     #[arg(long, short)]
@@ -46,6 +49,14 @@ pub(crate) struct FeedArgs {
     /// Only events of streams whose name begins with this text.
     #[arg(long, value_name = "TEXT", conflicts_with = "stream")]
     stream_prefix: Option<String>,
+    /// Print the events after the position of this consumer, and move it on after each page.
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_parser = super::consumers::name,
+        conflicts_with_all = ["after", "types", "stream", "stream_prefix"]
+    )]
+    consumer: Option<String>,
 }
 
 /// A page, with its events as text.
@@ -59,47 +70,70 @@ struct Page {
 
 impl FeedArgs {
     pub(crate) async fn run(&self, session: &Session) -> anyhow::Result<()> {
-        let mut after = self.after.clone().unwrap_or_else(|| {
-            let start = if self.follow { "now" } else { "oldest" };
-            start.to_owned()
-        });
+        let mut after = self.start(session).await?;
         let mut pause = PAUSE_MIN;
         // The first request shows wrong arguments and an unreachable daemon at once.
         let mut is_connected = false;
         loop {
-            let page = match self.page(session, &after).await {
-                Ok(page) => page,
+            match self.step(session, &mut after).await {
+                Ok(is_caught_up) if is_caught_up && !self.follow => return Ok(()),
+                Ok(_) => (is_connected, pause) = (true, PAUSE_MIN),
                 Err(error) if self.follow && is_connected && may_pass(&error) => {
                     output::note(&format!("balto: {error:#}; trying again after position {after}"));
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(PAUSE_MAX);
-                    continue;
+                    if self.consumer.is_some() {
+                        // The answer to its move may have been lost.
+                        after = self.start(session).await.unwrap_or(after);
+                    }
                 }
                 Err(error) => return Err(error),
-            };
-            (is_connected, pause) = (true, PAUSE_MIN);
-            for event in &page.data {
-                output::line(&if session.json {
-                    event.get().replace(['\n', '\r'], " ")
-                } else {
-                    line(event)
-                })?;
-            }
-            after = page.next;
-            if page.caught_up && !self.follow {
-                return Ok(());
             }
         }
     }
 
+    /// The cursor to begin at.
+    async fn start(&self, session: &Session) -> anyhow::Result<String> {
+        let Some(name) = &self.consumer else {
+            let start = if self.follow { "now" } else { "oldest" };
+            return Ok(self.after.clone().unwrap_or_else(|| start.to_owned()));
+        };
+        let query = QueryArgs::default().with("tenant", self.tenant.clone());
+        let shown = session.client.get(&["v1", "consumers", name], &query.0).await?;
+        let shown: Value = serde_json::from_str(&shown)?;
+        shown["position"].as_str().map(str::to_owned).context("the answer is not a consumer")
+    }
+
+    /// Prints the next page and moves the cursor. Returns whether no event is left.
+    async fn step(&self, session: &Session, after: &mut String) -> anyhow::Result<bool> {
+        let page = self.page(session, after).await?;
+        for event in &page.data {
+            let text = if session.json { event.get().replace(['\n', '\r'], " ") } else { line(event) };
+            output::line(&text)?;
+        }
+        if let Some(name) = self.consumer.as_ref().filter(|_| page.next != *after) {
+            let query = QueryArgs::default().with("tenant", self.tenant.clone());
+            let body = json!({"position": page.next, "from": after}).to_string();
+            session.client.post_to(&["v1", "consumers", name, "commit"], &query.0, body).await?;
+        }
+        *after = page.next;
+        Ok(page.caught_up)
+    }
+
     async fn page(&self, session: &Session, after: &str) -> anyhow::Result<Page> {
+        let wait = self.follow.then(|| WAIT.to_owned());
+        if let Some(name) = &self.consumer {
+            let query = QueryArgs::default().with("tenant", self.tenant.clone()).with("wait", wait);
+            let answer = session.client.get(&["v1", "consumers", name, "events"], &query.0).await?;
+            return serde_json::from_str(&answer).context("the answer is not a page of the feed");
+        }
         let query = QueryArgs::default()
             .with("after", Some(after.to_owned()))
             .with("types", self.types.clone())
             .with("tenant", self.tenant.clone())
             .with("stream", self.stream.clone())
             .with("streamPrefix", self.stream_prefix.clone())
-            .with("wait", self.follow.then(|| WAIT.to_owned()));
+            .with("wait", wait);
         let answer = session.client.get(&["v1", "feed"], &query.0).await?;
         serde_json::from_str(&answer).context("the answer is not a page of the feed")
     }
@@ -148,11 +182,43 @@ mod tests {
             tenant: None,
             stream: None,
             stream_prefix: None,
+            consumer: None,
         };
         args.run(&session).await.unwrap();
         let requests = task.await.unwrap();
         assert!(requests[0].starts_with("GET /v1/feed?after=oldest&types=a%2Cb.* "), "{}", requests[0]);
         assert!(requests[1].starts_with("GET /v1/feed?after=3&types="), "{}", requests[1]);
+    }
+
+    #[tokio::test]
+    async fn consumer_moves_after_each_printed_page() {
+        let first = r#"{"data":[{"position":3,"type":"a"}],"next":"3","head":"9","caughtUp":false}"#;
+        let second = r#"{"data":[],"next":"3","head":"3","caughtUp":true}"#;
+        let answers = [r#"{"name":"search","position":"1"}"#, first, "{}", second];
+        let answers = answers.map(|answer| ("200 OK", answer.to_owned()));
+        let (url, task) = fake::serve(answers.into()).await;
+        let session = Session { client: Client::new(&url, None).unwrap(), json: true };
+        let args = FeedArgs {
+            follow: false,
+            after: None,
+            types: None,
+            tenant: Some("acme".to_owned()),
+            stream: None,
+            stream_prefix: None,
+            consumer: Some("search".to_owned()),
+        };
+        args.run(&session).await.unwrap();
+        let requests = task.await.unwrap();
+        let begins = |number: usize, with: &str| {
+            assert!(requests[number].starts_with(with), "{number}: {}", requests[number]);
+        };
+        begins(0, "GET /v1/consumers/search?tenant=acme ");
+        begins(1, "GET /v1/consumers/search/events?tenant=acme ");
+        begins(2, "POST /v1/consumers/search/commit?tenant=acme ");
+        let body: Value = serde_json::from_str(requests[2].rsplit("\r\n").next().unwrap()).unwrap();
+        assert_eq!(body, json!({"position": "3", "from": "1"}));
+        begins(3, "GET /v1/consumers/search/events?tenant=acme ");
+        assert_eq!(requests.len(), 4, "an empty page moves nothing");
     }
 
     #[test]
