@@ -25,6 +25,7 @@
 //! | [`api`] | HTTP shape, authentication, status codes | the outbox |
 //! | `panics` | which panics end the process | anything |
 //! | `unique_json` | JSON values without duplicate members | their meaning |
+//! | [`templates`] | bodies that endpoints describe | where its output goes |
 //! | [`vault`] | encryption at rest | where its key comes from |
 //! | [`config`], [`metrics`] | the operator's settings and metrics | services |
 //! | [`daemon`], [`cli`] | assembly, start and shutdown; the command line | |
@@ -111,6 +112,7 @@ pub mod service;
 #[cfg(test)]
 mod simulation;
 pub mod storage;
+pub mod templates;
 mod unique_json;
 pub mod vault;
 

@@ -164,6 +164,32 @@ pub const SECRET_DISTINCT_BYTES_MIN: usize = 6;
 /// Minimum letters and digits of a new secret outside common words.
 pub const SECRET_UNCOMMON_BYTES_MIN: usize = 8;
 const _: () = assert!(SECRET_UNCOMMON_BYTES_MIN < SECRET_TEXT_BYTES_MIN);
+/// Maximum signature schemes of one endpoint.
+pub const SIGNATURES_MAX: usize = 5;
+/// Longest template of a custom signature, in bytes.
+pub const SIGNATURE_TEMPLATE_BYTES_MAX: usize = 256;
+/// Longest template of a request body, in bytes.
+pub const BODY_TEMPLATE_BYTES_MAX: usize = 16 * 1024;
+/// Largest rendered request body, in bytes.
+pub const RENDERED_BYTES_MAX: usize = 256 * 1024;
+/// Work of one rendering: an instruction of the template costs 1, and 64 bytes of data cost 1.
+pub const RENDERING_FUEL: u64 = 100_000;
+/// Endpoints whose compiled template is kept.
+pub const COMPILED_TEMPLATES_MAX: usize = 1_000;
+/// Longest content type of requests, in bytes.
+pub const CONTENT_TYPE_BYTES_MAX: usize = 255;
+/// Longest user name, password, client id, client secret, scope or audience, in bytes.
+pub const AUTH_TEXT_BYTES_MAX: usize = 1_024;
+/// Longest access token, in bytes.
+pub const ACCESS_TOKEN_BYTES_MAX: usize = 8 * 1024;
+/// Endpoints whose access token is kept.
+pub const ACCESS_TOKENS_MAX: usize = 10_000;
+/// Lifetime of an access token whose server does not say it.
+pub const ACCESS_TOKEN_LIFETIME_DEFAULT: Duration = Duration::from_secs(300);
+/// Longest time that an access token is kept.
+pub const ACCESS_TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
+/// An access token is renewed this long before it expires.
+pub const ACCESS_TOKEN_MARGIN: Duration = Duration::from_secs(30);
 /// Longest DNS name (RFC 1035), in bytes.
 pub const DNS_NAME_BYTES_MAX: usize = 253;
 /// Maximum valid callback URLs of one endpoint's handshake; the most recent ones are kept.

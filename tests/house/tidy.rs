@@ -40,7 +40,7 @@ fn every_file_opens_with_a_module_comment() {
 }
 
 /// A layer and its permitted imports.
-const LAYERS: [(&str, &[&str]); 22] = [
+const LAYERS: [(&str, &[&str]); 23] = [
     ("limits", &[]),
     ("panics", &[]),
     ("codec", &[]),
@@ -50,6 +50,7 @@ const LAYERS: [(&str, &[&str]); 22] = [
     ("rules", &["limits", "codec", "domain", "projections"]),
     ("lanes", &["limits", "domain"]),
     ("schemas", &["limits", "domain", "unique_json"]),
+    ("templates", &["limits", "domain"]),
     ("vault", &["domain"]),
     ("metrics", &["domain", "lanes"]),
     ("config", &["limits", "domain", "rules"]),
@@ -70,6 +71,7 @@ const LAYERS: [(&str, &[&str]); 22] = [
             "storage",
             "outbox",
             "courier",
+            "templates",
             "vault",
         ],
     ),
@@ -86,6 +88,7 @@ const LAYERS: [(&str, &[&str]); 22] = [
             "outbox",
             "maintenance",
             "courier",
+            "templates",
             "vault",
             "context",
         ],
