@@ -8,7 +8,7 @@
 //! The associated data binds a value to its context, so that it does not decrypt in another one:
 //!
 //! * Version 2 (current): the endpoint's id, tenant, URL and revision, and the field with its
-//!   attributes. A value does not decrypt if the endpoint's URL was edited on disk or if an older
+//!   attributes (of a client secret: the token URL). A value does not decrypt if the endpoint's URL was edited on disk or if an older
 //!   ciphertext was restored. Only the writer knows the new revision, so it seals all values of an
 //!   endpoint on each write.
 //! * Version 1 (read only): the endpoint's id and the field. The next write of the endpoint
@@ -27,7 +27,7 @@ use hmac::{Hmac, Mac as _};
 use sha2::{Digest as _, Sha256};
 
 use crate::domain::endpoint::SEALED_OVERHEAD_BYTES;
-use crate::domain::{Endpoint, Sealed, Secret, SecretKind};
+use crate::domain::{Endpoint, EndpointAuth, Sealed, Secret, SecretKind};
 
 /// Length of an operator's key.
 pub const KEY_BYTES: usize = 32;
@@ -124,6 +124,8 @@ pub enum SealedField<'a> {
     Header(&'a str),
     /// The private key of the client certificate.
     ClientKey,
+    /// The password or client secret of the authorization.
+    Auth(&'a EndpointAuth),
 }
 
 impl SealContext<'_> {
@@ -139,6 +141,8 @@ impl SealContext<'_> {
                 format!("{} header {name}", owner.id).into_bytes()
             }
             Self::Endpoint(owner, SealedField::ClientKey) => format!("{} client key", owner.id).into_bytes(),
+            // No version sealed it in this layout.
+            Self::Endpoint(owner, SealedField::Auth(_)) => format!("{} auth", owner.id).into_bytes(),
         }
     }
 
@@ -179,6 +183,16 @@ impl SealedField<'_> {
                 put_text(out, name);
             }
             Self::ClientKey => put_text(out, "client key"),
+            Self::Auth(EndpointAuth::Basic { username, .. }) => {
+                put_text(out, "basic");
+                put_text(out, username);
+            }
+            // A client secret goes to the token server.
+            Self::Auth(EndpointAuth::OAuth2(client)) => {
+                put_text(out, "oauth2");
+                put_text(out, &client.token_url);
+                put_text(out, &client.id);
+            }
         }
     }
 }
@@ -194,14 +208,16 @@ pub fn values(endpoint: &Endpoint) -> impl Iterator<Item = (SealedField<'_>, &Se
     let secrets = endpoint.secrets.iter().map(|secret| (SealedField::Secret(secret), &secret.key));
     let headers = endpoint.sensitive_headers.iter().map(|(name, value)| (SealedField::Header(name), value));
     let client_key = endpoint.client_certificate.iter().map(|held| (SealedField::ClientKey, &held.key));
-    secrets.chain(headers).chain(client_key)
+    let auth = endpoint.auth.iter().map(|auth| (SealedField::Auth(auth), auth.secret()));
+    secrets.chain(headers).chain(client_key).chain(auth)
 }
 
 /// The values of [`values`] in the same order, mutable.
 fn sealed_values_mut(endpoint: &mut Endpoint) -> impl Iterator<Item = &mut Sealed> {
     let secrets = endpoint.secrets.iter_mut().map(|secret| &mut secret.key);
     let headers = endpoint.sensitive_headers.iter_mut().map(|(_, value)| value);
-    secrets.chain(headers).chain(endpoint.client_certificate.iter_mut().map(|held| &mut held.key))
+    let client_key = endpoint.client_certificate.iter_mut().map(|held| &mut held.key);
+    secrets.chain(headers).chain(client_key).chain(endpoint.auth.iter_mut().map(EndpointAuth::secret_mut))
 }
 
 struct VaultKey {

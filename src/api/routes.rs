@@ -271,6 +271,8 @@ pub static ROUTES: &[Route] = &[
         Public, NONE, Plain, handshakes::handlers::grant),
     route!(Post "/v1/endpoints/{id}/test", "testEndpoint", "Send a test event to this endpoint alone",
         Admin, NONE, Stored, body endpoints::handlers::test),
+    route!(Post "/v1/endpoints/{id}/preview", "previewEndpoint", "Show the request that an event would become, without sending it",
+        Admin, NONE, Plain, body endpoints::preview::preview),
     route!(Get "/v1/endpoints/{id}/secret", "getEndpointSecret", "Get the signing secrets",
         Admin, NONE, Plain, endpoints::secrets::secret),
     route!(Get "/v1/endpoints/{id}/public-keys", "getEndpointPublicKeys", "Get the public keys that verify `v1a` signatures",

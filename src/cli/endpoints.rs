@@ -3,8 +3,12 @@
 //! Owns: the translation of options into the members of an endpoint, for a creation and a merge
 //! patch. A request contains only the given options; the daemon has the defaults.
 
+mod request;
+
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
+
+use request::RequestOptions;
 
 use super::args::{self, Paging, QueryArgs};
 use super::output::{Column, Session, note};
@@ -115,13 +119,7 @@ enum Ordering {
 enum Format {
     Standard,
     Cloudevents,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Signature {
-    Standard,
-    Stripe,
-    Github,
+    Raw,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -164,9 +162,8 @@ pub(crate) struct EndpointOptions {
     /// Body format.
     #[arg(long)]
     format: Option<Format>,
-    /// Signature scheme.
-    #[arg(long)]
-    signature: Option<Signature>,
+    #[command(flatten)]
+    request: RequestOptions,
     /// Request the receiver's consent first (CloudEvents web hooks), with this DNS name as the
     /// sender; `default` is the daemon's name, `none` needs no consent.
     #[arg(long, value_name = "ORIGIN")]
@@ -304,7 +301,7 @@ impl EndpointOptions {
         set(&mut members, "timeout", self.timeout.clone());
         set(&mut members, "ordering", self.ordering.as_ref().map(word));
         set(&mut members, "format", self.format.as_ref().map(word));
-        set(&mut members, "signature", self.signature.as_ref().map(word));
+        self.request.add_to(&mut members);
         set(&mut members, "handshake", self.handshake());
         set(&mut members, "trace", self.trace);
         set(&mut members, "retry", self.retry.members());

@@ -2,7 +2,9 @@
 //!
 //! Owns one cheap handle, [`Context`]. Must never know wire formats or its users.
 
+pub(crate) mod access_tokens;
 pub mod clock;
+pub(crate) mod compiled_templates;
 pub mod consumer_watch;
 pub(crate) mod converted_events;
 pub mod environment;
@@ -33,7 +35,9 @@ use crate::outbox::{DiskShortage, Health, Outbox, Stall};
 use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
 use crate::vault::Vault;
+use access_tokens::AccessTokens;
 use clock::Clock;
+use compiled_templates::CompiledTemplates;
 use consumer_watch::ConsumerWatch;
 use converted_events::ConvertedEvents;
 use environment::{Environment, Transport};
@@ -94,6 +98,8 @@ struct Shared {
     type_changes: Arc<Semaphore>,
     comparisons: Arc<Semaphore>,
     converted_events: ConvertedEvents,
+    compiled_templates: CompiledTemplates,
+    access_tokens: AccessTokens,
 }
 
 impl Context {
@@ -130,6 +136,8 @@ impl Context {
             type_changes: Arc::new(Semaphore::new(1)),
             comparisons: Arc::new(Semaphore::new(1)),
             converted_events: ConvertedEvents::default(),
+            compiled_templates: CompiledTemplates::default(),
+            access_tokens: AccessTokens::default(),
         };
         (Self { shared: Arc::new(shared) }, inbox)
     }
@@ -179,6 +187,14 @@ impl Context {
 
     pub(crate) fn converted_events(&self) -> &ConvertedEvents {
         &self.shared.converted_events
+    }
+
+    pub(crate) fn compiled_templates(&self) -> &CompiledTemplates {
+        &self.shared.compiled_templates
+    }
+
+    pub(crate) fn access_tokens(&self) -> &AccessTokens {
+        &self.shared.access_tokens
     }
 
     /// Excludes other changes of event types.

@@ -1,9 +1,10 @@
 //! Body and headers of the request that a receiver gets.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
 use crate::domain::{
     Endpoint, Event, Format, Position, SenderName, Timestamp, TraceParent, attribute, normalize_header_name,
@@ -14,6 +15,8 @@ use crate::limits;
 pub const REQUEST_ORIGIN: &str = "webhook-request-origin";
 /// The header with the published version of a converted event.
 pub const STORED_VERSION: &str = "balto-version";
+/// The header with credentials for the receiver.
+pub const AUTHORIZATION: &str = "authorization";
 const AGENT: &str = concat!("balto/", env!("CARGO_PKG_VERSION"));
 
 /// The body of format `standard`. `data` is copied byte for byte from the post. It is always
@@ -49,7 +52,8 @@ fn standard_body(event: &Event) -> Vec<u8> {
 #[must_use]
 pub fn message_body(queue: &Endpoint, event: &Event, position: Position) -> Bytes {
     let mut body = match queue.format {
-        Format::Standard => standard_body(event),
+        // A queue cannot have format `raw`: its workers need the event's id.
+        Format::Standard | Format::Raw => standard_body(event),
         Format::CloudEvents => cloudevent_body(queue, event, None),
     };
     body.pop();
@@ -81,6 +85,7 @@ pub fn body(
             cloudevent_body(endpoint, event, deprecation).into(),
             "application/cloudevents+json; charset=utf-8",
         ),
+        Format::Raw => (event.data.clone(), "application/json"),
     }
 }
 
@@ -153,18 +158,19 @@ fn is_extension(name: &str, value: &str, endpoint: &Endpoint) -> bool {
     }
 }
 
-/// The headers of one attempt: the endpoint's custom headers, overridden by Balto's. `more` holds
-/// Balto's headers that depend on the endpoint, such as the signature.
+/// The headers of one attempt: the endpoint's custom headers, overridden by Balto's. `media` is the
+/// type of the body, if there is one. `more` holds Balto's headers that depend on the endpoint, such
+/// as the signature.
 ///
 /// # Errors
 /// When a custom header of the endpoint is invalid.
 pub fn headers(
     custom: &[(Box<str>, Box<str>)],
-    media: &'static str,
+    media: Option<&str>,
     event: &Event,
     attempt: u32,
     now: Timestamp,
-    more: Vec<(&'static str, String)>,
+    more: Vec<(Cow<'static, str>, String)>,
 ) -> Result<HeaderMap, String> {
     let to_value = |text: String| HeaderValue::try_from(text).map_err(|error| error.to_string());
     let mut headers = HeaderMap::with_capacity(12 + custom.len());
@@ -172,17 +178,40 @@ pub fn headers(
         let name = HeaderName::try_from(&**name).map_err(|error| error.to_string())?;
         headers.append(name, HeaderValue::try_from(&**value).map_err(|error| error.to_string())?);
     }
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media));
+    if let Some(media) = media {
+        headers.insert(CONTENT_TYPE, HeaderValue::try_from(media).map_err(|error| error.to_string())?);
+    }
     // A name from a static string needs no copy.
     let name = HeaderName::from_static;
     headers.insert(name("webhook-id"), to_value(event.id.to_string())?);
     headers.insert(name("webhook-timestamp"), HeaderValue::from(now.seconds()));
     for (text, value) in more {
-        headers.insert(name(text), to_value(value)?);
+        let name = match text {
+            Cow::Borrowed(text) => name(text),
+            Cow::Owned(text) => HeaderName::try_from(text).map_err(|error| error.to_string())?,
+        };
+        let mut value = to_value(value)?;
+        value.set_sensitive(name == AUTHORIZATION);
+        headers.insert(name, value);
     }
     headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
     headers.insert(name("balto-attempt"), HeaderValue::from(attempt));
     headers.insert(name(attribute::HOPS), HeaderValue::from(event.hops().saturating_add(1)));
+    Ok(headers)
+}
+
+/// The headers of a token request (RFC 6749, section 4.4.2).
+///
+/// # Errors
+/// When the authorization is not a valid header value.
+pub fn token_headers(authorization: &str) -> Result<HeaderMap, String> {
+    let mut authorization = HeaderValue::try_from(authorization).map_err(|error| error.to_string())?;
+    authorization.set_sensitive(true);
+    let mut headers = HeaderMap::with_capacity(4);
+    headers.insert(AUTHORIZATION, authorization);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
     Ok(headers)
 }
 
@@ -212,7 +241,7 @@ pub fn handshake_headers(
 /// Headers that an endpoint cannot set, in the form of [`normalize_header_name`]. They control the
 /// connection, name the client or target to servers behind a proxy, authorize requests to metadata
 /// services, or change the method.
-const RESERVED: [&str; 52] = [
+const RESERVED: [&str; 55] = [
     "host",
     "content-length",
     "content-type",
@@ -265,6 +294,9 @@ const RESERVED: [&str; 52] = [
     "traceparent",
     "stripe-signature",
     "x-hub-signature-256",
+    "svix-id",
+    "svix-timestamp",
+    "svix-signature",
 ];
 const RESERVED_PREFIXES: [&str; 11] = [
     "proxy-",

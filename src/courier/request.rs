@@ -14,6 +14,7 @@ use url::Url;
 use super::guard::{self, RefusedUrl};
 use super::pool::HttpRequest;
 use super::tls::ClientIdentity;
+use crate::domain::RequestMethod;
 
 /// One outbound request, with the timeout of its attempt.
 #[derive(Debug)]
@@ -44,6 +45,28 @@ impl OutboundRequest {
     /// When the stored URL does not parse.
     pub fn options(url: &str, headers: HeaderMap, timeout: Duration) -> Result<Self, String> {
         Ok(Self { method: Method::OPTIONS, ..Self::new(url, headers, Bytes::new(), timeout)? })
+    }
+
+    /// Sends the request by another method.
+    #[must_use]
+    pub fn with_method(self, method: RequestMethod) -> Self {
+        let method = match method {
+            RequestMethod::Post => Method::POST,
+            RequestMethod::Put => Method::PUT,
+            RequestMethod::Patch => Method::PATCH,
+            RequestMethod::Get => Method::GET,
+        };
+        Self { method, ..self }
+    }
+
+    #[must_use]
+    pub fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    #[must_use]
+    pub fn body(&self) -> &Bytes {
+        &self.body
     }
 
     /// Sends the request over connections that present this client certificate.

@@ -9,22 +9,21 @@ use std::time::Duration;
 use crate::context::Context;
 use crate::context::environment::EXHAUSTED_PAUSE;
 use crate::context::signal::Signal;
-use crate::courier::{NotSent, OutboundRequest, ReceiverReply, body};
+use crate::courier::{NotSent, ReceiverReply};
+use crate::delivery::exchange::Exchange;
 use crate::delivery::lane_policy::gate;
 use crate::domain::last_attempt::status_text;
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DueKey, Endpoint, EndpointNumber, ErrorClass, Event, Hold, Next, Now,
-    Position, Progress, Record, Timestamp, Verdict, attribute,
+    Position, Progress, Record, Timestamp, Verdict,
 };
 use crate::lanes::Gate;
 use crate::outbox::unit::Unit;
-use crate::rules::signature::{SigningKey, signature_header};
+use crate::rules::retry;
 use crate::rules::verdict::{ReplyFacts, verdict};
-use crate::rules::{retry, trace};
 use crate::service::conversions::{Conversions, OutgoingEvent};
 use crate::service::deliveries::Deliveries;
 use crate::service::endpoints::Endpoints;
-use crate::service::secrets::Secrets;
 use crate::service::system_events::SystemEvents;
 use crate::{lanes, panics};
 
@@ -152,21 +151,18 @@ async fn send(
     let delivery = DeliveryKey { event: assignment.key.event, endpoint: endpoint.number };
     let number = assignment.progress.attempts + 1;
     let (started, civil) = context.now_and_civil();
-    let signed_at = Now { wall: civil, ..started };
-    let reply = match outbound_request(context, endpoint, outgoing, delivery, number, signed_at) {
-        Err(reason) => ReceiverReply::failed(ErrorClass::Request, reason),
-        Ok(outbound_request) => match context.transport().send(outbound_request).await {
-            Ok(reply) => reply,
-            // The endpoint may change during the pause, so the lane decides again.
-            Err(NotSent::DescriptorsExhausted) => {
-                return return_delivery(context, assignment, EXHAUSTED_PAUSE).await;
-            }
-            Err(NotSent::AddressLimit) => {
-                context.metrics().address_limit_reached();
-                let Assignment { endpoint, key, progress, .. } = *assignment;
-                return context.signal(Signal::Postponed { endpoint, key, progress });
-            }
-        },
+    let exchange = Exchange { context, endpoint, outgoing, delivery, number, signed_at: civil };
+    let reply = match exchange.reply().await {
+        Ok(reply) => reply,
+        // The endpoint may change during the pause, so the lane decides again.
+        Err(NotSent::DescriptorsExhausted) => {
+            return return_delivery(context, assignment, EXHAUSTED_PAUSE).await;
+        }
+        Err(NotSent::AddressLimit) => {
+            context.metrics().address_limit_reached();
+            let Assignment { endpoint, key, progress, .. } = *assignment;
+            return context.signal(Signal::Postponed { endpoint, key, progress });
+        }
     };
     if assignment.progress.attempts == 0 && is_first_series(&assignment.progress, event) {
         context.metrics().first_attempt(started.wall.since(event.first_due()));
@@ -210,37 +206,6 @@ async fn send(
         let death = SystemEvents(context).deaths_data(delivery, 1, Some(event), reason);
         SystemEvents(context).publish_dead(death.as_slice()).await;
     }
-}
-
-fn outbound_request(
-    context: &Context,
-    endpoint: &Endpoint,
-    outgoing: &OutgoingEvent,
-    delivery: DeliveryKey,
-    number: u32,
-    now: Now,
-) -> Result<OutboundRequest, String> {
-    let event = &*outgoing.event;
-    let deprecation = Conversions(context).deprecation(event);
-    let (body, media) = body::body(endpoint, event, deprecation);
-    let keys = Secrets(context).live_keys(endpoint, now.wall).map_err(|error| error.to_string())?;
-    let keys: Vec<SigningKey> = keys.into_iter().map(|(key, _)| key).collect();
-    let mut generated = vec![signature_header(endpoint.signature, &keys, now.wall, event.id.as_str(), &body)];
-    if endpoint.trace {
-        let parent = trace::traceparent(event, delivery, number);
-        generated.extend(parent.map(|parent| (attribute::TRACE_PARENT, parent.to_string())));
-    }
-    if let Some(handshake) = &endpoint.handshake {
-        generated.push((body::REQUEST_ORIGIN, handshake.origin.to_string()));
-    }
-    let stored = outgoing.stored_version.as_ref();
-    generated.extend(stored.map(|version| (body::STORED_VERSION, version.to_string())));
-    let custom = Secrets(context).open_headers(endpoint).map_err(|error| error.to_string())?;
-    let headers = body::headers(&custom, media, event, number, now.wall, generated)?;
-    let identity = Secrets(context).identity(endpoint).map_err(|error| error.to_string())?;
-    let timeout = endpoint.timeout(&context.settings().defaults);
-    let request = OutboundRequest::new(&endpoint.url, headers, body, timeout)?;
-    Ok(request.with_identity(identity).for_tenant(endpoint.tenant.as_str()))
 }
 
 fn attempt_of(

@@ -7,6 +7,7 @@ mod attempt;
 mod background;
 mod dispatcher;
 pub mod erasure;
+mod exchange;
 mod gauges;
 mod handshake;
 mod intake;

@@ -162,7 +162,8 @@ closed_list! {
         EndpointDisabled = 6 => "endpointDisabled",
         BlockedAddress = 7 => "blockedAddress",
         Expired = 8 => "expired",
-        /// The event cannot be converted to the version that the endpoint pins.
+        /// The event cannot be converted to the version that the endpoint pins, or its body template
+        /// fails for it.
         Unconvertible = 10 => "unconvertible",
     }
 }
@@ -184,6 +185,10 @@ closed_list! {
         Protocol = 9 => "protocol",
         /// The request could not be built, for example because the URL no longer parses.
         Request = 10 => "request",
+        /// The endpoint's template fails for the event.
+        Template = 11 => "template",
+        /// The token server gave no access token.
+        Token = 12 => "token",
     }
 }
 

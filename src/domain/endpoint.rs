@@ -7,8 +7,8 @@ use url::Url;
 
 use super::closed_list::closed_list;
 use super::{
-    DeadReason, EndpointId, EndpointNumber, EndpointTransport, EventType, Network, Pattern, Position,
-    QueueTarget, SenderName, Tenant, Timestamp, VersionPin,
+    DeadReason, EndpointAuth, EndpointId, EndpointNumber, EndpointTransport, EventType, Network, Pattern,
+    Position, QueueTarget, RequestShape, SenderName, SignatureScheme, Tenant, Timestamp, VersionPin,
 };
 
 /// Requests per time, with a burst.
@@ -60,6 +60,8 @@ closed_list! {
         Standard = 1 => "standard",
         /// CloudEvents 1.0, structured mode.
         CloudEvents = 2 => "cloudevents",
+        /// The event's data alone, byte for byte.
+        Raw = 3 => "raw",
     }
 }
 
@@ -74,6 +76,8 @@ closed_list! {
         Stripe = 2 => "stripe",
         /// `X-Hub-Signature-256`.
         Github = 3 => "github",
+        /// As `standard`, with the header names `svix-id`, `svix-timestamp` and `svix-signature`.
+        Svix = 4 => "svix",
     }
 }
 
@@ -298,7 +302,10 @@ pub struct Endpoint {
     pub ordering: Ordering,
     pub retry: Option<RetryPolicy>,
     pub format: Format,
-    pub signature: SignaturePreset,
+    /// 1 to [`crate::limits::SIGNATURES_MAX`], with different headers.
+    pub signatures: Vec<SignatureScheme>,
+    pub request: RequestShape,
+    pub auth: Option<EndpointAuth>,
     pub handshake: Option<Handshake>,
     pub client_certificate: Option<ClientCertificate>,
     /// The current secret first, then rotated secrets that still sign.
@@ -356,12 +363,13 @@ impl Endpoint {
         self.event_types.iter().map(|pattern| pattern.as_str().len() as u64).sum()
     }
 
-    /// Bytes of the custom headers: names and plain values.
+    /// Bytes of the custom headers, names and plain values, and of the body template.
     #[must_use]
     pub fn header_bytes(&self) -> u64 {
         let plain = self.headers.iter().map(|(name, value)| name.len() + value.len());
         let sensitive = self.sensitive_headers.iter().map(|(name, value)| name.len() + value.plain_bytes());
-        plain.chain(sensitive).map(|bytes| bytes as u64).sum()
+        let template = self.request.body.as_ref().map(|body| body.len());
+        plain.chain(sensitive).chain(template).map(|bytes| bytes as u64).sum()
     }
 
     /// The version that deliveries of a type are converted to.

@@ -1,12 +1,16 @@
 //! The last attempt of a delivery, as its row keeps it for lists.
 //!
-//! Has no text from the receiver, which may repeat the content of an event that is erased later.
+//! Has no text from the receiver or a template, which may repeat the content of an event that is
+//! erased later.
 
 use super::{Attempt, ErrorClass, Network};
 use crate::limits;
 
 /// Separates the target of a redirect, which the receiver chose, from the text before it.
 const REDIRECT_TARGET: &str = " (to ";
+
+/// The text of a failed template, whose own text may quote the event.
+const TEMPLATE_TEXT: &str = "the body template cannot be rendered";
 
 /// Result of a delivery's last attempt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,9 +33,10 @@ impl LastAttempt {
     #[must_use]
     pub fn of(attempt: &Attempt) -> Self {
         let failure = attempt.error.as_ref().map(|(class, text)| {
-            let text = match attempt.status {
-                Some(_) => text.split_once(REDIRECT_TARGET).map_or(&**text, |(before, _)| before),
-                None => text,
+            let text = match (class, attempt.status) {
+                (ErrorClass::Template, _) => TEMPLATE_TEXT,
+                (_, Some(_)) => text.split_once(REDIRECT_TARGET).map_or(&**text, |(before, _)| before),
+                (_, None) => text,
             };
             let text = super::text::truncated(text, limits::LAST_ERROR_BYTES_MAX).into();
             LastFailure { class: *class, network: attempt.network, text }
@@ -77,12 +82,14 @@ mod tests {
     }
 
     #[test]
-    fn last_attempt_has_no_text_from_the_receiver() {
+    fn last_attempt_has_no_text_that_repeats_content() {
         let target = "http://a.example/canary (to canary";
         let redirect = failed(ErrorClass::Status, Some(302), &status_text(302, Some(target)));
         assert!(redirect.error.as_ref().unwrap().1.contains("canary"));
         assert_eq!(&*text(&redirect), "status 302: redirects are not followed");
         assert_eq!(&*text(&failed(ErrorClass::Status, Some(500), &status_text(500, None))), "status 500");
+        let template = failed(ErrorClass::Template, None, "line 1: no filter for canary");
+        assert_eq!(&*text(&template), TEMPLATE_TEXT);
         let success = Attempt { status: Some(204), error: None, ..Attempt::for_tests() };
         assert_eq!(LastAttempt::of(&success), LastAttempt { status: Some(204), failure: None });
     }
@@ -102,6 +109,7 @@ mod tests {
             (ErrorClass::Status, Some(302), redirect.as_str()),
             (ErrorClass::Status, Some(500), "status 500"),
             (ErrorClass::Timeout, None, "no reply within 5 s"),
+            (ErrorClass::Template, None, "line 1: no filter"),
             (ErrorClass::Tls, Some(200), "not from a courier"),
         ] {
             let attempt = failed(class, status, text);

@@ -16,6 +16,7 @@ pub mod key;
 pub mod last_attempt;
 pub mod lease;
 pub mod names;
+pub mod outgoing;
 pub mod party;
 pub mod quota;
 pub mod record;
@@ -50,6 +51,10 @@ pub use lease::{EndedLease, HeldLease, LeaseEnd, LeaseKey, TakenFrom, TakenMessa
 pub use names::{
     ConsumerName, EventType, EventVersion, InvalidName, OrderingKey, Pattern, QueueName, SenderName,
     StreamName, Tenant, WorkerName, normalize_header_name,
+};
+pub use outgoing::{
+    CustomSignature, EndpointAuth, OAuthClient, RequestMethod, RequestShape, SignatureAlgorithm,
+    SignatureEncoding, SignatureScheme,
 };
 pub use party::Party;
 pub use quota::{Quota, QuotaExceeded, QuotaOverride, QuotaOverrides, Quotas};

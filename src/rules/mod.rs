@@ -28,7 +28,7 @@ pub(crate) mod tests {
 
     use crate::domain::{
         Endpoint, EndpointNumber, EndpointStatus, EndpointTransport, Event, Format, Ordering, Position,
-        RetryPolicy, SignaturePreset, Tenant, Timestamp,
+        RequestShape, RetryPolicy, SignatureScheme, Tenant, Timestamp,
     };
 
     /// An event for one endpoint, without optional fields.
@@ -70,7 +70,9 @@ pub(crate) mod tests {
             ordering: Ordering::None,
             retry: Some(RetryPolicy::Schedule(Vec::new())),
             format: Format::Standard,
-            signature: SignaturePreset::Standard,
+            signatures: SignatureScheme::standard(),
+            request: RequestShape::default(),
+            auth: None,
             handshake: None,
             client_certificate: None,
             secrets: Vec::new(),

@@ -15,9 +15,13 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
+pub use custom::{check_content, check_value, signature_headers};
+
 use super::weakness;
-use crate::domain::{Secret, SecretKind, SignaturePreset, Timestamp};
+use crate::domain::{Secret, SecretKind, SignaturePreset, SignatureScheme, Timestamp};
 use crate::limits;
+
+mod custom;
 
 const HMAC_PREFIX: &str = "whsec_";
 const SECRET_KEY_PREFIX: &str = "whsk_";
@@ -86,6 +90,30 @@ impl SigningKey {
         if weakness::is_guessable(&key.bytes) { Err(SecretError::Guessable) } else { Ok(key) }
     }
 
+    /// As [`Self::parse`], for a key of several schemes.
+    ///
+    /// # Errors
+    /// When a scheme does not accept the secret, or it is guessable.
+    pub fn parse_for(text: &str, schemes: &[SignatureScheme]) -> Result<Self, SecretError> {
+        let is_text = |scheme: &SignatureScheme| !needs_standard_key(scheme);
+        let preset =
+            if schemes.iter().all(is_text) { SignaturePreset::Github } else { SignaturePreset::Standard };
+        let key = Self::parse(text, preset)?;
+        key.check_all(schemes).map(|()| key)
+    }
+
+    /// Whether all schemes can sign with this key.
+    ///
+    /// # Errors
+    /// When one cannot.
+    pub fn check_all(&self, schemes: &[SignatureScheme]) -> Result<(), SecretError> {
+        schemes.iter().try_for_each(|scheme| match scheme {
+            SignatureScheme::Preset(preset) => self.check(*preset),
+            // As `github`, a custom scheme signs with the text of any symmetric key.
+            SignatureScheme::Custom(_) => self.check(SignaturePreset::Github),
+        })
+    }
+
     fn parse_standard(text: &str) -> Result<Self, SecretError> {
         if text.starts_with(PUBLIC_KEY_PREFIX) {
             return Err(SecretError::PublicKey);
@@ -128,7 +156,7 @@ impl SigningKey {
     /// When it cannot.
     pub fn check(&self, preset: SignaturePreset) -> Result<(), SecretError> {
         match (preset, self.kind) {
-            (SignaturePreset::Standard, SecretKind::Text) => Err(SecretError::Prefix),
+            (SignaturePreset::Standard | SignaturePreset::Svix, SecretKind::Text) => Err(SecretError::Prefix),
             (SignaturePreset::Stripe | SignaturePreset::Github, SecretKind::Ed25519) => {
                 Err(SecretError::NotSymmetric)
             }
@@ -175,6 +203,12 @@ impl SigningKey {
     }
 }
 
+/// Whether a scheme signs with the bytes of a `whsec_` or `whsk_` key, and not with a text.
+#[must_use]
+pub fn needs_standard_key(scheme: &SignatureScheme) -> bool {
+    matches!(scheme, SignatureScheme::Preset(SignaturePreset::Standard | SignaturePreset::Svix))
+}
+
 fn hmac(key: &[u8], parts: &[&[u8]]) -> impl AsRef<[u8]> + use<> {
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
     parts.iter().for_each(|part| mac.update(part));
@@ -207,9 +241,10 @@ pub fn signature_header(
 ) -> (&'static str, String) {
     let seconds = now.seconds();
     match preset {
-        SignaturePreset::Standard => {
+        SignaturePreset::Standard | SignaturePreset::Svix => {
             let signatures: Vec<_> = keys.iter().map(|key| key.sign(id, seconds, body)).collect();
-            ("webhook-signature", signatures.join(" "))
+            let is_svix = preset == SignaturePreset::Svix;
+            (if is_svix { "svix-signature" } else { "webhook-signature" }, signatures.join(" "))
         }
         SignaturePreset::Stripe => {
             let mut value = format!("t={seconds}");

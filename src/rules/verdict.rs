@@ -33,6 +33,8 @@ pub fn verdict(reply: &ReplyFacts<'_>, refused: &RefusedStatuses) -> Verdict {
         Ok(200..300) => return Verdict::Delivered,
         Ok(410) => return Verdict::Gone(DisabledReason::Gone),
         Ok(status) => status,
+        // A repetition would fail in the same way.
+        Err(ErrorClass::Template) => return Verdict::Refused(DeadReason::Unconvertible),
         Err(_) => return Verdict::Retry,
     };
     match reply.webhook_delivery.map(str::trim) {
@@ -133,7 +135,8 @@ mod tests {
         };
         let refused = Verdict::Refused(DeadReason::BlockedAddress);
         assert_eq!(judge(ErrorClass::BlockedAddress, true), refused);
-        for class in ErrorClass::ALL {
+        assert_eq!(judge(ErrorClass::Template, false), Verdict::Refused(DeadReason::Unconvertible));
+        for class in ErrorClass::ALL.into_iter().filter(|class| *class != ErrorClass::Template) {
             assert_eq!(judge(class, false), Verdict::Retry, "{class:?}");
         }
     }

@@ -4,6 +4,7 @@
 //! Must never know wire formats.
 
 pub mod atomic;
+pub(crate) mod authorization;
 pub mod backups;
 pub(crate) mod bulk;
 pub mod consumers;
@@ -26,6 +27,7 @@ pub mod projections;
 pub mod queues;
 pub mod receipts;
 pub mod replays;
+pub mod requests;
 pub mod secrets;
 pub mod streams;
 pub mod system_events;
@@ -51,6 +53,7 @@ pub use positions::Positions;
 pub use projections::Projections;
 pub use queues::Queues;
 pub use replays::Replays;
+pub use requests::Requests;
 pub use secrets::Secrets;
 pub use streams::Streams;
 pub use tenants::Tenants;

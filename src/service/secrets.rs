@@ -3,7 +3,9 @@
 
 use crate::context::Context;
 use crate::courier::tls::{CheckedCertificate, ClientIdentity, IdentityError};
-use crate::domain::{ClientCertificate, Endpoint, EndpointNumber, Sealed, Secret, SecretKind, Timestamp};
+use crate::domain::{
+    ClientCertificate, Endpoint, EndpointAuth, EndpointNumber, Sealed, Secret, SecretKind, Timestamp,
+};
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::rules::signature::{SigningKey, is_live};
 use crate::vault;
@@ -106,6 +108,13 @@ impl Secrets<'_> {
         let seal_context = SealContext::Endpoint(endpoint, SealedField::ClientKey);
         let key = self.0.vault().open(&certificate.key, seal_context)?;
         Ok(Some(ClientIdentity::new(endpoint.number, &certificate.chain, key)))
+    }
+
+    /// The password or client secret of the endpoint's authorization.
+    pub(crate) fn open_auth(self, endpoint: &Endpoint, auth: &EndpointAuth) -> Result<String, VaultError> {
+        let seal_context = SealContext::Endpoint(endpoint, SealedField::Auth(auth));
+        let bytes = self.0.vault().open(auth.secret(), seal_context)?;
+        String::from_utf8(bytes).map_err(|_| VaultError::Damaged)
     }
 
     /// Checks that all secrets can be decrypted. A failed start is better than failed attempts

@@ -16,7 +16,7 @@ use crate::delivery::retention::{self, Keep};
 use crate::domain::{
     DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, EndpointTransport, EventId,
     Expected, Format, Handshake, Idempotency, Ordering, PolicyDefaults, Position, RateLimit, Record,
-    Rejection, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset, Tenant, Timestamp,
+    Rejection, RequestShape, RetryPolicy, Sealed, Secret, SecretKind, SignatureScheme, Tenant, Timestamp,
 };
 use crate::outbox::draft::{AcceptedEvent, ChangeError, EventDraft, PublishError, Unavailable};
 use crate::outbox::rebuild::RebuildError;
@@ -173,7 +173,9 @@ pub(super) fn new_endpoint(inner: &mut Inner) -> Endpoint {
         ordering: if orders { ordering(chance) } else { Ordering::None },
         retry: retry(chance),
         format: Format::Standard,
-        signature: SignaturePreset::Standard,
+        signatures: SignatureScheme::standard(),
+        request: RequestShape::default(),
+        auth: None,
         secrets: vec![secret(chance)],
         handshake: handshake(chance),
         client_certificate: None,

@@ -1,7 +1,7 @@
 //! Each kind of sealed value decrypts in its own context under its own key, and nowhere else.
 
 use super::*;
-use crate::domain::{ClientCertificate, Position, Timestamp};
+use crate::domain::{ClientCertificate, OAuthClient, Position, Timestamp};
 
 const OLD: [u8; KEY_BYTES] = [7; KEY_BYTES];
 const NEW: [u8; KEY_BYTES] = [8; KEY_BYTES];
@@ -26,6 +26,13 @@ fn endpoint() -> Endpoint {
             subject: "".into(),
             expires_at: Timestamp::default(),
         }),
+        auth: Some(EndpointAuth::OAuth2(OAuthClient {
+            token_url: "https://token.example/".into(),
+            id: "client".into(),
+            secret: plain("client secret"),
+            scope: None,
+            audience: None,
+        })),
         ..crate::rules::tests::endpoint(1, "acme", &[])
     }
 }
@@ -50,7 +57,7 @@ fn with(endpoint: &Endpoint, index: usize, value: Sealed) -> Endpoint {
     endpoint
 }
 
-const KINDS: [&str; 5] = ["current", "previous", "header one", "header two", "client key"];
+const KINDS: [&str; 6] = ["current", "previous", "header one", "header two", "client key", "client secret"];
 
 #[test]
 fn every_kind_of_value_is_encrypted_and_decrypted() {

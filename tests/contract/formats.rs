@@ -48,7 +48,7 @@ async fn bad_secret_header_or_preset_error_points_to_the_member() {
         (json!({"secret": "a".repeat(16), "signature": "stripe"}), "/secret"),
         (json!({"secret": format!("whsec_{}", STANDARD.encode([0; 24]))}), "/secret"),
         (json!({"secret": format!("whsk_{}", STANDARD.encode([0; 32]))}), "/secret"),
-        (json!({"signature": "svix"}), "/signature"),
+        (json!({"signature": "hub"}), "/signature"),
         (json!({"format": "xml"}), "/format"),
         (json!({"headers": {"Stripe-Signature": "x"}}), "/headers/Stripe-Signature"),
         (json!({"headers": {"X-Hub-Signature-256": "x"}}), "/headers/X-Hub-Signature-256"),

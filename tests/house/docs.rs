@@ -281,7 +281,9 @@ fn dead(reason: DeadReason) -> &'static str {
         DeadReason::EndpointDisabled => "the endpoint was disabled at the receiver's request",
         DeadReason::BlockedAddress => "the URL or its address is forbidden by policy",
         DeadReason::Expired => "it was due for longer than its event is kept",
-        DeadReason::Unconvertible => "its event cannot be converted to the version that the endpoint pins",
+        DeadReason::Unconvertible => {
+            "its event cannot be converted to the version that the endpoint pins, or its body template fails for it"
+        }
     }
 }
 
@@ -316,6 +318,8 @@ fn failed(class: ErrorClass) -> &'static str {
         ErrorClass::ResponseTooLarge => "the reply's headers were above their bound",
         ErrorClass::Protocol => "the reply was not HTTP",
         ErrorClass::Request => "the request could not be built from the endpoint",
+        ErrorClass::Template => "the endpoint's body template fails for the event",
+        ErrorClass::Token => "the token server gave no access token",
     }
 }
 

@@ -1,7 +1,7 @@
 //! Tests of signatures: published vectors, strict verifiers, rejected secrets.
 
 use super::*;
-use crate::domain::Sealed;
+use crate::domain::{CustomSignature, Sealed, SignatureAlgorithm, SignatureEncoding};
 
 const TV1_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const FRESH_SECRET: &str = "whsec_LcCoWsTOWM8lfW+T7NvImhfI5OkrhyYk";
@@ -316,4 +316,91 @@ fn signatures_agree_with_the_reference_library() {
         let theirs = webhook.sign("evt_1", i64::try_from(now).unwrap(), body).unwrap();
         assert!(verify(&key.bytes, "evt_1", &now.to_string(), body, &theirs, at(now)));
     }
+}
+
+fn custom(
+    algorithm: SignatureAlgorithm,
+    template: &str,
+    value: &str,
+    separator: Option<&str>,
+) -> SignatureScheme {
+    SignatureScheme::Custom(CustomSignature {
+        header: "X-Acme-Signature".into(),
+        algorithm,
+        encoding: SignatureEncoding::Hex,
+        template: template.into(),
+        value: value.into(),
+        separator: separator.map(Into::into),
+    })
+}
+
+/// Expected values: `printf '%s' BODY | openssl dgst -sha1 -hmac KEY`, and so on.
+#[test]
+fn custom_signatures_equal_those_of_openssl() {
+    let keys = ["It's a Secret to Everybody", "another-secret-text"]
+        .map(|text| SigningKey::parse_text(text).unwrap());
+    let sign = |scheme| {
+        let headers = signature_headers(&[scheme], &keys, at(1_700_000_000), "evt_1", b"Hello, World!");
+        let [(name, value)] = headers.try_into().unwrap();
+        assert_eq!(name, "x-acme-signature");
+        value
+    };
+    let plain = sign(custom(SignatureAlgorithm::Sha256, "{body}", "sha256={signature}", None));
+    assert_eq!(plain, "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17");
+    let sha1 = sign(custom(SignatureAlgorithm::Sha1, "{body}", "{signature}", None));
+    assert_eq!(sha1, "01dc10d0c83e72ed246219cdd91669667fe2ca59");
+    let sha512 = sign(custom(SignatureAlgorithm::Sha512, "{id}.{timestamp}.{body}!", "{signature}", None));
+    assert_eq!(
+        sha512,
+        "4d05feb221ba07e97b291fbe7e67b58500740819b510cbe073ff4f8919dc8923a7054b807753e94c43e2358e5817e665c6540a84af240681bdac9111580631e4"
+    );
+    let both = sign(custom(SignatureAlgorithm::Sha256, "{body}", "t={timestamp} v={signature}", Some(", ")));
+    let parts: Vec<_> = both.split(", ").collect();
+    assert!(parts.len() == 2 && parts[0] == plain.replace("sha256=", "t=1700000000 v="), "{both}");
+}
+
+#[test]
+fn svix_sends_the_standard_signature_under_its_names() {
+    let keys = [hmac_key(1), hmac_key(2)];
+    let schemes = [SignaturePreset::Standard, SignaturePreset::Svix].map(SignatureScheme::Preset);
+    let headers = signature_headers(&schemes, &keys, at(TV1_SECONDS), TV1_ID, TV1_BODY);
+    let names: Vec<_> = headers.iter().map(|(name, _)| &**name).collect();
+    assert_eq!(names, ["webhook-signature", "svix-id", "svix-timestamp", "svix-signature"]);
+    assert_eq!(headers[0].1, headers[3].1);
+    assert_eq!((&*headers[1].1, &*headers[2].1), (TV1_ID, &*TV1_SECONDS.to_string()));
+}
+
+#[test]
+fn placeholders_of_custom_signatures_are_checked() {
+    for good in ["{body}", "{id}.{timestamp}.{body}", "v0:{timestamp}:{body}"] {
+        assert_eq!(check_content(good), Ok(()), "{good}");
+    }
+    let long = format!("{{body}}{}", "x".repeat(300));
+    for bad in
+        ["", "{id}", "{body}{body}", "{body}{secret}", "{body", "{body}}", "{body}\n", " {body}", &long]
+    {
+        assert!(check_content(bad).is_err(), "{bad:?}");
+    }
+    for bad in
+        ["", "{body}", "{signature}{signature}", "{signature}{", "{signature}\r\nX-A: b", "é{signature}"]
+    {
+        assert!(check_value(bad).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn key_must_suit_all_schemes() {
+    let schemes = |presets: &[SignaturePreset]| -> Vec<_> {
+        presets.iter().copied().map(SignatureScheme::Preset).collect()
+    };
+    let (standard, github) = (schemes(&[SignaturePreset::Standard]), schemes(&[SignaturePreset::Github]));
+    let mixed = schemes(&[SignaturePreset::Github, SignaturePreset::Standard]);
+    let text = "It's no Secret to My Cat 42";
+    assert!(SigningKey::parse_for(text, &github).is_ok());
+    assert_eq!(SigningKey::parse_for(text, &mixed), Err(SecretError::Prefix));
+    assert_eq!(SigningKey::parse_for(TV3_KEY, &mixed), Err(SecretError::NotSymmetric));
+    let own = custom(SignatureAlgorithm::Sha256, "{body}", "{signature}", None);
+    assert_eq!(SigningKey::parse_for(TV3_KEY, &[own]), Err(SecretError::NotSymmetric));
+    assert!(SigningKey::parse_for(FRESH_SECRET, &mixed).is_ok());
+    assert_eq!(SigningKey::parse_for(FRESH_SECRET, &standard).unwrap().text(), FRESH_SECRET);
 }

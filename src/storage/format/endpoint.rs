@@ -7,12 +7,15 @@ use super::fields::{
     CodecError, get_bool, get_coded, get_duration, get_list, get_name, get_number, get_option, get_pair,
     get_text, get_time, put_duration, put_list, put_option, put_pair, put_text, put_time,
 };
+use super::outgoing::{
+    get_auth, get_request, get_signatures, only_preset, put_auth, put_request, put_signatures,
+};
 use super::record::LAYOUT;
 use crate::codec::{Reader, put_bytes, put_u8, put_u64, put_varint};
 use crate::domain::{
     Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, EndpointTransport, Format,
-    Handshake, Network, Ordering, Position, QueueTarget, RateLimit, RetryPolicy, Sealed, Secret, SecretKind,
-    SignaturePreset, VersionPin,
+    Handshake, Network, Ordering, Position, QueueTarget, RateLimit, RequestShape, RetryPolicy, Sealed,
+    Secret, SecretKind, SignaturePreset, SignatureScheme, VersionPin,
 };
 
 pub(super) fn put_endpoint(out: &mut Vec<u8>, endpoint: &Endpoint) {
@@ -29,7 +32,7 @@ pub(super) fn put_endpoint(out: &mut Vec<u8>, endpoint: &Endpoint) {
     put_u8(out, endpoint.ordering.code());
     put_retry(out, endpoint.retry.as_ref().unwrap_or(&NO_RETRY));
     put_u8(out, endpoint.format.code());
-    put_u8(out, endpoint.signature.code());
+    put_u8(out, only_preset(&endpoint.signatures).unwrap_or_default().code());
     put_list(out, &endpoint.secrets, |out, secret| {
         put_u8(out, secret.kind.code());
         put_sealed(out, &secret.key);
@@ -71,7 +74,13 @@ pub(super) fn get_endpoint(r: &mut Reader<'_>, layout: u8) -> Result<Endpoint, C
         ordering: get_coded(r, "ordering", Ordering::from_code)?,
         retry: Some(get_retry(r)?),
         format: get_coded(r, "format", Format::from_code)?,
-        signature: get_coded(r, "signature preset", SignaturePreset::from_code)?,
+        signatures: vec![SignatureScheme::Preset(get_coded(
+            r,
+            "signature preset",
+            SignaturePreset::from_code,
+        )?)],
+        request: RequestShape::default(),
+        auth: None,
         handshake: None,
         client_certificate: None,
         secrets: get_list(r, 2, |r| get_secret(r, layout))?,
@@ -102,7 +111,7 @@ fn get_secret(r: &mut Reader<'_>, layout: u8) -> Result<Secret, CodecError> {
 }
 
 /// 1 plain, 2 encrypted; then the bytes.
-fn put_sealed(out: &mut Vec<u8>, sealed: &Sealed) {
+pub(super) fn put_sealed(out: &mut Vec<u8>, sealed: &Sealed) {
     let (tag, bytes) = match sealed {
         Sealed::Plain(bytes) => (1, bytes),
         Sealed::Encrypted(bytes) => (2, bytes),
@@ -111,7 +120,7 @@ fn put_sealed(out: &mut Vec<u8>, sealed: &Sealed) {
     put_bytes(out, bytes);
 }
 
-fn get_sealed(r: &mut Reader<'_>) -> Result<Sealed, CodecError> {
+pub(super) fn get_sealed(r: &mut Reader<'_>) -> Result<Sealed, CodecError> {
     match r.get_u8()? {
         1 => Ok(Sealed::Plain(r.get_bytes()?.into())),
         2 => Ok(Sealed::Encrypted(r.get_bytes()?.into())),
@@ -133,6 +142,10 @@ const OPTION_INTERNAL_ANSWER: u8 = 5;
 const OPTION_QUEUE: u8 = 16;
 /// Pinned versions: a list of type and version; an empty version is the latest.
 const OPTION_VERSIONS: u8 = 17;
+/// All signature schemes, unless there is only one preset. The endpoint's own field is then 1.
+const OPTION_SIGNATURES: u8 = 18;
+const OPTION_REQUEST: u8 = 19;
+const OPTION_AUTH: u8 = 20;
 
 /// Placeholder of an inherited retry policy.
 const NO_RETRY: RetryPolicy = RetryPolicy::Schedule(Vec::new());
@@ -183,10 +196,28 @@ fn put_endpoint_options(out: &mut Vec<u8>, endpoint: &Endpoint) {
         });
         options.push((OPTION_VERSIONS, bytes));
     }
+    put_outgoing_options(&mut options, endpoint);
     put_list(out, &options, |out, (tag, bytes)| {
         put_u8(out, *tag);
         put_bytes(out, bytes);
     });
+}
+
+fn put_outgoing_options(options: &mut Vec<(u8, Vec<u8>)>, endpoint: &Endpoint) {
+    let mut option = |tag: u8, put: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = Vec::new();
+        put(&mut bytes);
+        options.push((tag, bytes));
+    };
+    if only_preset(&endpoint.signatures).is_none() {
+        option(OPTION_SIGNATURES, &|out| put_signatures(out, &endpoint.signatures));
+    }
+    if endpoint.request != RequestShape::default() {
+        option(OPTION_REQUEST, &|out| put_request(out, &endpoint.request));
+    }
+    if let Some(auth) = &endpoint.auth {
+        option(OPTION_AUTH, &|out| put_auth(out, auth));
+    }
 }
 
 fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(), CodecError> {
@@ -226,6 +257,21 @@ fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(
                     return Err(unknown);
                 }
             }
+            OPTION_SIGNATURES => {
+                let schemes = get_signatures(&mut reader)?;
+                let is_placeholder = endpoint.signatures == SignatureScheme::standard();
+                if schemes.is_empty() || only_preset(&schemes).is_some() || !is_placeholder {
+                    return Err(unknown);
+                }
+                endpoint.signatures = schemes;
+            }
+            OPTION_REQUEST => {
+                endpoint.request = get_request(&mut reader)?;
+                if endpoint.request == RequestShape::default() {
+                    return Err(unknown);
+                }
+            }
+            OPTION_AUTH => endpoint.auth = Some(get_auth(&mut reader)?),
             _ => return Err(unknown),
         }
         reader.finish()?;

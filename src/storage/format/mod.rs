@@ -10,7 +10,7 @@
 //! | a record of the journal | [`record`] |
 //! | the fields of an event | [`event`] |
 //! | the fields of an attempt | [`attempt`] |
-//! | the fields of an endpoint, and its options | [`endpoint`] |
+//! | the fields of an endpoint, and its options | [`endpoint`], [`outgoing`] |
 //! | the fields of a tenant's settings | [`tenant`] |
 //! | leases, consumers and event types in records | [`lease`], [`consumer`], [`event_type`] |
 //! | a journal file: file header, frames, checksums | [`journal::frame`](crate::storage::journal) |
@@ -28,6 +28,7 @@ mod event;
 mod event_type;
 mod fields;
 mod lease;
+mod outgoing;
 mod record;
 mod tenant;
 

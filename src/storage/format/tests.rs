@@ -8,14 +8,15 @@ use super::*;
 use crate::codec::Malformed;
 use crate::domain::{
     Asked, Attempt, ClientCertificate, Consent, Consumer, ConsumerFilter, ConsumerKey, ConsumerPlace,
-    DeadReason, DisabledReason, EndedLease, Endpoint, EndpointNumber, EndpointStatus, EndpointTransport,
-    ErrorClass, Event, Format, Handshake, Hold, LeaseEnd, LeaseKey, Network, Next, Ordering, QueueTarget,
-    Quota, QuotaOverride, QuotaOverrides, RateLimit, RetryPolicy, Sealed, Secret, SecretKind,
-    SignaturePreset, StreamChoice, TakenFrom, TakenMessage, TenantDelivery, TenantSettings, Timestamp,
-    Trigger, VersionPin,
+    DeadReason, DisabledReason, EndedLease, Endpoint, EndpointAuth, EndpointNumber, EndpointStatus,
+    EndpointTransport, ErrorClass, Event, Format, Handshake, Hold, LeaseEnd, LeaseKey, Network, Next,
+    Ordering, QueueTarget, Quota, QuotaOverride, QuotaOverrides, RateLimit, RequestShape, RetryPolicy,
+    Sealed, Secret, SecretKind, SignaturePreset, SignatureScheme, StreamChoice, TakenFrom, TakenMessage,
+    TenantDelivery, TenantSettings, Timestamp, Trigger, VersionPin,
 };
 use crate::storage::format::endpoint::{get_handshake, put_handshake};
 use crate::storage::format::event_type::tests::sample_type;
+use crate::storage::format::outgoing::tests::sample_endpoint;
 
 fn time(millis: u64) -> Timestamp {
     Timestamp::from_millis(millis)
@@ -108,7 +109,9 @@ fn endpoint() -> Endpoint {
             jitter: 0.25,
         }),
         format: Format::Standard,
-        signature: SignaturePreset::Standard,
+        signatures: SignatureScheme::standard(),
+        request: RequestShape::default(),
+        auth: None,
         handshake: None,
         client_certificate: None,
         secrets: vec![Secret {
@@ -346,7 +349,7 @@ fn endpoints_with_options() -> Vec<Record> {
             ("x-b".into(), Sealed::Plain([1].into())),
         ],
         format: Format::CloudEvents,
-        signature: SignaturePreset::Stripe,
+        signatures: vec![SignatureScheme::Preset(SignaturePreset::Stripe)],
         handshake: Some(Handshake { consent: consent(None), ..handshake.clone() }),
         secrets: [SecretKind::Hmac, SecretKind::Ed25519, SecretKind::Text].map(secret).into(),
         ..endpoint()
@@ -358,7 +361,8 @@ fn endpoints_with_options() -> Vec<Record> {
     ];
     let pinned = Endpoint { versions: pins, ..endpoint() };
     let other = |handshake| Endpoint { handshake: Some(handshake), ..endpoint() };
-    let github = Endpoint { signature: SignaturePreset::Github, ..other(agreed) };
+    let github =
+        Endpoint { signatures: vec![SignatureScheme::Preset(SignaturePreset::Github)], ..other(agreed) };
     let pending = other(pending_handshake());
     let inside = other(internal_handshake());
     let certificate = ClientCertificate {
@@ -371,9 +375,14 @@ fn endpoints_with_options() -> Vec<Record> {
     let alone = Endpoint { client_certificate: Some(certificate), ..endpoint() };
     let open = Endpoint { max_in_flight: None, timeout: None, retry: None, ..endpoint() };
     let partly = Endpoint { retry: None, ..certified.clone() };
+    let outgoing = sample_endpoint(endpoint());
+    let basic = EndpointAuth::Basic { username: "u".into(), password: Sealed::Plain([7].into()) };
+    let basic = Endpoint { format: Format::Raw, auth: Some(basic), ..endpoint() };
+    let svix = vec![SignatureScheme::Preset(SignaturePreset::Svix)];
+    let svix = Endpoint { signatures: svix, ..endpoint() };
     let queue = QueueTarget { name: "notify.sms".parse().unwrap(), lease_max: Duration::from_secs(43_200) };
     let queue = Endpoint { transport: EndpointTransport::Queue(queue), url: "".into(), ..endpoint() };
-    [full, github, pending, certified, partly, open, inside, alone, queue, pinned]
+    [full, github, pending, certified, partly, open, inside, alone, queue, pinned, outgoing, basic, svix]
         .map(|endpoint| Record::EndpointPut(Arc::new(endpoint)))
         .into()
 }
@@ -572,6 +581,13 @@ fn golden_bytes_of_options() {
     let pinned = encoded(&endpoints_with_options()[9]);
     let pins = "111d020a6f726465722e70616964000b7065742e61646f7074656403312e30";
     assert!(hex(&pinned).ends_with(pins), "{}", hex(&pinned));
+    let outgoing = encoded(&endpoints_with_options()[10]);
+    let options = "031229020101\
+        0205582d53696703020b7b69647d2e7b626f64797d0d613d7b7369676e61747572657d01012c\
+        131702010a746578742f706c61696e01087b7b206964207d7d\
+        141e021368747470733a2f2f612e6578616d706c652f740163010108010173\
+        00";
+    assert!(hex(&outgoing).ends_with(options), "{}", hex(&outgoing));
 }
 
 fn unhex(line: &str) -> Vec<u8> {

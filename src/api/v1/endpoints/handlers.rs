@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::model::{EndpointBody, EndpointInput, NewEndpointInput};
+use super::outgoing::{TOKEN_URL, check_header_names, merge_auth};
 use super::secrets::{RequestedSecret, live_keys, requested_secret, to_secret};
 use super::settings::{self, EndpointSettings};
 use crate::api::http::auth::Audience;
@@ -19,8 +20,8 @@ use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::context::responses::Remember;
 use crate::domain::{
-    ClientCertificate, Endpoint, EndpointId, EndpointNumber, EndpointStatus, EndpointTransport, EventType,
-    Idempotency, Pattern, Position, Sealed, SecretKind, Tenant,
+    ClientCertificate, Endpoint, EndpointAuth, EndpointId, EndpointNumber, EndpointStatus, EndpointTransport,
+    EventType, Idempotency, Pattern, Position, Sealed, SecretKind, Tenant,
 };
 use crate::limits;
 use crate::rules::handshake;
@@ -154,6 +155,30 @@ fn check_certificate_url(certificate: Option<&ClientCertificate>, url: &str, err
     }
 }
 
+/// Checks a new token URL, and stores its canonical form.
+///
+/// # Errors
+/// As [`check_url`].
+async fn check_token_url(
+    call: &Call,
+    auth: Option<&mut EndpointAuth>,
+    kept: Option<&EndpointAuth>,
+) -> Result<(), Problem> {
+    let Some(EndpointAuth::OAuth2(client)) = auth else { return Ok(()) };
+    if matches!(kept, Some(EndpointAuth::OAuth2(kept)) if kept.token_url == client.token_url) {
+        return Ok(());
+    }
+    client.token_url = check_url(call, &client.token_url).await.map_err(|problem| match problem {
+        Problem::ForbiddenUrl(detail) => Problem::ForbiddenUrl(format!("`auth.oauth2.tokenUrl`: {detail}")),
+        Problem::Validation(errors) => {
+            let detail = errors.into_iter().next().map(|error| error.detail).unwrap_or_default();
+            Problem::invalid(TOKEN_URL, detail)
+        }
+        other => other,
+    })?;
+    Ok(())
+}
+
 /// Reports a missing handshake, if the configuration requires one.
 fn check_required_handshake(call: &Call, errors: &mut Errors) {
     if call.config.defaults.handshake_required {
@@ -174,7 +199,7 @@ pub async fn create(
     let tenant = input.tenant.as_deref().and_then(|tenant| errors.check("/tenant", tenant.parse::<Tenant>()));
     let settings = check_settings(call, &input, &[], &mut errors);
     let (secret, kind) = (input.secret.as_deref(), input.secret_type.as_deref());
-    let secret = requested_secret(secret, kind, settings.signature, &mut errors);
+    let secret = requested_secret(secret, kind, &settings.signatures, &mut errors);
     let id = Endpoints(&call.api.context).new_id();
     let client_certificate = parse_client_certificate(call, &input, &mut errors);
     check_certificate_url(client_certificate.as_ref(), url, &mut errors);
@@ -184,6 +209,8 @@ pub async fn create(
     if settings.handshake.is_none() {
         check_required_handshake(call, &mut errors);
     }
+    // Only reports a missing secret.
+    merge_auth(None, settings.auth.clone(), &mut errors);
     errors.finish()?;
     let tenant = call.principal.tenant(tenant)?;
     call.principal.check_reserved(&tenant)?;
@@ -214,8 +241,10 @@ async fn register(
     let mut errors = Errors::default();
     check_room(call, &tenant, &settings.event_types, None, &mut errors);
     event_types::pins::check(call, &settings.versions, &[], &mut errors);
-    errors.finish()?;
+    std::mem::take(&mut errors).finish()?;
     let url = check_url(call, &url).await?;
+    let mut auth = settings.auth.as_ref().map(|settings| settings.auth.clone());
+    check_token_url(call, auth.as_mut(), None).await?;
     let now = call.api.context.now().wall;
     let key = match secret {
         RequestedSecret::Given(key) => key,
@@ -242,7 +271,9 @@ async fn register(
         ordering: settings.ordering,
         retry: settings.retry.or(delivery.retry),
         format: settings.format,
-        signature: settings.signature,
+        signatures: settings.signatures,
+        request: settings.request,
+        auth,
         handshake: settings.handshake,
         client_certificate,
         trace: settings.trace,
@@ -253,6 +284,8 @@ async fn register(
         updated_at: now,
         revision: Position(0),
     };
+    check_header_names(&endpoint, &mut errors);
+    errors.finish()?;
     let mut body = endpoint_body(call, &endpoint);
     body.secret = Some(key.text());
     body.public_key = key.public_text();
@@ -332,10 +365,16 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
     }
     let settings = check_settings(call, &input, &endpoint.headers, &mut errors);
     // A changed origin drops write-only values: they must not be disclosed to another receiver.
-    let (kept_headers, kept_certificate) = if is_same_origin(url, &endpoint.url) {
+    let is_same_receiver = is_same_origin(url, &endpoint.url);
+    let (kept_headers, kept_certificate) = if is_same_receiver {
         (endpoint.sensitive_headers.as_slice(), endpoint.client_certificate.clone())
     } else {
         (&[][..], None)
+    };
+    let kept_auth = endpoint.auth.as_ref().filter(|_| is_same_receiver);
+    let mut auth = match patch.get("auth") {
+        None => kept_auth.cloned(),
+        Some(_) => merge_auth(kept_auth, settings.auth.clone(), &mut errors),
     };
     let sensitive_headers = merge_sensitive_headers(kept_headers, patch, &settings, &mut errors);
     let event_types = if keeps_patterns {
@@ -351,7 +390,7 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
     check_certificate_url(client_certificate.as_ref(), url, &mut errors);
     event_types::pins::check(call, &settings.versions, &endpoint.versions, &mut errors);
     for (key, _) in live_keys(call, endpoint)? {
-        if let Err(error) = key.check(settings.signature) {
+        if let Err(error) = key.check_all(&settings.signatures) {
             errors.push("/signature", format!("does not match the current secret; rotate it first: {error}"));
         }
     }
@@ -359,10 +398,11 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
     if settings.handshake.is_none() && (endpoint.handshake.is_some() || url != &*endpoint.url) {
         check_required_handshake(call, &mut errors);
     }
-    errors.finish()?;
+    std::mem::take(&mut errors).finish()?;
     let url = if url == &*endpoint.url { endpoint.url.clone() } else { check_url(call, url).await? };
+    check_token_url(call, auth.as_mut(), endpoint.auth.as_ref()).await?;
     let same_url = url == endpoint.url;
-    Ok(Endpoint {
+    let changed = Endpoint {
         url,
         handshake: handshake::apply_change(endpoint.handshake.as_ref(), settings.handshake, same_url),
         description: settings.description,
@@ -375,13 +415,18 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
         ordering: settings.ordering,
         retry: settings.retry,
         format: settings.format,
-        signature: settings.signature,
+        signatures: settings.signatures,
+        request: settings.request,
+        auth,
         client_certificate,
         trace: settings.trace,
         versions: settings.versions,
         metadata: settings.metadata,
         ..endpoint.clone()
-    })
+    };
+    check_header_names(&changed, &mut errors);
+    errors.finish()?;
+    Ok(changed)
 }
 
 /// Reads the endpoint, decides and writes. Retries after concurrent changes.

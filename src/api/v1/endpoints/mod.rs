@@ -2,6 +2,8 @@
 
 pub mod handlers;
 pub mod model;
+pub mod outgoing;
+pub mod preview;
 pub mod reports;
 pub mod secrets;
 pub mod settings;

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::settings::{FORMATS, ORDERINGS, SIGNATURES, word_of};
+use super::outgoing::{AuthInput, RequestMembers, SignatureMember, signature_member};
+use super::settings::{FORMATS, ORDERINGS, word_of};
 use crate::api::EndpointDefaults;
 use crate::api::http::auth::Audience;
 use crate::api::http::body::object;
@@ -18,7 +19,7 @@ use crate::api::text::{Span, Time, Word, format_duration};
 use crate::api::v1::disclosure;
 use crate::domain::{
     ClientCertificate, DisabledReason, Endpoint, EndpointId, EndpointStatus, EndpointStatusName, Format,
-    Handshake, Ordering, RetryPolicy, SignaturePreset, Tenant,
+    Handshake, Ordering, RetryPolicy, Tenant,
 };
 use crate::rules::handshake::next_request;
 use crate::rules::headers::is_secret;
@@ -92,14 +93,24 @@ pub struct EndpointInput {
     /// Defaults to the current configuration.
     #[serde(default, deserialize_with = "object")]
     pub retry: Option<RetryInput>,
-    /// `standard`, or `cloudevents` (1.0, structured mode).
-    #[schemars(extend("enum" = ["standard", "cloudevents", null]))]
+    /// `standard`, `cloudevents` (1.0, structured mode), or `raw`: the event's data alone, byte for
+    /// byte.
+    #[schemars(extend("enum" = ["standard", "cloudevents", "raw", null]))]
     pub format: Option<String>,
-    /// `standard` (Standard Webhooks), `stripe`, or `github` (`X-Hub-Signature-256`).
-    #[schemars(extend("enum" = ["standard", "stripe", "github", null]))]
-    pub signature: Option<String>,
-    /// `whsec_` and base64 of 24 to 64 bytes, or `whsk_` and base64 of an ed25519 key; for `stripe`
-    /// and `github` also 16 to 255 printable ASCII characters. Guessable secrets (constant, a
+    /// `standard` (Standard Webhooks), `svix`, `stripe`, or `github` (`X-Hub-Signature-256`); or a
+    /// list of at most 5 of these words and of custom signatures.
+    #[schemars(with = "Option<SignatureMember>")]
+    pub signature: Option<Value>,
+    /// Method and body of requests. Default: the body in the endpoint's `format` by `POST`.
+    #[serde(default, deserialize_with = "object")]
+    pub request: Option<RequestMembers>,
+    /// Authorization of requests. Its secrets are write-only, and encrypted at rest with
+    /// `secrets.key`. A `url` with another scheme, host or port removes it, unless the change sets
+    /// it; another token server needs the client secret again.
+    #[serde(default, deserialize_with = "object")]
+    pub auth: Option<AuthInput>,
+    /// `whsec_` and base64 of 24 to 64 bytes, or `whsk_` and base64 of an ed25519 key; without
+    /// `standard` and `svix` also 16 to 255 printable ASCII characters. Guessable secrets (constant, a
     /// sequence, common words) are rejected. Default: generated. Only `secret/rotate` changes it.
     pub secret: Option<String>,
     /// Type of the generated secret: `hmac` (signs `v1`) or `ed25519` (signs `v1a`).
@@ -245,8 +256,13 @@ pub struct EndpointBody {
     pub retry: RetryInput,
     #[schemars(with = "Word<Format>")]
     pub format: &'static str,
-    #[schemars(with = "Word<SignaturePreset>")]
-    pub signature: &'static str,
+    /// A word for a single preset, otherwise a list.
+    #[schemars(with = "SignatureMember")]
+    pub signature: Value,
+    /// Null for a `POST` of the body in the endpoint's `format`.
+    pub request: Option<RequestMembers>,
+    /// Without its secrets.
+    pub auth: Option<AuthInput>,
     pub handshake: Option<HandshakeBody>,
     pub client_certificate: Option<ClientCertificateBody>,
     pub trace: bool,
@@ -322,7 +338,9 @@ impl EndpointBody {
             ordering: word_of(endpoint.ordering, ORDERINGS),
             retry: retry_body(endpoint.retry(defaults)),
             format: word_of(endpoint.format, FORMATS),
-            signature: word_of(endpoint.signature, SIGNATURES),
+            signature: signature_member(&endpoint.signatures),
+            request: RequestMembers::new(&endpoint.request),
+            auth: endpoint.auth.as_ref().map(AuthInput::new),
             handshake: endpoint.handshake.as_ref().map(|one| HandshakeBody::new(one, endpoint, audience)),
             client_certificate: endpoint.client_certificate.as_ref().map(ClientCertificateBody::new),
             trace: endpoint.trace,
@@ -354,7 +372,9 @@ impl EndpointBody {
             ordering: Some(self.ordering.to_owned()),
             retry: endpoint.retry.as_ref().map(retry_body),
             format: Some(self.format.to_owned()),
-            signature: Some(self.signature.to_owned()),
+            signature: Some(self.signature),
+            request: self.request,
+            auth: self.auth,
             secret: None,
             secret_type: None,
             handshake: self.handshake.map(HandshakeBody::into_input),

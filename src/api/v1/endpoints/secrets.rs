@@ -10,7 +10,7 @@ use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::Optional;
 use crate::api::http::response::Json;
 use crate::api::text::Time;
-use crate::domain::{Endpoint, Sealed, Secret, SecretKind, SignaturePreset, Timestamp};
+use crate::domain::{Endpoint, Sealed, Secret, SecretKind, SignatureScheme, Timestamp};
 use crate::rules::signature::{self, SecretError, SigningKey};
 use crate::service::Secrets;
 use crate::service::types::ChangeError;
@@ -28,17 +28,17 @@ pub(super) enum RequestedSecret {
 pub(super) fn requested_secret(
     secret: Option<&str>,
     kind: Option<&str>,
-    preset: SignaturePreset,
+    schemes: &[SignatureScheme],
     errors: &mut Errors,
 ) -> RequestedSecret {
     let kind = settings::parse_secret_type(kind, errors);
-    if kind == Some(SecretKind::Ed25519) && preset != SignaturePreset::Standard {
+    if kind == Some(SecretKind::Ed25519) && !schemes.iter().all(signature::needs_standard_key) {
         errors.push("/secretType", SecretError::NotSymmetric.to_string());
     }
     match (secret, kind) {
         (Some(_), Some(_)) => errors.push("/secretType", "applies only to a generated secret"),
         (Some(text), None) => {
-            let parsed = SigningKey::parse(text, preset).map_err(|error| error.to_string());
+            let parsed = SigningKey::parse_for(text, schemes).map_err(|error| error.to_string());
             if let Some(key) = errors.check("/secret", parsed) {
                 return RequestedSecret::Given(key);
             }
@@ -123,7 +123,7 @@ fn rotate_secret(
     let context = &call.api.context;
     let mut errors = Errors::default();
     let (secret, kind) = (input.secret.as_deref(), input.secret_type.as_deref());
-    let requested = requested_secret(secret, kind, endpoint.signature, &mut errors);
+    let requested = requested_secret(secret, kind, &endpoint.signatures, &mut errors);
     let bounds = (Duration::ZERO, OVERLAP_MAX);
     let overlap = settings::parse_duration_within(
         &mut errors,

@@ -6,12 +6,13 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::model::{EndpointInput, HandshakeInput, RateLimitInput, RetryInput};
+use super::outgoing::{AuthSettings, parse_signatures};
 use crate::api::EndpointDefaults;
 use crate::api::http::problem::{Errors, pointer};
 use crate::api::text::{format_duration, parse_duration};
 use crate::domain::{
-    EventType, Format, Handshake, Ordering, Pattern, RateLimit, RetryPolicy, SecretKind, SignaturePreset,
-    VersionPin,
+    EventType, Format, Handshake, Ordering, Pattern, RateLimit, RequestShape, RetryPolicy, SecretKind,
+    SignaturePreset, SignatureScheme, VersionPin,
 };
 use crate::limits;
 use crate::rules::headers::is_secret;
@@ -29,7 +30,7 @@ const SCHEDULE_MAX: usize = 100;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// The validated members, except `url`, `tenant`, `secret` and `clientCertificate`.
+/// The validated members, except `url`, `tenant`, `secret`, `clientCertificate` and the token URL.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EndpointSettings {
     pub description: Box<str>,
@@ -43,7 +44,9 @@ pub struct EndpointSettings {
     pub ordering: Ordering,
     pub retry: Option<RetryPolicy>,
     pub format: Format,
-    pub signature: SignaturePreset,
+    pub signatures: Vec<SignatureScheme>,
+    pub request: RequestShape,
+    pub auth: Option<AuthSettings>,
     /// Without requests or consent.
     pub handshake: Option<Handshake>,
     pub trace: bool,
@@ -84,16 +87,14 @@ impl EndpointInput {
                 .filter(|retry| **retry != RetryInput::default())
                 .map(|retry| retry.check(&defaults.policy.retry, errors)),
             format: parse_word(errors, "/format", self.format.as_deref(), FORMATS),
-            signature: self.signature(errors),
+            signatures: parse_signatures(self.signature.as_ref(), &check_header, errors),
+            request: self.request.as_ref().map(|request| request.check(errors)).unwrap_or_default(),
+            auth: self.auth.as_ref().and_then(|auth| auth.check(errors)),
             handshake: self.handshake.as_ref().and_then(|handshake| handshake.check(defaults, errors)),
             trace: self.trace.unwrap_or(false),
             versions: check_versions(self.versions.as_ref(), errors),
             metadata: check_metadata(self.metadata.as_ref(), errors),
         }
-    }
-
-    pub fn signature(&self, errors: &mut Errors) -> SignaturePreset {
-        parse_word(errors, "/signature", self.signature.as_deref(), SIGNATURES)
     }
 
     /// Validates `sensitiveHeaders` and adds `secret`, the credentials from `headers`.
@@ -356,11 +357,12 @@ pub(in crate::api::v1) type Words<T> = &'static [(&'static str, T)];
 pub(super) const ORDERINGS: Words<Ordering> =
     &[("none", Ordering::None), ("key", Ordering::Key), ("endpoint", Ordering::Endpoint)];
 pub(in crate::api::v1) const FORMATS: Words<Format> =
-    &[("standard", Format::Standard), ("cloudevents", Format::CloudEvents)];
+    &[("standard", Format::Standard), ("cloudevents", Format::CloudEvents), ("raw", Format::Raw)];
 pub(super) const SIGNATURES: Words<SignaturePreset> = &[
     ("standard", SignaturePreset::Standard),
     ("stripe", SignaturePreset::Stripe),
     ("github", SignaturePreset::Github),
+    ("svix", SignaturePreset::Svix),
 ];
 const SECRET_TYPES: Words<SecretKind> = &[("hmac", SecretKind::Hmac), ("ed25519", SecretKind::Ed25519)];
 
@@ -390,9 +392,10 @@ pub fn parse_secret_type(given: Option<&str>, errors: &mut Errors) -> Option<Sec
 }
 
 /// Applies a merge patch (RFC 7396). In addition, a patch with `schedule` replaces an exponential
-/// retry policy, and the reverse: the two cannot be combined.
+/// retry policy, and the reverse: the two cannot be combined. So does the other kind of `auth`.
 pub fn merge(target: &mut Value, patch: &Value) {
     reset_retry(target, patch);
+    reset_auth(target, patch);
     merge_rfc7396(target, patch);
 }
 
@@ -401,6 +404,16 @@ pub fn reset_retry(target: &mut Value, patch: &Value) {
     if let Some(change) = patch.get("retry").and_then(Value::as_object)
         && let Some(current) = target.get_mut("retry")
         && change.contains_key("schedule") != current.get("schedule").is_some()
+    {
+        *current = Value::Object(Map::new());
+    }
+}
+
+/// Empties `auth` if the patch changes its kind.
+fn reset_auth(target: &mut Value, patch: &Value) {
+    if let Some(change) = patch.get("auth").and_then(Value::as_object)
+        && let Some(current) = target.get_mut("auth")
+        && change.iter().any(|(kind, value)| !value.is_null() && current.get(kind).is_none())
     {
         *current = Value::Object(Map::new());
     }

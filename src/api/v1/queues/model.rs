@@ -9,9 +9,9 @@ use serde_json::{Map, Value};
 
 use crate::api::http::body::object;
 use crate::api::text::{Span, Time, Word, format_duration};
-use crate::api::v1::endpoints::settings::{FORMATS, word_of};
-use crate::api::v1::queues::settings::{NO_AGE, ORDERINGS};
-use crate::domain::{Endpoint, EndpointStatus, Format, PolicyDefaults, RetryPolicy};
+use crate::api::v1::endpoints::settings::word_of;
+use crate::api::v1::queues::settings::{NO_AGE, ORDERINGS, QUEUE_FORMATS};
+use crate::domain::{Endpoint, EndpointStatus, PolicyDefaults, RetryPolicy};
 use crate::service::leases::{ReceiptResult, ReceiptStatus};
 use crate::service::receipts::Receipt;
 use crate::service::types::WaitReason;
@@ -123,7 +123,7 @@ pub struct QueueBody {
     pub max_lease: String,
     /// Null without a limit.
     pub max_age: Option<String>,
-    #[schemars(with = "Word<Format>")]
+    #[schemars(extend("enum" = ["standard", "cloudevents"]))]
     pub format: &'static str,
     pub metadata: Map<String, Value>,
     #[schemars(extend("enum" = ["active", "paused"]))]
@@ -154,7 +154,7 @@ impl QueueBody {
             max_leased: queue.max_in_flight(defaults),
             max_lease: target.map(|target| format_duration(target.lease_max)).unwrap_or_default(),
             max_age,
-            format: word_of(queue.format, FORMATS),
+            format: word_of(queue.format, QUEUE_FORMATS),
             metadata: queue
                 .metadata
                 .as_deref()

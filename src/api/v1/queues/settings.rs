@@ -5,12 +5,12 @@ use std::time::Duration;
 use super::model::{QueueInput, QueueRetryInput};
 use crate::api::http::problem::Errors;
 use crate::api::v1::endpoints::settings::{
-    FORMATS, Words, canonical_patterns, check_description, check_integer, check_metadata, check_number,
+    Words, canonical_patterns, check_description, check_integer, check_metadata, check_number,
     parse_duration_within, parse_word,
 };
 use crate::domain::{
     Endpoint, EndpointId, EndpointNumber, EndpointStatus, EndpointTransport, Format, Ordering, Pattern,
-    Position, QueueName, QueueTarget, RetryPolicy, SignaturePreset, Tenant, Timestamp,
+    Position, QueueName, QueueTarget, RequestShape, RetryPolicy, SignatureScheme, Tenant, Timestamp,
 };
 use crate::limits;
 
@@ -26,6 +26,9 @@ const INTERVAL_MAX: Duration = Duration::from_secs(30 * 86_400);
 
 pub(super) const ORDERINGS: Words<Ordering> =
     &[("none", Ordering::None), ("key", Ordering::Key), ("queue", Ordering::Endpoint)];
+
+pub(super) const QUEUE_FORMATS: Words<Format> =
+    &[("standard", Format::Standard), ("cloudevents", Format::CloudEvents)];
 
 /// The validated members, except `name` and `tenant`.
 #[derive(Clone, Debug)]
@@ -68,7 +71,7 @@ impl QueueInput {
                 limits::LEASED_PER_QUEUE_MAX as u64,
             ),
             lease_max,
-            format: parse_word(errors, "/format", self.format.as_deref(), FORMATS),
+            format: parse_word(errors, "/format", self.format.as_deref(), QUEUE_FORMATS),
             metadata: check_metadata(self.metadata.as_ref(), errors),
         }
     }
@@ -125,7 +128,9 @@ impl QueueSettings {
             ordering: self.ordering,
             retry: Some(self.retry),
             format: self.format,
-            signature: SignaturePreset::Standard,
+            signatures: SignatureScheme::standard(),
+            request: RequestShape::default(),
+            auth: None,
             handshake: None,
             client_certificate: None,
             secrets: Vec::new(),

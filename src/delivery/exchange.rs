@@ -1,0 +1,62 @@
+//! The exchange of one attempt: authorize, build and send the request.
+
+use crate::context::Context;
+use crate::courier::{NotSent, ReceiverReply};
+use crate::domain::{DeliveryKey, Endpoint, ErrorClass, Timestamp};
+use crate::service::authorization::{AuthorizationError, Authorizations};
+use crate::service::conversions::OutgoingEvent;
+use crate::service::requests::{BuildError, Requests};
+
+/// A delivery on its way to its receiver.
+pub(super) struct Exchange<'a> {
+    pub(super) context: &'a Context,
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) outgoing: &'a OutgoingEvent,
+    pub(super) delivery: DeliveryKey,
+    /// Number of the attempt.
+    pub(super) number: u32,
+    pub(super) signed_at: Timestamp,
+}
+
+impl Exchange<'_> {
+    /// The reply, or a failure of the attempt in its place. A receiver that rejects a kept access
+    /// token gets the request once more, with a new token.
+    pub(super) async fn reply(&self) -> Result<ReceiverReply, NotSent> {
+        let authorizations = Authorizations(self.context);
+        let authorization = match authorizations.header(self.endpoint, None).await {
+            Ok(authorization) => authorization,
+            Err(AuthorizationError::NotSent(reason)) => return Err(reason),
+            Err(AuthorizationError::Failed(reply)) => return Ok(*reply),
+        };
+        let value = authorization.as_ref().map(|authorization| authorization.value.as_str());
+        let reply = self.send(value).await?;
+        let kept = authorization.and_then(|authorization| authorization.kept);
+        let Some(rejected) = kept.filter(|_| matches!(reply.outcome, Ok(401))) else { return Ok(reply) };
+        // Boxed, because it is rare; every attempt would reserve its size otherwise.
+        let renewed = Box::pin(async {
+            let renewed = match authorizations.header(self.endpoint, Some(&rejected)).await {
+                Ok(renewed) => renewed,
+                Err(AuthorizationError::NotSent(_)) => return None,
+                Err(AuthorizationError::Failed(failed)) => return Some(*failed),
+            };
+            let value = renewed.as_ref().map(|renewed| renewed.value.as_str());
+            self.send(value).await.ok()
+        });
+        Ok(renewed.await.unwrap_or(reply))
+    }
+
+    async fn send(&self, authorization: Option<&str>) -> Result<ReceiverReply, NotSent> {
+        let Self { context, endpoint, outgoing, delivery, number, signed_at } = *self;
+        let built = Requests(context).build(endpoint, outgoing, delivery, number, signed_at, authorization);
+        match built {
+            Ok(request) => context.transport().send(request).await,
+            Err(error) => {
+                let class = match error {
+                    BuildError::Template(_) => ErrorClass::Template,
+                    BuildError::Other(_) => ErrorClass::Request,
+                };
+                Ok(ReceiverReply::failed(class, error.to_string()))
+            }
+        }
+    }
+}
