@@ -8,6 +8,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod authorization;
 mod changes;
 mod cloudevents;
 mod command_line;
@@ -27,6 +28,7 @@ mod isolation;
 mod listener;
 mod operation;
 mod outcomes;
+mod outgoing;
 mod overview;
 mod pagination;
 mod queues;
