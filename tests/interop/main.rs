@@ -11,3 +11,4 @@ mod feed;
 mod judges;
 mod metrics;
 mod openapi;
+mod token_server;

@@ -6,6 +6,7 @@ import { createInterface } from "node:readline";
 
 const require = createRequire(new URL("../../target/judges/package.json", import.meta.url));
 const { Webhook } = require("standardwebhooks");
+const { Webhook: SvixWebhook } = require("svix");
 const Stripe = require("stripe");
 const { CloudEvent, HTTP } = require("cloudevents");
 const { ROOT_CONTEXT, defaultTextMapGetter, trace } = require("@opentelemetry/api");
@@ -26,6 +27,18 @@ function readEvent(event) {
 const schemes = {
   standard({ headers, body, key }) {
     new Webhook(key).verify(body.toString(), headers);
+  },
+
+  svix({ headers, body, key }) {
+    new SvixWebhook(key).verify(body.toString(), headers);
+  },
+
+  // A scheme of this test: HMAC-SHA512 in base64 over `v0:timestamp:body`, one per secret.
+  custom({ headers, body, key }) {
+    const mac = createHmac("sha512", key).update(`v0:${headers["webhook-timestamp"]}:`).update(body);
+    const expected = Buffer.from(`v0=${mac.digest("base64")}`);
+    const given = headers["x-acme-signature"].split(", ").map((one) => Buffer.from(one));
+    check(given.some((one) => one.length === expected.length && timingSafeEqual(one, expected)), "the digests differ");
   },
 
   // Node's own crypto, because no Standard Webhooks library supports `v1a`.

@@ -28,6 +28,7 @@ from opentelemetry.trace import format_span_id, format_trace_id, get_current_spa
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from standardwebhooks.webhooks import Webhook
 from stripe import WebhookSignature
+from svix.webhooks import Webhook as Svix
 
 INSTALLED = Path(__file__).parents[2] / "target/judges"
 
@@ -64,6 +65,19 @@ def github(headers, body, key):
     """The algorithm of GitHub's documentation ("Validating webhook deliveries")."""
     expected = "sha256=" + hmac.new(key.encode(), msg=body, digestmod=hashlib.sha256).hexdigest()
     assert hmac.compare_digest(expected, headers["x-hub-signature-256"]), "the digests differ"
+
+
+def svix(headers, body, key):
+    Svix(key).verify(body, headers)
+
+
+def custom(headers, body, key):
+    """A scheme of this test: HMAC-SHA512 in base64 over `v0:timestamp:body`, one per secret."""
+    signed = f"v0:{headers['webhook-timestamp']}:".encode() + body
+    digest = hmac.new(key.encode(), msg=signed, digestmod=hashlib.sha512).digest()
+    expected = "v0=" + base64.b64encode(digest).decode()
+    given = headers["x-acme-signature"].split(", ")
+    assert any(hmac.compare_digest(expected, one) for one in given), "the digests differ"
 
 
 def cloudevent(headers, body, key):
@@ -112,6 +126,8 @@ SCHEMA = jsonschema.Draft7Validator(
 SCHEMES = {
     "standard": standard,
     "ed25519": ed25519,
+    "svix": svix,
+    "custom": custom,
     "stripe": stripe,
     "github": github,
     "cloudevent": cloudevent,
