@@ -12,7 +12,7 @@ mod disk;
 mod memory;
 pub(crate) mod oracle;
 mod outcomes;
-mod queues;
+mod rare_rows;
 mod tenants;
 mod types;
 mod upkeep;
@@ -88,7 +88,7 @@ pub(crate) fn data_directory(seed: u64, retains: bool) -> (tempfile::TempDir, st
     if let Err(broken) = work.run() {
         panic!("seed {seed}: {broken}");
     }
-    queues::lease_message(&mut work.store);
+    rare_rows::add_rare_rows(&mut work.store);
     work.store.into_directory()
 }
 
