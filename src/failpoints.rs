@@ -136,8 +136,6 @@ pub(crate) enum Mutation {
     KeepErasedBytes,
     /// Events of registered types are not counted.
     ForgetTypeUsage,
-    /// Retention removes records while the state is rebuilt from them.
-    RebuildBesideRetention,
 }
 
 #[cfg(not(test))]

@@ -1,8 +1,8 @@
 //! `balto feed`: prints all events in order, and follows the log.
 //!
 //! Owns the cursor: after a lost connection it goes on where it was, so it prints each event once.
-//! The daemon keeps the cursor of a consumer. It moves after a page is printed, so a lost connection
-//! may print that page twice.
+//! The daemon keeps the cursor of a consumer. It moves after a page is printed, so after a lost
+//! connection that page may be printed twice.
 
 use std::time::Duration;
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::retention::run_blocking;
 use crate::domain::Position;
-use crate::failpoints::{self, Bound, Mutation};
+use crate::failpoints::{self, Bound};
 use crate::outbox::Outbox;
 use crate::outbox::rebuild::{RebuildError, fold_to};
 use crate::storage::state::{RebuildSite, State};
@@ -29,20 +29,7 @@ pub async fn rebuild(
     outbox: &Outbox,
     progress: &mut (dyn FnMut(Position, Position) + Send),
 ) -> Result<Position, RebuildError> {
-    let held = outbox.hold_maintenance().await;
-    if failpoints::is_active(Mutation::RebuildBesideRetention) {
-        drop(held);
-        return rebuild_alone(outbox, progress).await;
-    }
-    let rebuilt = rebuild_alone(outbox, progress).await;
-    drop(held);
-    rebuilt
-}
-
-async fn rebuild_alone(
-    outbox: &Outbox,
-    progress: &mut (dyn FnMut(Position, Position) + Send),
-) -> Result<Position, RebuildError> {
+    let _held = outbox.hold_maintenance().await;
     let site = outbox.rebuild_site().await?;
     match fold_and_replace(outbox, &site, progress).await {
         Ok(position) => Ok(position),

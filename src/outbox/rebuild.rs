@@ -2,7 +2,7 @@
 //!
 //! The caller folds the records into a new state beside the old one. The apply thread folds the
 //! last records and replaces the old state, between two messages. A rebuild stops at unreadable
-//! records: the old state may still know what they said.
+//! records: the old state may still know their content.
 
 use tokio::sync::oneshot;
 
@@ -111,8 +111,8 @@ impl Outbox {
         self.with_state_mut(|state| state.rebuild_site()).await
     }
 
-    /// Replaces the state by a new one, which may lack the last records. No question is answered
-    /// meanwhile, and commits go on.
+    /// Replaces the state by a new one, which may lack the last records. Questions wait for the
+    /// end, and commits go on.
     ///
     /// # Errors
     /// When the old state was kept, or the outbox has failed.

@@ -243,11 +243,6 @@ fn needed_record_removed_by_retention_is_caught() {
 }
 
 #[test]
-fn record_removed_during_a_rebuild_is_caught() {
-    assert_caught(Mutation::RebuildBesideRetention);
-}
-
-#[test]
 fn emptied_segment_without_a_marker_is_caught() {
     assert_caught(Mutation::LeaveNoNote);
 }

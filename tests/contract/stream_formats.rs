@@ -55,7 +55,7 @@ async fn cloudevents_are_appended_atomically() {
     assert_eq!(page["data"][0]["attributes"]["color"], "red");
     assert_eq!(page["data"][3]["attributes"]["source"], "/shop");
 
-    // The same ids and sources are a repetition, whatever the version is now.
+    // The same ids and sources are a repetition at any later version.
     let again = append_cloudevents(&daemon, &path_at("none"), BATCHED, all, &batch).await;
     assert_eq!((again.0, &again.1["duplicate"], again.2), (202, &json!(true), true), "{again:?}");
     assert_eq!(again.1["events"], first.1["events"]);

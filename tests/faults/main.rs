@@ -23,4 +23,5 @@ mod restarts;
 mod shutdown;
 mod streams;
 mod syscalls;
+mod traces;
 mod workers;

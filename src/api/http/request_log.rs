@@ -8,14 +8,14 @@ use axum::http::HeaderMap;
 
 use crate::domain::{TraceId, TraceParent, attribute};
 
-/// What is known of a request before its handler runs. `None`: the level is off.
+/// A request whose line is due.
 pub(in crate::api) struct RequestLog {
     began: Duration,
     trace_id: Option<TraceId>,
 }
 
 impl RequestLog {
-    /// `now`: the monotonic time.
+    /// `now`: the monotonic time. `None` if the level is off.
     pub(in crate::api) fn begin(headers: &HeaderMap, now: impl FnOnce() -> Duration) -> Option<Self> {
         tracing::enabled!(tracing::Level::DEBUG).then(|| Self {
             began: now(),

@@ -58,7 +58,7 @@ pub struct RebuildBody {
     pub ended_at: Option<Time>,
     /// The position up to which the log is processed.
     pub done: u64,
-    /// The position of the state that serves meanwhile.
+    /// The position of the old state, which serves until the end.
     pub total: u64,
     /// Of a failed one: why the old state was kept.
     pub error: Option<String>,
