@@ -8,9 +8,9 @@
 //! The associated data binds a value to its context, so that it does not decrypt in another one:
 //!
 //! * Version 2 (current): the endpoint's id, tenant, URL and revision, and the field with its
-//!   attributes (of a client secret: the token URL). A value does not decrypt if the endpoint's URL was edited on disk or if an older
-//!   ciphertext was restored. Only the writer knows the new revision, so it seals all values of an
-//!   endpoint on each write.
+//!   attributes (of a client secret: the token URL). A value does not decrypt if the endpoint's URL
+//!   was edited on disk or if an older ciphertext was restored. Only the writer knows the new
+//!   revision, so it seals all values of an endpoint on each write.
 //! * Version 1 (read only): the endpoint's id and the field. The next write of the endpoint
 //!   replaces it.
 //!

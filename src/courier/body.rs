@@ -159,8 +159,8 @@ fn is_extension(name: &str, value: &str, endpoint: &Endpoint) -> bool {
 }
 
 /// The headers of one attempt: the endpoint's custom headers, overridden by Balto's. `media` is the
-/// type of the body, if there is one. `more` holds Balto's headers that depend on the endpoint, such
-/// as the signature.
+/// type of the body, if there is one. `more` holds Balto's headers that depend on the endpoint,
+/// such as the signature.
 ///
 /// # Errors
 /// When a custom header of the endpoint is invalid.

@@ -162,8 +162,8 @@ closed_list! {
         EndpointDisabled = 6 => "endpointDisabled",
         BlockedAddress = 7 => "blockedAddress",
         Expired = 8 => "expired",
-        /// The event cannot be converted to the version that the endpoint pins, or its body template
-        /// fails for it.
+        /// The event cannot be converted to the version that the endpoint pins, or the endpoint's
+        /// body template fails for it.
         Unconvertible = 10 => "unconvertible",
     }
 }

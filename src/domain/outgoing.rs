@@ -1,4 +1,4 @@
-//! The request of an endpoint's deliveries: signature schemes, method, body template, authorization.
+//! The request of an endpoint's deliveries: signatures, method, body template, authorization.
 
 use super::closed_list::closed_list;
 use super::{Sealed, SignaturePreset};

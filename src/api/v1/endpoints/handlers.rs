@@ -21,7 +21,7 @@ use crate::api::{Call, not_found};
 use crate::context::responses::Remember;
 use crate::domain::{
     ClientCertificate, Endpoint, EndpointAuth, EndpointId, EndpointNumber, EndpointStatus, EndpointTransport,
-    EventType, Idempotency, Pattern, Position, Sealed, SecretKind, Tenant,
+    EventType, Idempotency, Pattern, Position, Sealed, SecretKind, SignatureScheme, Tenant,
 };
 use crate::limits;
 use crate::rules::handshake;
@@ -210,7 +210,7 @@ pub async fn create(
         check_required_handshake(call, &mut errors);
     }
     // Only reports a missing secret.
-    merge_auth(None, settings.auth.clone(), &mut errors);
+    merge_auth(None, Some(settings.auth.clone()), &mut errors);
     errors.finish()?;
     let tenant = call.principal.tenant(tenant)?;
     call.principal.check_reserved(&tenant)?;
@@ -343,6 +343,21 @@ pub async fn patch(
     Err(ChangeError::Conflict.into())
 }
 
+/// Checks that the live secrets suit the signature schemes.
+fn check_keys(
+    call: &Call,
+    endpoint: &Endpoint,
+    schemes: &[SignatureScheme],
+    errors: &mut Errors,
+) -> Result<(), Problem> {
+    for (key, _) in live_keys(call, endpoint)? {
+        if let Err(error) = key.check_all(schemes) {
+            errors.push("/signature", format!("does not match the current secret; rotate it first: {error}"));
+        }
+    }
+    Ok(())
+}
+
 async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoint, Problem> {
     let endpoint = &move_secret_headers(endpoint);
     let current = endpoint_body(call, endpoint).into_input(endpoint);
@@ -364,7 +379,7 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
         }
     }
     let settings = check_settings(call, &input, &endpoint.headers, &mut errors);
-    // A changed origin drops write-only values: they must not be disclosed to another receiver.
+    // Another origin drops write-only values, so that no other receiver gets them.
     let is_same_receiver = is_same_origin(url, &endpoint.url);
     let (kept_headers, kept_certificate) = if is_same_receiver {
         (endpoint.sensitive_headers.as_slice(), endpoint.client_certificate.clone())
@@ -372,10 +387,8 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
         (&[][..], None)
     };
     let kept_auth = endpoint.auth.as_ref().filter(|_| is_same_receiver);
-    let mut auth = match patch.get("auth") {
-        None => kept_auth.cloned(),
-        Some(_) => merge_auth(kept_auth, settings.auth.clone(), &mut errors),
-    };
+    let given_auth = patch.get("auth").map(|_| settings.auth.clone());
+    let mut auth = merge_auth(kept_auth, given_auth, &mut errors);
     let sensitive_headers = merge_sensitive_headers(kept_headers, patch, &settings, &mut errors);
     let event_types = if keeps_patterns {
         endpoint.event_types.clone()
@@ -389,11 +402,7 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
     };
     check_certificate_url(client_certificate.as_ref(), url, &mut errors);
     event_types::pins::check(call, &settings.versions, &endpoint.versions, &mut errors);
-    for (key, _) in live_keys(call, endpoint)? {
-        if let Err(error) = key.check_all(&settings.signatures) {
-            errors.push("/signature", format!("does not match the current secret; rotate it first: {error}"));
-        }
-    }
+    check_keys(call, endpoint, &settings.signatures, &mut errors)?;
     // An endpoint without a handshake stays as it is, but not at another URL.
     if settings.handshake.is_none() && (endpoint.handshake.is_some() || url != &*endpoint.url) {
         check_required_handshake(call, &mut errors);
@@ -401,10 +410,10 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
     std::mem::take(&mut errors).finish()?;
     let url = if url == &*endpoint.url { endpoint.url.clone() } else { check_url(call, url).await? };
     check_token_url(call, auth.as_mut(), endpoint.auth.as_ref()).await?;
-    let same_url = url == endpoint.url;
+    let (current, same_url) = (endpoint.handshake.as_ref(), url == endpoint.url);
     let changed = Endpoint {
+        handshake: handshake::apply_change(current, settings.handshake, same_url),
         url,
-        handshake: handshake::apply_change(endpoint.handshake.as_ref(), settings.handshake, same_url),
         description: settings.description,
         event_types,
         headers: settings.headers,

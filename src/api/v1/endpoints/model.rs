@@ -110,8 +110,9 @@ pub struct EndpointInput {
     #[serde(default, deserialize_with = "object")]
     pub auth: Option<AuthInput>,
     /// `whsec_` and base64 of 24 to 64 bytes, or `whsk_` and base64 of an ed25519 key; without
-    /// `standard` and `svix` also 16 to 255 printable ASCII characters. Guessable secrets (constant, a
-    /// sequence, common words) are rejected. Default: generated. Only `secret/rotate` changes it.
+    /// `standard` and `svix` also 16 to 255 printable ASCII characters. Guessable secrets
+    /// (constant, a sequence, common words) are rejected. Default: generated. Only `secret/rotate`
+    /// changes it.
     pub secret: Option<String>,
     /// Type of the generated secret: `hmac` (signs `v1`) or `ed25519` (signs `v1a`).
     #[schemars(extend("enum" = ["hmac", "ed25519", null]))]

@@ -387,13 +387,14 @@ impl AuthInput {
 
 pub(super) const TOKEN_URL: &str = "/auth/oauth2/tokenUrl";
 
-/// The authorization after a change. A secret that the request omits is kept, but a client secret
-/// not at another token server.
+/// The authorization after a change; `given` is `None` if the change does not name it. A secret
+/// that the change omits is kept, but a client secret not at another token server.
 pub(super) fn merge_auth(
     kept: Option<&EndpointAuth>,
-    given: Option<AuthSettings>,
+    given: Option<Option<AuthSettings>>,
     errors: &mut Errors,
 ) -> Option<EndpointAuth> {
+    let Some(given) = given else { return kept.cloned() };
     let AuthSettings { mut auth, has_secret } = given?;
     if has_secret {
         return Some(auth);
