@@ -249,6 +249,8 @@ pub const REPLY_BYTES_MAX: usize = 16 * 1024;
 pub const REPLY_WIRE_BYTES_MAX: usize = 256 * 1024;
 /// Bytes kept of a failed attempt's error message. A receiver's certificate can make it long.
 pub const ERROR_BYTES_MAX: usize = 512;
+/// Bytes of a failed reply's headers that its attempt keeps: names and values.
+pub const REPLY_HEADERS_BYTES_KEPT_MAX: usize = 4 * 1024;
 /// Bytes kept of a redirect's `Location`. It is shown and never followed.
 pub const LOCATION_BYTES_MAX: usize = 256;
 /// Longest delay that a receiver's `Retry-After` can request.

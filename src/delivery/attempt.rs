@@ -9,21 +9,20 @@ use std::time::Duration;
 use crate::context::Context;
 use crate::context::environment::EXHAUSTED_PAUSE;
 use crate::context::signal::Signal;
-use crate::courier::{NotSent, OutboundRequest, ReceiverReply, body};
+use crate::courier::{NotSent, ReceiverReply};
 use crate::delivery::lane_policy::gate;
 use crate::domain::{
-    Attempt, DeadReason, DeliveryKey, DueKey, Endpoint, EndpointNumber, ErrorClass, Event, Hold, Next, Now,
-    Position, Progress, Record, Timestamp, Verdict, attribute,
+    Attempt, DeadReason, DeliveryKey, DueKey, Endpoint, EndpointNumber, ErrorClass, Event, Exchange, Hold,
+    Next, Now, Position, Progress, Record, Timestamp, Verdict,
 };
 use crate::lanes::Gate;
 use crate::outbox::unit::Unit;
-use crate::rules::signature::{SigningKey, signature_header};
+use crate::rules::retry;
 use crate::rules::verdict::{ReplyFacts, verdict};
-use crate::rules::{retry, trace};
 use crate::service::conversions::{Conversions, OutgoingEvent};
 use crate::service::deliveries::Deliveries;
 use crate::service::endpoints::Endpoints;
-use crate::service::secrets::Secrets;
+use crate::service::requests::{Requests, masked_reply_headers, sent_request};
 use crate::service::system_events::SystemEvents;
 use crate::{lanes, panics};
 
@@ -150,10 +149,11 @@ async fn send(
     let delivery = DeliveryKey { event: assignment.key.event, endpoint: endpoint.number };
     let number = assignment.progress.attempts + 1;
     let (started, civil) = context.now_and_civil();
-    let signed_at = Now { wall: civil, ..started };
-    let reply = match outbound_request(context, endpoint, outgoing, delivery, number, signed_at) {
+    let request = Requests(context).build(endpoint, outgoing, delivery, number, civil);
+    let sent = request.is_ok().then(|| sent_request(endpoint, started.wall, civil));
+    let mut reply = match request {
         Err(reason) => ReceiverReply::failed(ErrorClass::Request, reason),
-        Ok(outbound_request) => match context.transport().send(outbound_request).await {
+        Ok(request) => match context.transport().send(request).await {
             Ok(reply) => reply,
             // The endpoint may change during the pause, so the lane decides again.
             Err(NotSent::DescriptorsExhausted) => {
@@ -186,11 +186,17 @@ async fn send(
     let delay = retry::delay(assignment.key.due, started.wall, assignment.shut_since);
     let progress = assignment.progress.after(delay);
     let next = retry::next(policy, delivery, &progress, verdict, started.wall, finished.wall);
+    let exchange = Exchange {
+        request: sent,
+        connection: reply.connection,
+        rule: retry::rule(next, verdict, finished.wall),
+        headers: masked_reply_headers(std::mem::take(&mut reply.headers)),
+    };
     let known = context.outbox().endpoint(endpoint.number);
     // The former URL's reply says nothing about the current URL.
     let known = known.filter(|known| known.url == endpoint.url);
     let hold = known.as_ref().and_then(|known| hold(known, verdict, finished));
-    let attempt = Arc::new(Attempt { delay, ..attempt_of(&progress, started, reply, next, hold) });
+    let attempt = Arc::new(Attempt { delay, exchange, ..attempt_of(&progress, started, reply, next, hold) });
     report(context, endpoint, event, &assignment.progress, delivery, &attempt, finished);
     let record = Record::AttemptFinished { delivery, due: assignment.key.due, attempt: attempt.clone() };
     context.outbox().record(Unit::of_record(record));
@@ -208,37 +214,6 @@ async fn send(
         let death = SystemEvents(context).deaths_data(delivery, 1, Some(event), reason);
         SystemEvents(context).publish_dead(death.as_slice()).await;
     }
-}
-
-fn outbound_request(
-    context: &Context,
-    endpoint: &Endpoint,
-    outgoing: &OutgoingEvent,
-    delivery: DeliveryKey,
-    number: u32,
-    now: Now,
-) -> Result<OutboundRequest, String> {
-    let event = &*outgoing.event;
-    let deprecation = Conversions(context).deprecation(event);
-    let (body, media) = body::body(endpoint, event, deprecation);
-    let keys = Secrets(context).live_keys(endpoint, now.wall).map_err(|error| error.to_string())?;
-    let keys: Vec<SigningKey> = keys.into_iter().map(|(key, _)| key).collect();
-    let mut generated = vec![signature_header(endpoint.signature, &keys, now.wall, event.id.as_str(), &body)];
-    if endpoint.trace {
-        let parent = trace::traceparent(event, delivery, number);
-        generated.extend(parent.map(|parent| (attribute::TRACE_PARENT, parent.to_string())));
-    }
-    if let Some(handshake) = &endpoint.handshake {
-        generated.push((body::REQUEST_ORIGIN, handshake.origin.to_string()));
-    }
-    let stored = outgoing.stored_version.as_ref();
-    generated.extend(stored.map(|version| (body::STORED_VERSION, version.to_string())));
-    let custom = Secrets(context).open_headers(endpoint).map_err(|error| error.to_string())?;
-    let headers = body::headers(&custom, media, event, number, now.wall, generated)?;
-    let identity = Secrets(context).identity(endpoint).map_err(|error| error.to_string())?;
-    let timeout = endpoint.timeout(&context.settings().defaults);
-    let request = OutboundRequest::new(&endpoint.url, headers, body, timeout)?;
-    Ok(request.with_identity(identity).for_tenant(endpoint.tenant.as_str()))
 }
 
 fn attempt_of(
@@ -267,6 +242,7 @@ fn attempt_of(
         hold,
         uptime: Some(whole_millis(started.monotonic)),
         delay: Duration::ZERO,
+        exchange: Exchange::default(),
     }
 }
 

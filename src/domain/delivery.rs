@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::closed_list::closed_list;
-use super::{DisabledReason, EndpointNumber, Position, Timestamp};
+use super::{DisabledReason, EndpointNumber, Exchange, Position, Timestamp};
 
 /// Identifies a delivery. An event has at most one delivery per endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -251,6 +251,7 @@ pub struct Attempt {
     /// limit, downtime. It does not count as age. Whole milliseconds; zero in records of older
     /// versions.
     pub delay: Duration,
+    pub exchange: Exchange,
 }
 
 impl Attempt {
@@ -263,7 +264,12 @@ impl Attempt {
             Some(status) => format!("status {status}"),
             None => "erased".to_owned(),
         };
-        Self { error: class.map(|class| (class, text.into())), reply: Bytes::new(), ..self.clone() }
+        Self {
+            error: class.map(|class| (class, text.into())),
+            reply: Bytes::new(),
+            exchange: Exchange { headers: Vec::new(), ..self.exchange.clone() },
+            ..self.clone()
+        }
     }
 }
 
@@ -284,6 +290,7 @@ impl Attempt {
             hold: None,
             uptime: None,
             delay: Duration::ZERO,
+            exchange: Exchange::default(),
         }
     }
 }

@@ -34,7 +34,7 @@ impl DeadLetters<'_> {
             let converted = Conversions(self.0).convert(&endpoint.versions, key.event, &event);
             converted.err().map(|error| error.to_string())
         });
-        let attempts = Deliveries(self.0).attempts(&facts).await;
+        let attempts = Deliveries(self.0).attempts(&event, &facts).await;
         Ok(Some(DeadLetterDetail { letter, event, attempts, conversion_error }))
     }
 

@@ -2,6 +2,8 @@
 //!
 //! Bulk work runs in bounded steps of one commit each, so that it does not block other requests.
 
+use std::sync::Arc;
+
 use crate::context::Context;
 use crate::context::responses::Keyed;
 use crate::domain::{
@@ -15,9 +17,10 @@ use crate::service::bulk::{DELETED, Deaths, deliveries_per_step, revive_command}
 use crate::service::history::History;
 use crate::service::pages::{Pages, scoped};
 use crate::service::queues::QUEUE_ID;
+use crate::service::requests::Requests;
 use crate::service::system_events::SystemEvents;
 use crate::service::types::{
-    DeliveryDetail, DeliveryView, Destination, DestinationKind, HistoryEntry, Page, Scope,
+    DeliveryDetail, DeliveryView, Destination, DestinationKind, HistoryEntry, Page, PastAttempt, Scope,
 };
 
 const PURGED: ChangeError =
@@ -36,7 +39,7 @@ impl Deliveries<'_> {
         let Some(facts) = facts.filter(|facts| scope.covers_name(&facts.tenant)) else { return Ok(None) };
         let Some(event) = self.0.event_at(key.event).await? else { return Ok(None) };
         let delivery = self.view(&event, &facts).await;
-        Ok(Some(DeliveryDetail { delivery, attempts: self.attempts(&facts).await }))
+        Ok(Some(DeliveryDetail { delivery, attempts: self.attempts(&event, &facts).await }))
     }
 
     /// Filters: tenant, endpoint, event, event_type, delivery_state, since, until.
@@ -100,14 +103,21 @@ impl Deliveries<'_> {
     }
 
     /// The attempts and leases of a delivery, oldest first.
-    pub(crate) async fn attempts(self, facts: &DeliveryFacts) -> Vec<HistoryEntry> {
+    pub(crate) async fn attempts(self, event: &Arc<Event>, facts: &DeliveryFacts) -> Vec<HistoryEntry> {
         let mut history = History::new(facts.key.event);
         for position in &facts.attempts {
             if let Ok(Some(record)) = self.0.record_at(*position).await {
                 history.add(*position, record);
             }
         }
-        history.finish(facts.lease.as_ref(), self.0.now().wall)
+        let mut entries = history.finish(facts.lease.as_ref(), self.0.now().wall);
+        let mut attempts: Vec<&mut PastAttempt> = entries.iter_mut().filter_map(past_attempt).collect();
+        let records: Vec<_> = attempts.iter().map(|past| past.attempt.clone()).collect();
+        let requests = Requests(self.0).past(facts.key, event, &records).await;
+        for (past, request) in attempts.iter_mut().zip(requests) {
+            past.request = request;
+        }
+        entries
     }
 
     /// Makes a pending, dead, delivered or cancelled delivery due now, in a new retry series.
@@ -320,5 +330,12 @@ impl Deliveries<'_> {
             }
             after = next;
         }
+    }
+}
+
+fn past_attempt(entry: &mut HistoryEntry) -> Option<&mut PastAttempt> {
+    match entry {
+        HistoryEntry::Attempt(past) => Some(past),
+        HistoryEntry::Lease(_) => None,
     }
 }

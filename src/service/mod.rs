@@ -26,6 +26,7 @@ pub mod projections;
 pub mod queues;
 pub mod receipts;
 pub mod replays;
+pub mod requests;
 pub mod secrets;
 pub mod streams;
 pub mod system_events;

@@ -8,6 +8,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attempts;
 mod changes;
 mod cloudevents;
 mod command_line;

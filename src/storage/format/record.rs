@@ -6,13 +6,13 @@
 //! input only.
 //!
 //! A record is a tag byte, a layout version byte and the fields below, in this order. The layout
-//! version is 4 for `AttemptFinished`, 2 for `EndpointPut`, `EventRejected` and the `EventAccepted`
+//! version is 5 for `AttemptFinished`, 2 for `EndpointPut`, `EventRejected` and the `EventAccepted`
 //! of an erased event, and 1 for all others.
 //!
 //! | tag | record | fields |
 //! |---|---|---|
 //! | 1 | `EventAccepted` | id, tenant, type, version, timestamp, accepted at, stream? (name, version), ordering key?, deliver at?, metadata?, attributes (name, value), data, targets, idempotency, erased at (layout 2 only) |
-//! | 2 | `AttemptFinished` | delivery, due, number, trigger, started at, duration, status?, error? (class, text), reply, network, next, hold? (until, revision), uptime? (milliseconds), delay (milliseconds) |
+//! | 2 | `AttemptFinished` | delivery, due, number, trigger, started at, duration, status?, error? (class, text), reply, network, next, hold? (until, revision), uptime? (milliseconds), delay (milliseconds), exchange (flags, revision?, signed at?, address?, phase times in microseconds?, headers?) |
 //! | 3 | `EndpointPut` | number, id, tenant, url, description, types, headers, rate limit?, in flight, timeout, ordering, retry, format, signature, secrets, trace, metadata?, status, created at, updated at, revision, options (tag, bytes) |
 //! | 4 | `EndpointDeleted` | endpoint, at |
 //! | 5 | `KeyPut` | id, role, tenant?, description, hash (32 bytes), created at |
@@ -74,8 +74,8 @@ use crate::domain::{
 /// Layout version of the records that have had a single layout.
 pub(super) const LAYOUT: u8 = 1;
 /// Layout version of attempts. Earlier layouts stay readable: layout 1 has no network, layout 2 has
-/// no hold and no uptime, layout 3 has no delay.
-const ATTEMPT_LAYOUT: u8 = 4;
+/// no hold and no uptime, layout 3 has no delay, layout 4 has no exchange.
+const ATTEMPT_LAYOUT: u8 = 5;
 /// Layout version of erased events. Layout 1, of all other events, has no time of erasure.
 pub(super) const ERASED_EVENT_LAYOUT: u8 = 2;
 /// Layout version of endpoints. Layout 1 stays readable: its secrets have a single kind and plain
@@ -116,7 +116,11 @@ const TYPE_DELETED: u8 = 26;
 pub fn size_hint(record: &Record) -> usize {
     match record {
         Record::EventAccepted(event) => event.weight(),
-        Record::AttemptFinished { attempt, .. } => 96 + attempt.reply.len(),
+        Record::AttemptFinished { attempt, .. } => {
+            let headers = &attempt.exchange.headers;
+            128 + attempt.reply.len()
+                + headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>()
+        }
         Record::MessagesLeased { messages, .. } => 192 + 20 * messages.len(),
         Record::LeasesEnded { ends, .. } => 576 + 28 * ends.len(),
         Record::LeasesExtended { leases, .. } => 64 + 20 * leases.len(),

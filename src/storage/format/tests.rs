@@ -9,13 +9,14 @@ use crate::codec::Malformed;
 use crate::domain::{
     Asked, Attempt, ClientCertificate, Consent, Consumer, ConsumerFilter, ConsumerKey, ConsumerPlace,
     DeadReason, DisabledReason, EndedLease, Endpoint, EndpointNumber, EndpointStatus, EndpointTransport,
-    ErrorClass, Event, Format, Handshake, Hold, LeaseEnd, LeaseKey, Network, Next, Ordering, QueueTarget,
-    Quota, QuotaOverride, QuotaOverrides, RateLimit, RetryPolicy, Sealed, Secret, SecretKind,
+    ErrorClass, Event, Exchange, Format, Handshake, Hold, LeaseEnd, LeaseKey, Network, Next, Ordering,
+    QueueTarget, Quota, QuotaOverride, QuotaOverrides, RateLimit, RetryPolicy, Sealed, Secret, SecretKind,
     SignaturePreset, StreamChoice, TakenFrom, TakenMessage, TenantDelivery, TenantSettings, Timestamp,
     Trigger, VersionPin,
 };
 use crate::storage::format::endpoint::{get_handshake, put_handshake};
 use crate::storage::format::event_type::tests::sample_type;
+use crate::storage::format::exchange::tests::{bare_exchange, exchange};
 
 fn time(millis: u64) -> Timestamp {
     Timestamp::from_millis(millis)
@@ -72,6 +73,7 @@ fn attempt(next: Next) -> Attempt {
         hold: None,
         uptime: None,
         delay: Duration::ZERO,
+        exchange: Exchange::default(),
     }
 }
 
@@ -273,6 +275,8 @@ fn samples() -> Vec<Record> {
         finished(Attempt { uptime: None, ..held_attempt() }),
         finished(Attempt { hold: None, ..held_attempt() }),
         finished(Attempt { network: Network::Internal, ..attempt(Next::Delivered) }),
+        finished(Attempt { exchange: exchange(), ..held_attempt() }),
+        finished(Attempt { exchange: bare_exchange(), ..attempt(Next::RetryAt(time(99))) }),
         Record::EndpointPut(Arc::new(endpoint())),
         Record::EndpointDeleted { endpoint: EndpointNumber(4), at },
         Record::RateReserved {
@@ -448,7 +452,7 @@ fn changed_byte_never_panics_and_decoding_is_canonical() {
 
 proptest::proptest! {
     #[test]
-    fn arbitrary_bytes_never_panic(tag in 0..40_u8, layout in LAYOUT..4, rest: Vec<u8>) {
+    fn arbitrary_bytes_never_panic(tag in 0..40_u8, layout in LAYOUT..6, rest: Vec<u8>) {
         let mut bytes = vec![tag, layout];
         bytes.extend(rest);
         drop(decode(&bytes));
@@ -461,7 +465,7 @@ fn unknown_tags_and_layouts_are_reported() {
     assert_eq!(decode(&[99, 1]), Err(CodecError::UnknownTag(99)));
     assert_eq!(decode(&[1, 3]), Err(CodecError::UnknownLayout { tag: 1, found: 3, known: 2 }));
     assert_eq!(decode(&[4, 2]), Err(CodecError::UnknownLayout { tag: 4, found: 2, known: 1 }));
-    assert_eq!(decode(&[2, 5]), Err(CodecError::UnknownLayout { tag: 2, found: 5, known: 4 }));
+    assert_eq!(decode(&[2, 6]), Err(CodecError::UnknownLayout { tag: 2, found: 6, known: 5 }));
     assert_eq!(decode(&[3, 3]), Err(CodecError::UnknownLayout { tag: 3, found: 3, known: 2 }));
     assert_eq!(decode(&[3, 0]), Err(CodecError::UnknownLayout { tag: 3, found: 0, known: 2 }));
 }
@@ -518,8 +522,8 @@ fn golden_bytes_of_a_hold() {
         due: time(400),
         attempt: Arc::new(held_attempt()),
     });
-    // Retried at 99, held until 7000 by revision 12, after 86400123 ms, 300 ms late.
-    let golden = "026301d8360c01fbb89929ac02";
+    // Retried at 99, held until 7000 by revision 12, after 86400123 ms, 300 ms late, without an exchange.
+    let golden = "026301d8360c01fbb89929ac020000";
     assert!(hex(&bytes).ends_with(golden), "{}", hex(&bytes));
 }
 

@@ -187,6 +187,13 @@ async fn f13_replies_of_internal_hosts_are_for_operators_only() {
                     (&body, &json!(500)),
                     "{path}: {shown}"
                 );
+                let is_operator = body == "secret";
+                for member in ["remoteAddress", "reused"] {
+                    assert_eq!(attempt[member] != Value::Null, is_operator, "{member}: {shown}");
+                }
+                assert_eq!(attempt["response"]["headers"] != Value::Null, is_operator, "{shown}");
+                assert_eq!(attempt["timing"].get("firstByte").is_some(), is_operator, "{shown}");
+                assert_eq!(attempt["request"]["url"], json!(inside.url), "{shown}");
                 assert_eq!(shown.to_string().contains("secret"), body == "secret", "{shown}");
             }
         }

@@ -1,4 +1,5 @@
 //! Deliveries and their attempts.
 
+pub mod exchange;
 pub mod handlers;
 pub mod model;
