@@ -196,13 +196,13 @@ fn responses(route: &Route, generator: &mut SchemaGenerator) -> Value {
     let mut success = json!({"description": route.summary});
     if let Some(schema) = route.answer {
         success["content"] = json!({"application/json": {"schema": schema(generator)}});
-        for media in route.other_media {
-            let schema = match *media {
-                cloudevents::BATCHED => json!({"type": "array", "items": cloudevents::schema()}),
-                _ => json!({"type": "string"}),
-            };
-            success["content"][*media] = json!({ "schema": schema });
-        }
+    }
+    for media in route.other_media {
+        let schema = match *media {
+            cloudevents::BATCHED => json!({"type": "array", "items": cloudevents::schema()}),
+            _ => json!({"type": "string"}),
+        };
+        success["content"][*media] = json!({ "schema": schema });
     }
     if let Some(headers) = success_headers(route) {
         success["headers"] = headers;

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::args::{self, Paging, QueryArgs, Window};
-use super::output::{Column, Session};
+use super::output::{Column, Session, line};
 
 const COLUMNS: &[Column] = &[
     Column("ID", &["/id"]),
@@ -38,6 +38,14 @@ pub(crate) enum DeliveriesCommand {
     Show {
         #[arg(value_parser = args::id)]
         id: String,
+    },
+    /// Print the request of a delivery as a curl command for a shell. Credentials are left out.
+    Curl {
+        #[arg(value_parser = args::id)]
+        id: String,
+        /// Sign the request now. Requires an admin key.
+        #[arg(long)]
+        signed: bool,
     },
     /// Make a delivery due now. It is sent as soon as the endpoint's lane allows.
     Retry {
@@ -90,6 +98,12 @@ impl DeliveriesCommand {
                 let answer = session.client.get(&["v1", "deliveries", id], &[]).await?;
                 session.show_with(&answer, ("attempts", ATTEMPTS))
             }
+            Self::Curl { id, signed } => {
+                let query = Some(("signed", "true".to_owned())).filter(|_| *signed);
+                let query = Vec::from_iter(query);
+                let command = session.client.get(&["v1", "deliveries", id, "curl"], &query).await?;
+                Ok(line(command.trim_end())?)
+            }
             Self::Retry { id } => {
                 let answer = session.client.post(&["v1", "deliveries", id, "retry"], None).await?;
                 session.done(&answer, &format!("{id} is due now."))
@@ -122,6 +136,24 @@ mod tests {
         let expected = "GET /v1/deliveries?endpointId=ep_1&eventId=evt_1&status=dead&type=a.b\
             &since=2026-01-01T00%3A00%3A00Z&limit=5 ";
         assert!(request.starts_with(expected), "{request}");
+    }
+
+    #[tokio::test]
+    async fn curl_requests_the_command_and_its_signature() {
+        let answers = vec![("200 OK", "curl x\n".to_owned()), ("200 OK", "curl x\n".to_owned())];
+        let (url, task) = fake::serve(answers).await;
+        for arguments in [
+            &["balto", "deliveries", "curl", "dlv_1"][..],
+            &["balto", "deliveries", "curl", "dlv_1", "--signed"],
+        ] {
+            let Command::Deliveries(command) = Cli::parse_from(arguments).command else {
+                panic!("not deliveries")
+            };
+            command.run(&Session { client: Client::new(&url, None).unwrap(), json: false }).await.unwrap();
+        }
+        let requests = task.await.unwrap();
+        assert!(requests[0].starts_with("GET /v1/deliveries/dlv_1/curl "), "{}", requests[0]);
+        assert!(requests[1].starts_with("GET /v1/deliveries/dlv_1/curl?signed=true "), "{}", requests[1]);
     }
 
     #[tokio::test]

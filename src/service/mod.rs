@@ -52,6 +52,7 @@ pub use positions::Positions;
 pub use projections::Projections;
 pub use queues::Queues;
 pub use replays::Replays;
+pub use requests::Requests;
 pub use secrets::Secrets;
 pub use streams::Streams;
 pub use tenants::Tenants;

@@ -14,25 +14,42 @@ use crate::courier::{OutboundRequest, body};
 use crate::domain::{
     Attempt, DeliveryKey, Endpoint, Event, Position, Record, SentRequest, Timestamp, attribute,
 };
+use crate::outbox::draft::Unavailable;
 use crate::rules::headers::is_secret;
 use crate::rules::signature::{SigningKey, signature_header};
 use crate::rules::trace;
 use crate::service::conversions::{Conversions, OutgoingEvent};
 use crate::service::secrets::Secrets;
+use crate::service::types::Scope;
 
 /// Value of a header that holds a credential or a signature, where it is shown.
 pub const MASK: &str = "***";
 
 /// Builds requests.
 #[derive(Clone, Copy)]
-pub(crate) struct Requests<'a>(pub &'a Context);
+pub struct Requests<'a>(pub &'a Context);
 
-/// Whether a request has its signatures and credentials.
+/// Which secrets a request has. The headers of the others have the value [`MASK`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestSecrets {
+    /// Signatures and credentials, to be sent.
     Open,
-    /// Their headers have the value [`MASK`].
+    /// Signatures. No reader sees credentials.
+    Signed,
     Masked,
+}
+
+/// Why a delivery has no request.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    #[error("not found")]
+    NotFound,
+    #[error("the event was erased")]
+    Erased,
+    #[error("{0}")]
+    NotAllowed(String),
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
 }
 
 /// An HTTP request as it is shown.
@@ -102,7 +119,7 @@ impl Requests<'_> {
             RequestSecrets::Open => {
                 Secrets(self.0).open_headers(endpoint).map_err(|error| error.to_string())?
             }
-            RequestSecrets::Masked => masked_headers(endpoint),
+            RequestSecrets::Signed | RequestSecrets::Masked => masked_headers(endpoint),
         };
         let headers = body::headers(&custom, media, event, number, now, generated)?;
         let timeout = endpoint.timeout(&self.0.settings().defaults);
@@ -154,6 +171,39 @@ impl Requests<'_> {
             RequestView::of(built.ok()?)
         };
         attempts.iter().map(view).collect()
+    }
+
+    /// The request that an attempt of this delivery would send now, with the number of its last
+    /// attempt.
+    ///
+    /// # Errors
+    /// When the scope lacks the delivery, its event was erased, it goes to a queue or to a deleted
+    /// endpoint, or the request cannot be built.
+    pub async fn of_delivery(
+        self,
+        scope: &Scope,
+        key: DeliveryKey,
+        secrets: RequestSecrets,
+    ) -> Result<RequestView, RequestError> {
+        let facts = self.0.outbox().read_of(scope.0.as_ref(), move |state| state.delivery(key)).await?;
+        let facts = facts.filter(|facts| scope.covers_name(&facts.tenant)).ok_or(RequestError::NotFound)?;
+        let event = self.0.event_at(key.event).await?.ok_or(RequestError::NotFound)?;
+        if event.erased_at.is_some() {
+            return Err(RequestError::Erased);
+        }
+        let refused = |why: &str| RequestError::NotAllowed(why.to_owned());
+        let endpoint = self.0.outbox().endpoint(key.endpoint);
+        let endpoint = endpoint.ok_or_else(|| refused("the endpoint was deleted"))?;
+        if endpoint.queue().is_some() {
+            return Err(refused("a message of a queue has no request"));
+        }
+        let outgoing = Conversions(self.0).convert(&endpoint.versions, key.event, &event);
+        let outgoing = outgoing.map_err(|error| RequestError::NotAllowed(error.to_string()))?;
+        let (_, now) = self.0.now_and_civil();
+        let content = self.content(&endpoint, &outgoing);
+        let built = self.request(&content, key, facts.attempts_made.max(1), now, secrets);
+        let view = RequestView::of(built.map_err(RequestError::NotAllowed)?);
+        view.ok_or_else(|| refused("the URL cannot be requested"))
     }
 
     /// The endpoint of a delivery at an earlier revision, and the event for it.

@@ -18,7 +18,7 @@ pub use crate::projections::streams::Head;
 pub use crate::schemas::json::compact;
 pub use crate::schemas::registered::{VersionIncompatibility, value_of};
 pub use crate::schemas::{DefinitionError, RegisteredType, TypeRefusal, Violation};
-pub use crate::service::requests::{MASK, RequestSecrets, RequestView};
+pub use crate::service::requests::{MASK, RequestError, RequestSecrets, RequestView};
 
 use crate::domain::closed_list::closed_list;
 use crate::domain::{

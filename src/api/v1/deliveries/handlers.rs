@@ -1,14 +1,16 @@
 //! Deliveries: list, get, retry and cancel.
 
+use super::curl;
 use super::model::{DeliveryBody, DeliveryDetailBody};
+use crate::api::http::auth::Access;
 use crate::api::http::problem::Problem;
 use crate::api::http::request::Nothing;
-use crate::api::http::response::{Accepted, Json};
+use crate::api::http::response::{Accepted, Json, PlainText};
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::domain::{DeliveryId, EndpointId, EventId, QueueName};
-use crate::service::types::Filter;
-use crate::service::{Deliveries, Endpoints, Events, Queues};
+use crate::service::types::{Filter, RequestError, RequestSecrets};
+use crate::service::{Deliveries, Endpoints, Events, Queues, Requests};
 
 /// `GET /v1/deliveries`
 pub async fn list(call: &Call) -> Result<Json<ListBody<DeliveryBody>>, Problem> {
@@ -67,6 +69,25 @@ pub async fn get(call: &Call) -> Result<Json<DeliveryDetailBody>, Problem> {
         Some(detail) => Ok(Json::new(&DeliveryDetailBody::new(&detail, call.principal.audience()))),
         None => Err(not_found("delivery", &call.id)),
     }
+}
+
+/// `GET /v1/deliveries/{id}/curl`. Signing uses the secret, so only a reader of secrets may ask.
+pub async fn curl_command(call: &Call) -> Result<PlainText, Problem> {
+    let DeliveryId(key) = call.parse_id("delivery")?;
+    let is_signed = call.query.word("signed", lists::BOOLEANS)? == Some("true");
+    if is_signed {
+        call.principal.check(Access::Admin)?;
+    }
+    let secrets = if is_signed { RequestSecrets::Signed } else { RequestSecrets::Masked };
+    let found = Requests(&call.api.context).of_delivery(&call.principal.scope, key, secrets).await;
+    let request = found.map_err(|error| match error {
+        RequestError::NotFound => not_found("delivery", &call.id),
+        RequestError::Erased => Problem::EventErased,
+        RequestError::NotAllowed(why) => Problem::Conflict(why),
+        RequestError::Unavailable(unavailable) => unavailable.into(),
+    })?;
+    let title = format!("Delivery {}: the request that an attempt would send now", DeliveryId(key));
+    Ok(PlainText::new(curl::command(&title, &request)))
 }
 
 /// `POST /v1/deliveries/{id}/retry`

@@ -104,6 +104,11 @@ const FORCE: Param =
 pub const FORCED: &[Param] = &[FORCE];
 pub const TYPE_CHANGE: &[Param] =
     &[FORCE, param("dryRun", "`true`: check only, and store nothing", Kind::Word(BOOLEANS))];
+pub const CURL: &[Param] = &[param(
+    "signed",
+    "`true`: sign the request now; only for the role `admin`; default: without signatures",
+    Kind::Word(BOOLEANS),
+)];
 pub const BUCKETS: &[&str] = &["1h"];
 pub const LANE_ORDERS: &[&str] = &["oldestDue"];
 pub const WAIT_REASONS: &[&str] = WaitReason::WORDS;
