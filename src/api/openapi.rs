@@ -102,6 +102,7 @@ fn parameters(route: &Route) -> Vec<Value> {
             "name" if route.path.starts_with("/v1/event-types/") => lists::TENANT_NAME,
             "stream" => lists::STREAM,
             "name" => lists::RESOURCE_NAME,
+            "id" if route.path.starts_with("/v1/endpoints/") => lists::RESOURCE_NAME,
             _ => lists::ID,
         });
         parameters.push(json!({"name": name, "in": "path", "required": true, "schema": schema}));

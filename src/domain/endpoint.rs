@@ -7,8 +7,8 @@ use url::Url;
 
 use super::closed_list::closed_list;
 use super::{
-    DeadReason, EndpointId, EndpointNumber, EndpointTransport, EventType, Network, Pattern, Position,
-    QueueTarget, SenderName, Tenant, Timestamp, VersionPin,
+    DeadReason, EndpointId, EndpointNumber, EndpointTransport, EndpointUid, EventType, Network, Pattern,
+    Position, QueueTarget, SenderName, Tenant, Timestamp, VersionPin,
 };
 
 /// Requests per time, with a burst.
@@ -281,6 +281,8 @@ pub struct PolicyDefaults {
 pub struct Endpoint {
     pub number: EndpointNumber,
     pub id: EndpointId,
+    /// Unique among the live endpoints of the tenant.
+    pub uid: Option<EndpointUid>,
     pub tenant: Tenant,
     pub transport: EndpointTransport,
     /// Canonical form of the parsed URL; empty for a queue.

@@ -47,8 +47,8 @@ pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};
 pub use key::{ApiKey, Role};
 pub use lease::{EndedLease, HeldLease, LeaseEnd, LeaseKey, TakenFrom, TakenMessage};
 pub use names::{
-    ConsumerName, EventType, EventVersion, InvalidName, OrderingKey, Pattern, QueueName, SenderName,
-    StreamName, Tenant, WorkerName, normalize_header_name,
+    ConsumerName, EndpointUid, EventType, EventVersion, InvalidName, OrderingKey, Pattern, QueueName,
+    SenderName, StreamName, Tenant, WorkerName, normalize_header_name,
 };
 pub use party::Party;
 pub use quota::{Quota, QuotaExceeded, QuotaOverride, QuotaOverrides, Quotas};

@@ -92,6 +92,11 @@ fn is_queue_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(legal)
 }
 
+fn is_endpoint_uid(text: &str) -> bool {
+    // As a consumer's name, it is a segment of a path, and never read as an id.
+    is_consumer(text) && !text.starts_with("ep_")
+}
+
 fn is_worker_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= 128 && !text.chars().any(char::is_control)
 }
@@ -132,6 +137,10 @@ name!(
 name!(
     /// Name of a queue, unique per tenant.
     QueueName, "queue name", "1 to 64 characters of [A-Za-z0-9_.-]", is_queue_name
+);
+name!(
+    /// The owner's name of an endpoint, unique per tenant. Paths accept it in place of the id.
+    EndpointUid, "uid", "1 to 64 characters of [A-Za-z0-9_.-] that do not begin with `ep_`", is_endpoint_uid
 );
 name!(
     /// Name that a worker gives itself, for the history of its messages.

@@ -39,6 +39,7 @@ mod sharing;
 mod streams;
 mod subscriber;
 mod tenants;
+mod uids;
 mod waits;
 mod workers;
 

@@ -92,6 +92,7 @@ pub enum Problem {
     EventErased,
     /// Another queue has this name.
     QueueExists(String),
+    UidTaken,
     /// The first request with this `Idempotency-Key` is still in progress.
     RequestInFlight,
     /// `limit` in bytes.
@@ -200,6 +201,7 @@ impl Problem {
             Self::ConsumerMoved { actual: Position(0) },
             Self::EventErased,
             Self::QueueExists(text()),
+            Self::UidTaken,
             Self::Rejected { rejection: conflict, repeated: false },
             Self::Rejected { rejection: Rejection::PartialDuplicate, repeated: false },
             Self::RequestInFlight,
@@ -251,6 +253,7 @@ impl Problem {
             | Self::ConsumerMoved { .. }
             | Self::EventErased
             | Self::QueueExists(_)
+            | Self::UidTaken
             | Self::VersionInUse(_)
             | Self::IncompatibleSchema(_)
             | Self::RequestInFlight => 409,
@@ -315,6 +318,7 @@ impl Problem {
             Self::NotCaughtUp { .. } => "not_caught_up",
             Self::EventErased => "event_erased",
             Self::QueueExists(_) => "queue_exists",
+            Self::UidTaken => "uid_taken",
             Self::RequestInFlight => "request_in_flight",
             Self::PayloadTooLarge { .. } => "payload_too_large",
             Self::UriTooLong => "uri_too_long",
@@ -364,6 +368,7 @@ impl Problem {
                 "Some events of the request exist already"
             }
             Self::QueueExists(_) => "Another queue has this name",
+            Self::UidTaken => "Another endpoint of the tenant has this uid",
             Self::Conflict(_) => "The request conflicts with the current state",
             Self::VersionGone { .. } => "The version has been removed",
             Self::OfPart { cause, .. } => cause.title(),
@@ -412,6 +417,7 @@ impl Problem {
                 "use `https://`; replace an API key that was sent over plain HTTP".to_owned()
             }
             Self::Unauthorized => "send `Authorization: Bearer <key>` with a valid key".to_owned(),
+            Self::UidTaken => "choose another uid, or change the endpoint that has it".to_owned(),
             Self::TooManyWrongKeys { retry_after } => format!(
                 "too many wrong keys from this address; try again in {} s",
                 retry_seconds(*retry_after)
@@ -470,7 +476,7 @@ impl Problem {
             }
             Self::PositionGone { oldest } => gone_detail(*oldest),
             Self::PositionAhead { head } => ahead_detail(*head),
-            Self::QuotaExceeded(exceeded) => quota_detail(exceeded),
+            Self::QuotaExceeded(exceeded) => quotas::detail(exceeded),
             Self::Overloaded { retry_after } => {
                 format!("too much work is pending; try again in {} s", retry_seconds(*retry_after))
             }
@@ -558,23 +564,6 @@ fn late_detail(position: Position) -> String {
     format!("position {position} was not reached in time; ask again, or without `Balto-Wait-Position`")
 }
 
-/// The exceeded quota and advice.
-fn quota_detail(exceeded: &QuotaExceeded) -> String {
-    let advice = match exceeded.quota {
-        Quota::Endpoints => "delete endpoints that are not in use",
-        Quota::PatternBytes => "use fewer or shorter patterns",
-        Quota::HeaderBytes => "use fewer or shorter headers",
-        Quota::Keys => "delete keys that are not in use",
-        Quota::Consumers => "delete consumers that are not in use",
-        Quota::PendingDeliveries => {
-            "wait until deliveries end, cancel some, or delete endpoints that do not accept them"
-        }
-        Quota::StoredBytes => "wait until retention removes events",
-        Quota::EventsPerSecond | Quota::BytesPerSecond => "publish more slowly",
-    };
-    format!("{exceeded}; {advice}, or ask the operator for a higher quota")
-}
-
 fn retry_seconds(duration: Duration) -> u64 {
     duration.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
 }
@@ -595,5 +584,6 @@ fn actual_text(actual: Option<u64>) -> String {
 mod body;
 mod conversions;
 mod fields;
+mod quotas;
 #[cfg(test)]
 mod tests;

@@ -90,6 +90,7 @@ fn endpoint() -> Endpoint {
     Endpoint {
         number: EndpointNumber(4),
         id: "ep_a".parse().unwrap(),
+        uid: None,
         tenant: "acme".parse().unwrap(),
         transport: EndpointTransport::Http,
         url: "https://example.com/".into(),
@@ -377,7 +378,8 @@ fn endpoints_with_options() -> Vec<Record> {
     let partly = Endpoint { retry: None, ..certified.clone() };
     let queue = QueueTarget { name: "notify.sms".parse().unwrap(), lease_max: Duration::from_secs(43_200) };
     let queue = Endpoint { transport: EndpointTransport::Queue(queue), url: "".into(), ..endpoint() };
-    [full, github, pending, certified, partly, open, inside, alone, queue, pinned]
+    let named = Endpoint { uid: Some("crm.main".parse().unwrap()), ..endpoint() };
+    [full, github, pending, certified, partly, open, inside, alone, queue, pinned, named]
         .map(|endpoint| Record::EndpointPut(Arc::new(endpoint)))
         .into()
 }
@@ -576,6 +578,8 @@ fn golden_bytes_of_options() {
     let pinned = encoded(&endpoints_with_options()[9]);
     let pins = "111d020a6f726465722e70616964000b7065742e61646f7074656403312e30";
     assert!(hex(&pinned).ends_with(pins), "{}", hex(&pinned));
+    let named = encoded(&endpoints_with_options()[10]);
+    assert_eq!(hex(&named[plain.len() - 1..]), "0115090863726d2e6d61696e");
 }
 
 fn unhex(line: &str) -> Vec<u8> {

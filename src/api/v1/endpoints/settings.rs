@@ -10,8 +10,8 @@ use crate::api::EndpointDefaults;
 use crate::api::http::problem::{Errors, pointer};
 use crate::api::text::{format_duration, parse_duration};
 use crate::domain::{
-    EventType, Format, Handshake, Ordering, Pattern, RateLimit, RetryPolicy, SecretKind, SignaturePreset,
-    VersionPin,
+    EndpointStatus, EndpointUid, EventType, Format, Handshake, Ordering, Pattern, RateLimit, RetryPolicy,
+    SecretKind, SignaturePreset, VersionPin,
 };
 use crate::limits;
 use crate::rules::headers::is_secret;
@@ -32,6 +32,9 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// The validated members, except `url`, `tenant`, `secret` and `clientCertificate`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EndpointSettings {
+    pub uid: Option<EndpointUid>,
+    /// Active or paused.
+    pub status: EndpointStatus,
     pub description: Box<str>,
     pub event_types: Vec<Pattern>,
     pub headers: Vec<(Box<str>, Box<str>)>,
@@ -65,6 +68,8 @@ impl EndpointInput {
         let given = headers("/headers", self.headers.as_ref(), &check_header, errors);
         let (secret, plain) = given.into_iter().partition(|(name, _)| is_secret(name));
         EndpointSettings {
+            uid: self.uid.as_deref().and_then(|uid| errors.check("/uid", uid.parse())),
+            status: parse_word(errors, "/status", self.status.as_deref(), STATUSES),
             description: check_description(self.description.as_deref(), errors),
             event_types: canonical_patterns(self.event_types.as_deref(), errors),
             headers: plain,
@@ -362,6 +367,8 @@ pub(super) const SIGNATURES: Words<SignaturePreset> = &[
     ("stripe", SignaturePreset::Stripe),
     ("github", SignaturePreset::Github),
 ];
+const STATUSES: Words<EndpointStatus> =
+    &[("active", EndpointStatus::Active), ("paused", EndpointStatus::Paused)];
 const SECRET_TYPES: Words<SecretKind> = &[("hmac", SecretKind::Hmac), ("ed25519", SecretKind::Ed25519)];
 
 pub(in crate::api::v1) fn parse_word<T: Copy>(

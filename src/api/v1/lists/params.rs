@@ -35,6 +35,7 @@ pub const EVENTS: &[Param] = &[
 pub const ENDPOINTS: &[Param] = &[
     TENANT,
     param("status", "Only endpoints with this status", Kind::Word(ENDPOINT_STATUSES)),
+    param("uid", "Only the endpoint with this uid, in each tenant", RESOURCE_NAME),
     LIMIT,
     CURSOR,
 ];
