@@ -7,6 +7,7 @@ pub mod consumer_watch;
 pub(crate) mod converted_events;
 pub mod environment;
 pub mod fair_semaphore;
+mod key_uses;
 pub(crate) mod overdue;
 pub(crate) mod queue_signal;
 pub(crate) mod records;
@@ -24,7 +25,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
-use crate::domain::{Now, Party, PolicyDefaults, Position, QuotaExceeded, Quotas, Tenant, Timestamp};
+use crate::domain::{KeyId, Now, Party, PolicyDefaults, Position, QuotaExceeded, Quotas, Tenant, Timestamp};
 use crate::lanes::queue::WaiterNumber;
 use crate::limits;
 use crate::metrics::Metrics;
@@ -37,6 +38,7 @@ use consumer_watch::ConsumerWatch;
 use converted_events::ConvertedEvents;
 use environment::{Environment, Transport};
 use fair_semaphore::{FairSemaphore, FairTurn};
+use key_uses::KeyUses;
 use signal::Signal;
 use tenant_rates::TenantRates;
 use waits::Waits;
@@ -91,6 +93,7 @@ struct Shared {
     type_changes: Arc<Semaphore>,
     comparisons: Arc<Semaphore>,
     converted_events: ConvertedEvents,
+    key_uses: KeyUses,
 }
 
 impl Context {
@@ -126,6 +129,7 @@ impl Context {
             type_changes: Arc::new(Semaphore::new(1)),
             comparisons: Arc::new(Semaphore::new(1)),
             converted_events: ConvertedEvents::default(),
+            key_uses: KeyUses::default(),
         };
         (Self { shared: Arc::new(shared) }, inbox)
     }
@@ -255,6 +259,20 @@ impl Context {
     #[must_use]
     pub fn now(&self) -> Now {
         self.shared.clock.now()
+    }
+
+    /// A request was authenticated with the key.
+    pub(crate) fn note_key_use(&self, key: &KeyId) {
+        self.shared.key_uses.note(key, self.now().wall);
+    }
+
+    /// The hour of the key's last use since the start of the process.
+    pub(crate) fn last_key_use(&self, key: &KeyId) -> Option<Timestamp> {
+        self.shared.key_uses.last(key)
+    }
+
+    pub(crate) fn forget_key_use(&self, key: &KeyId) {
+        self.shared.key_uses.forget(key);
     }
 
     /// Both clocks, and the raw wall clock; see [`Clock::now_and_civil`].

@@ -25,6 +25,7 @@ mod feed_stream;
 mod formats;
 mod handshake;
 mod isolation;
+mod keys;
 mod listener;
 mod operation;
 mod outcomes;

@@ -11,7 +11,7 @@ pub use fields::{ErrorLocation, Errors, FieldError, pointer};
 
 use crate::api::http::reply::Reply;
 use crate::api::v1::event_types::model::IncompatibilityBody;
-use crate::domain::{Expected, Position, Quota, QuotaExceeded, Rejection};
+use crate::domain::{Expected, Position, Quota, QuotaExceeded, Rejection, Timestamp};
 use crate::limits;
 
 /// The part of an atomic request that a problem is about.
@@ -43,6 +43,9 @@ pub enum Problem {
     /// Plain HTTP on a TLS listener.
     MissesTls,
     Unauthorized,
+    KeyExpired {
+        at: Timestamp,
+    },
     /// Counted per client address.
     TooManyWrongKeys {
         retry_after: Duration,
@@ -190,6 +193,7 @@ impl Problem {
             Self::Malformed(text()),
             Self::MissesTls,
             Self::Unauthorized,
+            Self::KeyExpired { at: Timestamp::ZERO },
             Self::Forbidden(text()),
             Self::UntrustedOrigin(text()),
             Self::QuotaExceeded(exceeded),
@@ -239,7 +243,7 @@ impl Problem {
     pub fn status(&self) -> u16 {
         match self {
             Self::Malformed(_) | Self::MissesTls => 400,
-            Self::Unauthorized => 401,
+            Self::Unauthorized | Self::KeyExpired { .. } => 401,
             Self::Forbidden(_) | Self::UntrustedOrigin(_) => 403,
             Self::NotFound(_) => 404,
             Self::MethodNotAllowed => 405,
@@ -300,6 +304,7 @@ impl Problem {
             Self::Malformed(_) => "malformed",
             Self::MissesTls => "tls_required",
             Self::Unauthorized => "unauthorized",
+            Self::KeyExpired { .. } => "key_expired",
             Self::TooManyWrongKeys { .. } => "too_many_wrong_keys",
             Self::TooManyTests { .. } => "too_many_tests",
             Self::Forbidden(_) => "forbidden",
@@ -353,6 +358,7 @@ impl Problem {
             Self::Malformed(_) => "The request is malformed",
             Self::MissesTls => "The listener requires TLS",
             Self::Unauthorized => "No valid API key",
+            Self::KeyExpired { .. } => "The API key has expired",
             Self::TooManyWrongKeys { .. } => "Too many wrong API keys",
             Self::TooManyTests { .. } => "Too many test events for the endpoint",
             Self::Forbidden(_) => "The API key does not allow this",
@@ -417,6 +423,7 @@ impl Problem {
                 "use `https://`; replace an API key that was sent over plain HTTP".to_owned()
             }
             Self::Unauthorized => "send `Authorization: Bearer <key>` with a valid key".to_owned(),
+            Self::KeyExpired { at } => format!("the API key expired at {}; use another one", at.rfc3339().as_str()),
             Self::UidTaken => "choose another uid, or change the endpoint that has it".to_owned(),
             Self::TooManyWrongKeys { retry_after } => format!(
                 "too many wrong keys from this address; try again in {} s",
@@ -518,7 +525,7 @@ impl Problem {
         };
         match cause {
             Self::Rejected { repeated: true, .. } => reply.with_header("idempotent-replayed", "true"),
-            Self::Unauthorized => reply.with_header("www-authenticate", "Bearer"),
+            Self::Unauthorized | Self::KeyExpired { .. } => reply.with_header("www-authenticate", "Bearer"),
             Self::TooManyWrongKeys { .. } => reply.with_header("connection", "close"),
             // The accepted coding (RFC 9110, section 15.5.16).
             Self::UnsupportedContentEncoding => reply.with_header("accept-encoding", "identity"),

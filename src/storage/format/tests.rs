@@ -137,6 +137,7 @@ fn key() -> ApiKey {
         description: "ci".into(),
         hash: [7; 32],
         created_at: time(5),
+        expires_at: None,
     }
 }
 
@@ -290,7 +291,7 @@ fn samples() -> Vec<Record> {
         },
         Record::KeyPut(Arc::new(key())),
         Record::KeyPut(Arc::new(ApiKey { tenant: None, role: Role::Admin, ..key() })),
-        Record::KeyPut(Arc::new(ApiKey { role: Role::Viewer, ..key() })),
+        Record::KeyPut(Arc::new(ApiKey { role: Role::Viewer, expires_at: Some(time(900)), ..key() })),
         Record::KeyPut(Arc::new(ApiKey { role: Role::Worker, ..key() })),
         Record::KeyDeleted { id: "key_1".parse().unwrap(), at },
         Record::TenantPut(Arc::new(tenant())),
