@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::context::Context;
 use crate::context::environment::EXHAUSTED_PAUSE;
-use crate::context::signal::Signal;
+use crate::context::signal::{FailedAttempt, Signal};
 use crate::courier::{NotSent, ReceiverReply};
 use crate::delivery::lane_policy::gate;
 use crate::domain::{
@@ -54,7 +54,7 @@ pub(crate) struct AttemptGuard<'a> {
 impl Drop for AttemptGuard<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            signal_finished(self.context, self.assignment, lanes::AttemptOutcome::Failing);
+            signal_finished(self.context, self.assignment, lanes::AttemptOutcome::Failing, None);
         }
     }
 }
@@ -125,8 +125,14 @@ async fn return_delivery(context: &Context, assignment: &Assignment, pause: Dura
     context.signal(Signal::Returned { endpoint, key, progress });
 }
 
-fn signal_finished(context: &Context, assignment: &Assignment, outcome: lanes::AttemptOutcome) {
-    context.signal(Signal::Finished { endpoint: assignment.endpoint, key: assignment.key, outcome });
+fn signal_finished(
+    context: &Context,
+    assignment: &Assignment,
+    outcome: lanes::AttemptOutcome,
+    failure: Option<FailedAttempt>,
+) {
+    let Assignment { endpoint, key, .. } = *assignment;
+    context.signal(Signal::Finished { endpoint, key, outcome, failure });
 }
 
 /// Reads an event until the read succeeds. `None` if the event was removed or damaged.
@@ -205,7 +211,7 @@ async fn send(
         Endpoints(context).disable(endpoint.number, reason, |known| known.url == endpoint.url).await;
     }
     let outcome = known.map_or(lanes::AttemptOutcome::Neutral, |_| lane_outcome(verdict, &attempt));
-    signal_finished(context, assignment, outcome);
+    signal_finished(context, assignment, outcome, FailedAttempt::of(&attempt));
     if let Next::Dead(reason) = next
         // After the signal: the lane's view of the receiver does not wait for a commit.
         && Deliveries(context).is_dead_or_dying(delivery, assignment.key.due, reason).await
