@@ -170,7 +170,9 @@ fn error_statuses(route: &Route) -> Vec<(u16, &'static str)> {
     if route.operation == "readStream" {
         list.push((410, "Retention has removed the version"));
     }
-    if writes {
+    // A delivery may have no request, and a uid may be that of several endpoints.
+    let is_ambiguous = route.operation == "getDeliveryCurl" || route.path.starts_with("/v1/endpoints/{id}");
+    if writes || is_ambiguous {
         list.push((409, "Conflict"));
     }
     if route.body.is_some() {

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn last_use_is_the_start_of_its_hour_and_never_earlier_than_before() {
+    fn last_use_is_the_start_of_its_hour_and_never_decreases() {
         let (uses, key) = (KeyUses::default(), "key_1".parse().unwrap());
         assert_eq!(uses.last(&key), None);
         for (at, last) in

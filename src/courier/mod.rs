@@ -102,7 +102,7 @@ impl CourierSettings {
     }
 }
 
-/// What is known about the receiver and its connection. Also set if the request fails.
+/// Facts about the receiver and its connection, also of a request that fails.
 #[derive(Default)]
 struct Observed {
     network: Network,

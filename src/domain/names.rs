@@ -151,6 +151,31 @@ name!(
     SenderName, "origin", "a DNS name in lower case, at most 253 bytes", is_sender_name
 );
 
+impl Pattern {
+    /// Whether the pattern matches an event type: `*` is exactly one word, `#` zero or more.
+    #[must_use]
+    pub fn matches(&self, event_type: &str) -> bool {
+        let words: Vec<&str> = event_type.split('.').collect();
+        // For each number of leading words: whether the parts of the pattern so far match them.
+        let mut reachable = vec![false; words.len() + 1];
+        reachable[0] = true;
+        for part in self.0.split('.') {
+            let mut next = vec![false; words.len() + 1];
+            let mut any_before = false;
+            for at in 0..=words.len() {
+                any_before |= reachable[at];
+                next[at] = match part {
+                    "#" => any_before,
+                    "*" => at > 0 && reachable[at - 1],
+                    word => at > 0 && reachable[at - 1] && words[at - 1] == word,
+                };
+            }
+            reachable = next;
+        }
+        reachable[words.len()]
+    }
+}
+
 impl EventType {
     /// The type of test events.
     pub const TEST: &'static str = "balto.test";

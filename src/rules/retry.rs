@@ -52,7 +52,7 @@ pub fn next(
     }
 }
 
-/// The rule that set the time of the next attempt. `None` if there is no next attempt.
+/// The rule that set the time of the next attempt. `None` without a next attempt.
 #[must_use]
 pub fn rule(next: Next, verdict: Verdict, finished_at: Timestamp) -> Option<RetryRule> {
     match (next, verdict) {

@@ -18,6 +18,7 @@ use crate::service::history::History;
 use crate::service::pages::{Pages, scoped};
 use crate::service::queues::QUEUE_ID;
 use crate::service::requests::Requests;
+use crate::service::search::has_id_start;
 use crate::service::system_events::SystemEvents;
 use crate::service::types::{
     DeliveryDetail, DeliveryView, Destination, DestinationKind, HistoryEntry, Page, PastAttempt, Scope,
@@ -42,7 +43,8 @@ impl Deliveries<'_> {
         Ok(Some(DeliveryDetail { delivery, attempts: self.attempts(&event, &facts).await }))
     }
 
-    /// Filters: tenant, endpoint, event, event_type, delivery_state, since, until.
+    /// Filters: see [`reads::deliveries`](crate::projections::reads::deliveries), and
+    /// `event_id_start`.
     ///
     /// # Errors
     /// When the outbox is unavailable.
@@ -54,7 +56,7 @@ impl Deliveries<'_> {
         limit: usize,
     ) -> Result<Page<DeliveryView>, Unavailable> {
         let Some(filter) = scoped(scope, filter) else { return Ok(Pages(self.0).empty()) };
-        let tenant = filter.tenant.clone();
+        let (tenant, id_start) = (filter.tenant.clone(), filter.event_id_start.clone());
         let page = Pages(self.0)
             .collect(tenant.as_ref(), after, limit, move |state, after, limit| {
                 state.deliveries(&filter, after, limit)
@@ -62,7 +64,8 @@ impl Deliveries<'_> {
             .await?;
         let mut items = Vec::with_capacity(page.items.len());
         for facts in page.items {
-            if let Some(event) = self.0.event_at(facts.key.event).await? {
+            let event = self.0.event_at(facts.key.event).await?;
+            if let Some(event) = event.filter(|event| has_id_start(event, id_start.as_deref())) {
                 items.push(self.view(&event, &facts).await);
             }
         }

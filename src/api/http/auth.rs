@@ -159,8 +159,9 @@ impl AdminKeyHash {
 }
 
 /// # Errors
-/// [`Problem::Unauthorized`], [`Problem::KeyExpired`] or [`Problem::TooManyWrongKeys`] without a valid key; with `--dev`,
-/// [`Problem::UntrustedOrigin`] for a request that a foreign page may have sent.
+/// [`Problem::Unauthorized`], [`Problem::KeyExpired`] or [`Problem::TooManyWrongKeys`] without a
+/// valid key; with `--dev`, [`Problem::UntrustedOrigin`] for a request that a foreign page may have
+/// sent.
 pub fn authenticate(
     api: &Api,
     config: &ApiConfig,

@@ -423,7 +423,7 @@ impl Problem {
                 "use `https://`; replace an API key that was sent over plain HTTP".to_owned()
             }
             Self::Unauthorized => "send `Authorization: Bearer <key>` with a valid key".to_owned(),
-            Self::KeyExpired { at } => format!("the API key expired at {}; use another one", at.rfc3339().as_str()),
+            Self::KeyExpired { at } => expired_detail(*at),
             Self::UidTaken => "choose another uid, or change the endpoint that has it".to_owned(),
             Self::TooManyWrongKeys { retry_after } => format!(
                 "too many wrong keys from this address; try again in {} s",
@@ -565,6 +565,10 @@ fn rejection_detail(rejection: &Rejection) -> String {
 
 fn moved_detail(actual: Position) -> String {
     format!("the consumer is at {actual}; another instance may have committed, so read from there")
+}
+
+fn expired_detail(at: Timestamp) -> String {
+    format!("the API key expired at {}; use another one", at.rfc3339().as_str())
 }
 
 fn late_detail(position: Position) -> String {
