@@ -277,6 +277,8 @@ pub const REPLY_WIRE_BYTES_MAX: usize = 256 * 1024;
 pub const ERROR_BYTES_MAX: usize = 512;
 /// Bytes of the last error message in the row of a delivery, for lists.
 pub const LAST_ERROR_BYTES_MAX: usize = 200;
+/// Bytes of a failed reply's headers that its attempt keeps: names and values.
+pub const REPLY_HEADERS_BYTES_KEPT_MAX: usize = 4 * 1024;
 /// Bytes kept of a redirect's `Location`. It is shown and never followed.
 pub const LOCATION_BYTES_MAX: usize = 256;
 /// Longest delay that a receiver's `Retry-After` can request.

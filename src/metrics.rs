@@ -302,7 +302,7 @@ impl Metrics {
         for quota in Quota::ALL {
             self.quota_refusals.with_label_values(&[quota.as_str()]);
         }
-        for reason in ["missing", "wrong", "tooMany", "untrustedOrigin"] {
+        for reason in ["missing", "wrong", "expired", "tooMany", "untrustedOrigin"] {
             self.api.authentications_refused.with_label_values(&[reason]);
         }
         for outcome in ["agreed", "refused"] {
@@ -380,7 +380,7 @@ impl Metrics {
         self.quota_refusals.with_label_values(&[quota.as_str()]).inc();
     }
 
-    /// `reason` is `missing`, `wrong` or `tooMany` for a key, or `untrustedOrigin`.
+    /// `reason` is `missing`, `wrong`, `expired` or `tooMany` for a key, or `untrustedOrigin`.
     pub fn authentication_refused(&self, reason: &str) {
         self.api.authentications_refused.with_label_values(&[reason]).inc();
     }

@@ -9,7 +9,8 @@ use super::requests::{SERVER, request_seeds, requests};
 use axum::body::Body;
 use axum::http::Request;
 use balto::domain::{
-    Attempt, DeadReason, DeliveryKey, EndpointNumber, Next, Position, Record, Timestamp, Trigger,
+    Attempt, ConnectionFacts, DeadReason, DeliveryKey, EndpointNumber, Exchange, Next, PhaseTimes, Position,
+    Record, RetryRule, SentRequest, Timestamp, Trigger,
 };
 use balto::maintenance::backup;
 use balto::projections::Fold;
@@ -32,6 +33,21 @@ pub(super) fn delivery(event: u64) -> DeliveryKey {
     DeliveryKey { event: Position(event), endpoint: EndpointNumber(1) }
 }
 
+/// An exchange with every field.
+fn exchange() -> Exchange {
+    let time = Some(Duration::from_micros(1_500));
+    Exchange {
+        request: Some(SentRequest { revision: Position(2), signed_at: Some(Timestamp::from_millis(1_000)) }),
+        connection: ConnectionFacts {
+            remote_address: "192.0.2.7:443".parse().ok(),
+            is_reused: false,
+            times: PhaseTimes { dns: time, connect: time, tls: time, first_byte: time },
+        },
+        rule: Some(RetryRule::RetryAfter),
+        headers: vec![("retry-after".into(), "30".into())],
+    }
+}
+
 /// Records that only a delivery loop or an operator would write.
 fn synthetic_records() -> Vec<Record> {
     let at = Timestamp::from_millis(1_773_398_100_000);
@@ -48,6 +64,7 @@ fn synthetic_records() -> Vec<Record> {
         hold: None,
         uptime: Some(Duration::from_secs(60)),
         delay: Duration::from_millis(700),
+        exchange: exchange(),
     };
     let finished = |event, number, next| Record::AttemptFinished {
         delivery: delivery(event),

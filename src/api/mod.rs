@@ -101,7 +101,7 @@ pub struct ApiConfig {
 pub trait Observer: Send + Sync {
     /// A publish request, or one event of a batch, was rejected with this problem `code`.
     fn on_rejected(&self, code: &'static str);
-    /// `reason` is `missing`, `wrong`, `tooMany` or, with `--dev`, `untrustedOrigin`.
+    /// `reason` is `missing`, `wrong`, `expired`, `tooMany` or, with `--dev`, `untrustedOrigin`.
     fn on_authentication_failed(&self, reason: &'static str);
 }
 

@@ -102,6 +102,7 @@ fn parameters(route: &Route) -> Vec<Value> {
             "name" if route.path.starts_with("/v1/event-types/") => lists::TENANT_NAME,
             "stream" => lists::STREAM,
             "name" => lists::RESOURCE_NAME,
+            "id" if route.path.starts_with("/v1/endpoints/") => lists::RESOURCE_NAME,
             _ => lists::ID,
         });
         parameters.push(json!({"name": name, "in": "path", "required": true, "schema": schema}));
@@ -169,7 +170,9 @@ fn error_statuses(route: &Route) -> Vec<(u16, &'static str)> {
     if route.operation == "readStream" {
         list.push((410, "Retention has removed the version"));
     }
-    if writes {
+    // A delivery may have no request, and a uid may be that of several endpoints.
+    let is_ambiguous = route.operation == "getDeliveryCurl" || route.path.starts_with("/v1/endpoints/{id}");
+    if writes || is_ambiguous {
         list.push((409, "Conflict"));
     }
     if route.body.is_some() {
@@ -196,13 +199,13 @@ fn responses(route: &Route, generator: &mut SchemaGenerator) -> Value {
     let mut success = json!({"description": route.summary});
     if let Some(schema) = route.answer {
         success["content"] = json!({"application/json": {"schema": schema(generator)}});
-        for media in route.other_media {
-            let schema = match *media {
-                cloudevents::BATCHED => json!({"type": "array", "items": cloudevents::schema()}),
-                _ => json!({"type": "string"}),
-            };
-            success["content"][*media] = json!({ "schema": schema });
-        }
+    }
+    for media in route.other_media {
+        let schema = match *media {
+            cloudevents::BATCHED => json!({"type": "array", "items": cloudevents::schema()}),
+            _ => json!({"type": "string"}),
+        };
+        success["content"][*media] = json!({ "schema": schema });
     }
     if let Some(headers) = success_headers(route) {
         success["headers"] = headers;

@@ -323,6 +323,8 @@ pub static ROUTES: &[Route] = &[
         ReadEvents, lists::DELIVERIES, Plain, deliveries::handlers::list),
     route!(Get "/v1/deliveries/{id}", "getDelivery", "Get a delivery and its attempts",
         ReadEvents, NONE, Plain, deliveries::handlers::get),
+    route!(Get "/v1/deliveries/{id}/curl", "getDeliveryCurl", "Get the request of a delivery as a curl command for a POSIX shell",
+        ReadEvents, lists::CURL, Plain, deliveries::handlers::curl_command),
     route!(Post "/v1/deliveries/{id}/retry", "retryDelivery", "Make a delivery due now",
         Admin, NONE, Stored, body deliveries::handlers::retry),
     route!(Post "/v1/deliveries/{id}/cancel", "cancelDelivery", "Cancel a pending delivery",

@@ -35,6 +35,15 @@ pub(crate) enum DeadLettersCommand {
     List {
         #[command(flatten)]
         filter: Box<FilterArgs>,
+        /// Only dead letters whose last attempt got this HTTP status.
+        #[arg(long, value_name = "CODE")]
+        status_code: Option<u16>,
+        /// Only dead letters whose last attempt failed with this error class, such as connect.
+        #[arg(long, value_name = "CLASS")]
+        error_class: Option<String>,
+        /// Only with this id of a delivery, an event or an endpoint, or with an id that starts so.
+        #[arg(long = "id", value_name = "ID_START", value_parser = args::id)]
+        id_start: Option<String>,
         #[command(flatten)]
         paging: Paging,
     },
@@ -56,8 +65,8 @@ pub(crate) struct FilterArgs {
     endpoint: Option<String>,
     #[arg(long)]
     tenant: Option<String>,
-    /// Only for events of this type.
-    #[arg(long = "type", value_name = "TYPE")]
+    /// Only for events whose type matches this topic pattern, such as order.*
+    #[arg(long = "type", value_name = "PATTERN")]
     event_type: Option<String>,
     /// attemptsExhausted, maxAge, gone, refused, endpointDeleted, endpointDisabled, blockedAddress
     /// or expired.
@@ -118,8 +127,10 @@ impl DeadLettersCommand {
         let client = &session.client;
         let now = args::now();
         match self {
-            Self::List { filter, paging } => {
-                session.list(&["v1", "dead-letters"], filter.query(now), paging, COLUMNS).await
+            Self::List { filter, status_code, error_class, id_start, paging } => {
+                let query = filter.query(now).with("statusCode", status_code.map(|code| code.to_string()));
+                let query = query.with("errorClass", error_class.clone()).with("q", id_start.clone());
+                session.list(&["v1", "dead-letters"], query, paging, COLUMNS).await
             }
             Self::Show { id } => {
                 let answer = client.get(&["v1", "dead-letters", id], &[]).await?;

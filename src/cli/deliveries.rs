@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::args::{self, Paging, QueryArgs, Window};
-use super::output::{Column, Session};
+use super::output::{Column, Session, line};
 
 const COLUMNS: &[Column] = &[
     Column("ID", &["/id"]),
@@ -39,6 +39,14 @@ pub(crate) enum DeliveriesCommand {
         #[arg(value_parser = args::id)]
         id: String,
     },
+    /// Print the request of a delivery as a curl command for a shell. Credentials are left out.
+    Curl {
+        #[arg(value_parser = args::id)]
+        id: String,
+        /// Sign the request now. Requires an admin key.
+        #[arg(long)]
+        signed: bool,
+    },
     /// Make a delivery due now. It is sent as soon as the endpoint's lane allows.
     Retry {
         #[arg(value_parser = args::id)]
@@ -64,9 +72,18 @@ pub(crate) struct DeliveryListArgs {
     /// pending, delivered, dead or cancelled.
     #[arg(long)]
     status: Option<String>,
-    /// Only for events of this type.
-    #[arg(long = "type", value_name = "TYPE")]
+    /// Only deliveries whose last attempt got this HTTP status.
+    #[arg(long, value_name = "CODE")]
+    status_code: Option<u16>,
+    /// Only deliveries whose last attempt failed with this error class, such as connect or timeout.
+    #[arg(long, value_name = "CLASS")]
+    error_class: Option<String>,
+    /// Only for events whose type matches this topic pattern, such as order.*
+    #[arg(long = "type", value_name = "PATTERN")]
     event_type: Option<String>,
+    /// Only with this id of a delivery, an event or an endpoint, or with an id that starts so.
+    #[arg(long = "id", value_name = "ID_START", value_parser = args::id)]
+    id_start: Option<String>,
     #[command(flatten)]
     window: Window,
     #[command(flatten)]
@@ -82,13 +99,22 @@ impl DeliveriesCommand {
                     .with("eventId", list.event.clone())
                     .with("tenant", list.tenant.clone())
                     .with("status", list.status.clone())
-                    .with("type", list.event_type.clone());
+                    .with("statusCode", list.status_code.map(|code| code.to_string()))
+                    .with("errorClass", list.error_class.clone())
+                    .with("type", list.event_type.clone())
+                    .with("q", list.id_start.clone());
                 let query = list.window.add_to(query, args::now());
                 session.list(&["v1", "deliveries"], query, &list.paging, COLUMNS).await
             }
             Self::Show { id } => {
                 let answer = session.client.get(&["v1", "deliveries", id], &[]).await?;
                 session.show_with(&answer, ("attempts", ATTEMPTS))
+            }
+            Self::Curl { id, signed } => {
+                let query = Some(("signed", "true".to_owned())).filter(|_| *signed);
+                let query = Vec::from_iter(query);
+                let command = session.client.get(&["v1", "deliveries", id, "curl"], &query).await?;
+                Ok(line(command.trim_end())?)
             }
             Self::Retry { id } => {
                 let answer = session.client.post(&["v1", "deliveries", id, "retry"], None).await?;
@@ -112,16 +138,34 @@ mod tests {
     #[tokio::test]
     async fn filters_become_query_parameters() {
         let (url, task) = fake::serve(vec![("200 OK", r#"{"data":[],"next":null}"#.to_owned())]).await;
-        let arguments = "balto deliveries list --endpoint ep_1 --event evt_1 --status dead --type a.b --limit 5 \
+        let arguments = "balto deliveries list --endpoint ep_1 --event evt_1 --status dead --status-code 503 --type a.* --id dlv_00 --limit 5 \
             --since 2026-01-01T00:00:00Z";
         let Command::Deliveries(command) = Cli::parse_from(arguments.split_whitespace()).command else {
             panic!("not deliveries")
         };
         command.run(&Session { client: Client::new(&url, None).unwrap(), json: false }).await.unwrap();
         let request = task.await.unwrap().remove(0);
-        let expected = "GET /v1/deliveries?endpointId=ep_1&eventId=evt_1&status=dead&type=a.b\
+        let expected = "GET /v1/deliveries?endpointId=ep_1&eventId=evt_1&status=dead&statusCode=503&type=a.*&q=dlv_00\
             &since=2026-01-01T00%3A00%3A00Z&limit=5 ";
         assert!(request.starts_with(expected), "{request}");
+    }
+
+    #[tokio::test]
+    async fn curl_requests_the_command_and_its_signature() {
+        let answers = vec![("200 OK", "curl x\n".to_owned()), ("200 OK", "curl x\n".to_owned())];
+        let (url, task) = fake::serve(answers).await;
+        for arguments in [
+            &["balto", "deliveries", "curl", "dlv_1"][..],
+            &["balto", "deliveries", "curl", "dlv_1", "--signed"],
+        ] {
+            let Command::Deliveries(command) = Cli::parse_from(arguments).command else {
+                panic!("not deliveries")
+            };
+            command.run(&Session { client: Client::new(&url, None).unwrap(), json: false }).await.unwrap();
+        }
+        let requests = task.await.unwrap();
+        assert!(requests[0].starts_with("GET /v1/deliveries/dlv_1/curl "), "{}", requests[0]);
+        assert!(requests[1].starts_with("GET /v1/deliveries/dlv_1/curl?signed=true "), "{}", requests[1]);
     }
 
     #[tokio::test]

@@ -29,7 +29,7 @@ pub(crate) enum TokenState {
     },
     Failed {
         at: Duration,
-        reply: ReceiverReply,
+        reply: Box<ReceiverReply>,
     },
 }
 

@@ -9,6 +9,7 @@ pub mod consumer_watch;
 pub(crate) mod converted_events;
 pub mod environment;
 pub mod fair_semaphore;
+mod key_uses;
 pub(crate) mod overdue;
 pub(crate) mod queue_signal;
 pub mod rebuilds;
@@ -27,7 +28,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
-use crate::domain::{Now, Party, PolicyDefaults, Position, QuotaExceeded, Quotas, Tenant, Timestamp};
+use crate::domain::{KeyId, Now, Party, PolicyDefaults, Position, QuotaExceeded, Quotas, Tenant, Timestamp};
 use crate::lanes::queue::WaiterNumber;
 use crate::limits;
 use crate::metrics::Metrics;
@@ -42,6 +43,7 @@ use consumer_watch::ConsumerWatch;
 use converted_events::ConvertedEvents;
 use environment::{Environment, Transport};
 use fair_semaphore::{FairSemaphore, FairTurn};
+use key_uses::KeyUses;
 use rebuilds::Rebuilds;
 use signal::Signal;
 use tenant_rates::TenantRates;
@@ -100,6 +102,7 @@ struct Shared {
     converted_events: ConvertedEvents,
     compiled_templates: CompiledTemplates,
     access_tokens: AccessTokens,
+    key_uses: KeyUses,
 }
 
 impl Context {
@@ -138,6 +141,7 @@ impl Context {
             converted_events: ConvertedEvents::default(),
             compiled_templates: CompiledTemplates::default(),
             access_tokens: AccessTokens::default(),
+            key_uses: KeyUses::default(),
         };
         (Self { shared: Arc::new(shared) }, inbox)
     }
@@ -279,6 +283,20 @@ impl Context {
     #[must_use]
     pub fn now(&self) -> Now {
         self.shared.clock.now()
+    }
+
+    /// A request was authenticated with the key.
+    pub(crate) fn note_key_use(&self, key: &KeyId) {
+        self.shared.key_uses.note(key, self.now().wall);
+    }
+
+    /// The hour of the key's last use since the start of the process.
+    pub(crate) fn last_key_use(&self, key: &KeyId) -> Option<Timestamp> {
+        self.shared.key_uses.last(key)
+    }
+
+    pub(crate) fn forget_key_use(&self, key: &KeyId) {
+        self.shared.key_uses.forget(key);
     }
 
     /// Both clocks, and the raw wall clock; see [`Clock::now_and_civil`].

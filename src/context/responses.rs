@@ -78,6 +78,7 @@ impl Context {
         let outcomes = self.submit(commands).await?;
         match outcomes.first() {
             Some(Outcome::Conflict) => Err(ChangeError::Conflict),
+            Some(Outcome::UidTaken) => Err(ChangeError::UidTaken),
             Some(Outcome::Duplicate(_) | Outcome::Mismatch) => Err(ChangeError::Repeated),
             Some(Outcome::QuotaExceeded(exceeded)) => {
                 self.metrics().quota_refused(exceeded.quota);

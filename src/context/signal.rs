@@ -4,9 +4,30 @@ use tokio::sync::oneshot;
 
 use crate::context::overdue::Behind;
 use crate::context::queue_signal::QueueSignal;
-use crate::domain::{DueKey, EndpointNumber, Position, Progress, Timestamp};
+use crate::domain::{Attempt, DueKey, EndpointNumber, Position, Progress, Timestamp};
 use crate::lanes;
 use crate::lanes::LaneReport;
+
+/// The facts of a failed attempt that an operator event shows.
+#[derive(Clone, Debug)]
+pub(crate) struct FailedAttempt {
+    pub(crate) started_at: Timestamp,
+    pub(crate) status: Option<u16>,
+    /// Without text from the receiver, which may repeat the content of an event.
+    pub(crate) error: Box<str>,
+}
+
+impl FailedAttempt {
+    /// `None` after a success.
+    pub(crate) fn of(attempt: &Attempt) -> Option<Self> {
+        let (_, text) = attempt.error.as_ref()?;
+        let error = match attempt.status {
+            Some(status) => format!("status {status}").into(),
+            None => text.clone(),
+        };
+        Some(Self { started_at: attempt.started_at, status: attempt.status, error })
+    }
+}
 
 /// A message to the delivery loop, besides the outbox's notices.
 #[derive(Debug)]
@@ -15,6 +36,7 @@ pub(crate) enum Signal {
         endpoint: EndpointNumber,
         key: DueKey,
         outcome: lanes::AttemptOutcome,
+        failure: Option<FailedAttempt>,
     },
     Refilled {
         endpoint: EndpointNumber,

@@ -7,9 +7,8 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -25,17 +24,16 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use url::{Host, Url};
 
-use super::address_limit::{AddressLimit, AddressPermit};
 use super::addresses;
 use super::deadline::{running_timer, with_deadline};
 use super::failure::{find_cause, is_exhausted};
 use super::guard::{AllowedAddress, BlockedAddress, Guard, LOOPBACK, RefusedUrl, is_localhost};
+use super::progress::{ConnectPhase, ConnectProgress};
 use super::read_limit::{ReadLimitExceeded, ReadLimited};
 use super::reply_head::ReplyHead;
 use super::resolver::Resolver;
 use super::stream::Stream;
 use super::tls;
-use super::tls::ClientCertificateUse;
 use crate::domain::{ErrorClass, Network};
 use crate::limits;
 
@@ -83,146 +81,7 @@ impl ConnectError {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-#[repr(u8)]
-enum ConnectPhase {
-    Resolving = 1,
-    Connecting = 2,
-    Tunnelling = 3,
-    TlsHandshake = 4,
-}
-
-/// Progress of a connection. It makes the error of a timeout independent of which deadline ends
-/// first.
-#[derive(Clone, Debug, Default)]
-pub(super) struct ConnectProgress(Arc<ProgressState>);
-
-#[derive(Debug, Default)]
-struct ProgressState {
-    /// A [`ConnectPhase`].
-    phase: AtomicU8,
-    /// An address could not be tried for lack of file descriptors.
-    exhausted: AtomicBool,
-    /// An address could not be tried because it is at its limit.
-    is_address_full: AtomicBool,
-    /// The limit that the request counts in, and its tenant.
-    account: Option<(Arc<AddressLimit>, Arc<str>)>,
-    /// The address of the connection, unless it leads to a proxy.
-    address: OnceLock<IpAddr>,
-    /// Counts the current request.
-    permit: Mutex<Option<AddressPermit>>,
-    /// One of the receiver's addresses is allowed only by the operator's allow list.
-    is_internal: AtomicBool,
-    /// Client certificate use, known once the local side has completed the handshake.
-    certificate_use: OnceLock<ClientCertificateUse>,
-    /// The receiver's TLS error after the local side completed the handshake. The future that waits
-    /// for the reply may see only a closed connection.
-    tls_alert: OnceLock<String>,
-    /// The head of the reply to the current request.
-    reply: Mutex<ReplyHead>,
-}
-
-impl ConnectProgress {
-    fn enter(&self, phase: ConnectPhase) {
-        self.0.phase.store(phase as u8, Ordering::Relaxed);
-    }
-
-    /// Progress of a connection whose requests count at its address.
-    pub(super) fn counted(limit: Arc<AddressLimit>, tenant: Arc<str>) -> Self {
-        Self(Arc::new(ProgressState { account: Some((limit, tenant)), ..ProgressState::default() }))
-    }
-
-    /// `error`, or the local reason why an address could not be tried.
-    fn unless_exhausted(&self, error: ConnectError) -> ConnectError {
-        if self.0.exhausted.load(Ordering::Relaxed) {
-            ConnectError::DescriptorsExhausted
-        } else if self.0.is_address_full.load(Ordering::Relaxed) {
-            ConnectError::AddressLimit
-        } else {
-            error
-        }
-    }
-
-    /// Counts a connection attempt to an address. Fails at the address's limit.
-    fn acquire(&self, address: IpAddr) -> io::Result<Option<AddressPermit>> {
-        let Some((limit, tenant)) = &self.0.account else { return Ok(None) };
-        match limit.acquire(address, tenant) {
-            Some(permit) => Ok(Some(permit)),
-            None => {
-                self.0.is_address_full.store(true, Ordering::Relaxed);
-                Err(io::Error::other("the address is at its limit"))
-            }
-        }
-    }
-
-    fn on_connected(&self, address: Option<IpAddr>, permit: Option<AddressPermit>) {
-        if let Some(address) = address {
-            self.0.address.get_or_init(|| address);
-        }
-        *self.permit() = permit;
-    }
-
-    /// Counts the next request on an idle connection. Returns whether its address allows it.
-    pub(super) fn count_request(&self, limit: &Arc<AddressLimit>, tenant: &Arc<str>) -> bool {
-        let Some(address) = self.0.address.get() else { return true };
-        let permit = limit.acquire(*address, tenant);
-        let is_counted = permit.is_some();
-        *self.permit() = permit;
-        is_counted
-    }
-
-    /// The request on the connection has ended.
-    pub(super) fn end_request(&self) {
-        *self.permit() = None;
-    }
-
-    fn permit(&self) -> MutexGuard<'_, Option<AddressPermit>> {
-        self.0.permit.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Records the network of the addresses to connect to.
-    fn record_network(&self, addresses: &[AllowedAddress]) {
-        let is_internal =
-            |allowed: &AllowedAddress| addresses::network(allowed.address().ip()) == Network::Internal;
-        self.0.is_internal.store(addresses.iter().any(is_internal), Ordering::Relaxed);
-    }
-
-    /// The receiver's network as far as known. Failures on the internal network are shown to
-    /// operators only.
-    pub(super) fn network(&self) -> Network {
-        if self.0.is_internal.load(Ordering::Relaxed) { Network::Internal } else { Network::Public }
-    }
-
-    /// The error of a timeout in the current phase.
-    pub(super) fn timeout_error(&self) -> ConnectError {
-        let error = match self.0.phase.load(Ordering::Relaxed) {
-            phase if phase == ConnectPhase::Resolving as u8 => DNS_TIMED_OUT,
-            phase if phase == ConnectPhase::Tunnelling as u8 => ConnectError::ProxyUnreachable,
-            phase if phase == ConnectPhase::TlsHandshake as u8 => {
-                return ConnectError::Tls("the TLS handshake did not end in time".to_owned());
-            }
-            _ => ConnectError::Unreachable,
-        };
-        self.unless_exhausted(error)
-    }
-
-    /// Records a TLS error that arrives after the local side completed the handshake.
-    pub(super) fn record_tls_error(&self, error: &rustls::Error) {
-        let certificate_use = self.0.certificate_use.get().copied().unwrap_or_default();
-        self.0.tls_alert.get_or_init(|| tls::describe(error, certificate_use));
-    }
-
-    /// The receiver's TLS error after the handshake, if any.
-    pub(super) fn tls_alert(&self) -> Option<ConnectError> {
-        self.0.tls_alert.get().cloned().map(ConnectError::Tls)
-    }
-
-    pub(super) fn reply(&self) -> MutexGuard<'_, ReplyHead> {
-        self.0.reply.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-const DNS_TIMED_OUT: ConnectError = ConnectError::Dns("the name servers did not answer in time");
+pub(super) const DNS_TIMED_OUT: ConnectError = ConnectError::Dns("the name servers did not answer in time");
 const DNS_EMPTY: ConnectError = ConnectError::Dns("the host name has no address");
 const DNS_FAILED: ConnectError = ConnectError::Dns("the name servers could not resolve the host name");
 
@@ -284,7 +143,11 @@ impl Connector {
         progress.enter(ConnectPhase::Resolving);
         let addresses = match &self.proxy {
             None => {
+                let started = Instant::now();
                 let addresses = self.resolve(&target.host, target.port, limits::DNS_TIMEOUT).await?;
+                if matches!(&target.host, Host::Domain(name) if !is_localhost(name)) {
+                    progress.end_phase(ConnectPhase::Resolving, started);
+                }
                 progress.record_network(&addresses);
                 addresses
             }
@@ -379,6 +242,7 @@ impl Connector {
         addresses: Vec<AllowedAddress>,
         progress: &ConnectProgress,
     ) -> Result<Stream, ConnectError> {
+        let started = Instant::now();
         let stream = match &self.proxy {
             None => {
                 progress.enter(ConnectPhase::Connecting);
@@ -390,12 +254,15 @@ impl Connector {
                 open_tunnel(stream, proxy, target).await?
             }
         };
+        progress.end_phase(ConnectPhase::Connecting, started);
         let stream = ReadLimited::new(stream);
         if !target.is_secure {
             return Ok(Stream::Plain(stream, progress.clone()));
         }
         progress.enter(ConnectPhase::TlsHandshake);
+        let started = Instant::now();
         let stream = Box::new(self.tls_handshake(stream, &target.host, progress).await?);
+        progress.end_phase(ConnectPhase::TlsHandshake, started);
         Ok(Stream::Tls(stream, progress.clone()))
     }
 
@@ -415,7 +282,7 @@ impl Connector {
         let connector = TlsConnector::from(self.tls.clone());
         let handshake = connector.connect(name.map_err(invalid_name)?, stream);
         let (connected, certificate_use) = tls::record_certificate_request(handshake).await;
-        progress.0.certificate_use.get_or_init(|| certificate_use);
+        progress.set_certificate_use(certificate_use);
         connected.map_err(|error| {
             let (tls_error, read_limit) =
                 (find_cause::<rustls::Error>(&error), find_cause::<ReadLimitExceeded>(&error));
@@ -438,7 +305,7 @@ async fn connect_tcp(
         let permit = if is_receiver { progress.acquire(address.ip()) } else { Ok(None) };
         async move {
             let permit = permit?;
-            Ok((TcpStream::connect(address).await?, permit, address.ip()))
+            Ok((TcpStream::connect(address).await?, permit, address))
         }
     };
     let (stream, permit, address) = first_to_connect(addresses, unreachable, progress, connect).await?;
@@ -477,10 +344,10 @@ async fn first_to_connect<S, F: Future<Output = io::Result<S>>>(
         tokio::select! {
             Some(connected) = pending.next() => match connected {
                 Ok(stream) => {
-                    progress.0.exhausted.store(false, Ordering::Relaxed);
+                    progress.set_exhausted(false);
                     return Ok(stream);
                 }
-                Err(error) if is_exhausted(&error) => progress.0.exhausted.store(true, Ordering::Relaxed),
+                Err(error) if is_exhausted(&error) => progress.set_exhausted(true),
                 Err(_) => {}
             },
             () = sleep(limits::CONNECT_HEAD_START), if candidates.len() > 0 => {}

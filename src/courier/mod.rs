@@ -28,6 +28,7 @@ mod generation;
 pub mod guard;
 mod local_addresses;
 mod pool;
+mod progress;
 mod read_limit;
 mod reply;
 mod reply_head;
@@ -45,15 +46,16 @@ use futures_util::future::maybe_done;
 use hyper::StatusCode;
 use rustls::RootCertStore;
 
-use crate::domain::{ErrorClass, Network};
+use crate::domain::{ConnectionFacts, ErrorClass, Network};
 use address_limit::AddressLimit;
 pub use connect::Proxy;
-use connect::{ConnectError, ConnectProgress, Target};
+use connect::{ConnectError, Target};
 use deadline::{running_timer, with_deadline};
 use failure::{RequestFailure, classify};
 use generation::Generation;
 use guard::{EgressPolicy, Guard, RefusedUrl};
 use pool::{Pool, PooledConnection};
+use progress::ConnectProgress;
 pub use reply::ReceiverReply;
 use reply::read_reply;
 pub use request::{OutboundRequest, is_same_origin};
@@ -97,6 +99,26 @@ impl CourierSettings {
             proxy: None,
             resolver: Arc::new(SystemResolver::new(&[]).expect("a resolver can be built")),
         }
+    }
+}
+
+/// Facts about the receiver and its connection, also of a request that fails.
+#[derive(Default)]
+struct Observed {
+    network: Network,
+    connection: ConnectionFacts,
+}
+
+impl Observed {
+    /// A request begins on this connection.
+    fn begin(&mut self, connection: &PooledConnection) {
+        *self = Self { network: connection.network, connection: connection.facts() };
+    }
+
+    /// The request that began then has its reply, or has failed.
+    fn end(&mut self, connection: &PooledConnection, begun_at: Instant) {
+        let replied_at = connection.replied_at();
+        self.connection.times.first_byte = replied_at.map(|at| at.saturating_duration_since(begun_at));
     }
 }
 
@@ -184,15 +206,16 @@ impl Courier {
         let started = Instant::now();
         // `maybe_done`: the deadline may be polled again after its end.
         let deadline = pin!(maybe_done(running_timer(request.timeout)));
-        let mut network = Network::Public;
-        match self.exchange(request, started, deadline, &mut network).await {
-            Ok(reply) => Ok(reply),
+        let mut observed = Observed::default();
+        match self.exchange(request, started, deadline, &mut observed).await {
+            Ok(reply) => Ok(ReceiverReply { connection: observed.connection, ..reply }),
             Err(RequestFailure::Forbidden(refused)) => {
                 let failed = ReceiverReply::failed(ErrorClass::BlockedAddress, refused.to_string());
                 Ok(ReceiverReply { duration: started.elapsed(), url_is_forbidden: true, ..failed })
             }
             Err(RequestFailure::Attempt(class, message)) => Ok(ReceiverReply {
-                network,
+                network: observed.network,
+                connection: observed.connection,
                 duration: started.elapsed(),
                 ..ReceiverReply::failed(class, message)
             }),
@@ -204,14 +227,13 @@ impl Courier {
         }
     }
 
-    /// Sends a request and reads its reply. Sets `network` to the receiver's network even on
-    /// failure.
+    /// Sends a request and reads its reply. Sets `observed` even on failure.
     async fn exchange(
         &self,
         outbound: OutboundRequest,
         started: Instant,
         mut deadline: Pin<&mut impl Future<Output = ()>>,
-        network: &mut Network,
+        observed: &mut Observed,
     ) -> Result<ReceiverReply, RequestFailure> {
         // A pooled connection would skip the check that connecting makes.
         self.shared.guard.check_url(&outbound.url)?;
@@ -222,13 +244,15 @@ impl Courier {
         let mut request = outbound.into_http()?;
         let mut connection = match self.take(&pool, &target, tenant.as_ref())? {
             Some(connection) => connection,
-            None => self.open(&pool, &target, tenant.as_ref(), deadline.as_mut(), network).await?,
+            None => self.open(&pool, &target, tenant.as_ref(), deadline.as_mut(), observed).await?,
         };
         loop {
-            *network = connection.network;
+            observed.begin(&connection);
+            let begun_at = Instant::now();
             // A copy for a second try: the receiver may have closed the idle connection.
             let copy = connection.is_reused.then(|| request.clone());
             let sent = with_deadline(deadline.as_mut(), pin!(connection.send(request))).await;
+            observed.end(&connection, begun_at);
             let mut failed = match sent {
                 Some(Ok(response)) => {
                     // Some servers and proxies send a 408 before they close an idle connection. The
@@ -238,7 +262,7 @@ impl Courier {
                         drop(response);
                         request = copy;
                         connection =
-                            self.open(&pool, &target, tenant.as_ref(), deadline.as_mut(), network).await?;
+                            self.open(&pool, &target, tenant.as_ref(), deadline.as_mut(), observed).await?;
                         continue;
                     }
                     let (reply, is_reusable) = read_reply(response, &mut connection, started, deadline).await;
@@ -265,7 +289,7 @@ impl Courier {
             tracing::debug!("connection closed by the receiver, sending the request on a new one");
             request = copy;
             drop(connection);
-            connection = self.open(&pool, &target, tenant.as_ref(), deadline.as_mut(), network).await?;
+            connection = self.open(&pool, &target, tenant.as_ref(), deadline.as_mut(), observed).await?;
         }
     }
 
@@ -293,7 +317,7 @@ impl Courier {
         target: &Target,
         tenant: Option<&Arc<str>>,
         deadline: Pin<&mut impl Future<Output = ()>>,
-        network: &mut Network,
+        observed: &mut Observed,
     ) -> Result<Box<PooledConnection>, RequestFailure> {
         let progress = match tenant {
             Some(tenant) => ConnectProgress::counted(self.shared.address_limit.clone(), tenant.clone()),
@@ -302,7 +326,9 @@ impl Courier {
         // Boxed, because it is large and rare; every attempt would reserve its size otherwise.
         let mut opening = Box::pin(pool.open(target, progress.clone()));
         let opened = with_deadline(deadline, opening.as_mut()).await;
-        *network = progress.network();
+        observed.network = progress.network();
+        let connection = ConnectionFacts { remote_address: progress.address(), ..ConnectionFacts::default() };
+        observed.connection = ConnectionFacts { times: progress.times(), ..connection };
         Ok(opened.unwrap_or_else(|| Err(progress.timeout_error()))?)
     }
 }

@@ -10,7 +10,7 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant as StdInstant};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -24,10 +24,10 @@ use tokio::task::unconstrained;
 use tokio::time::Instant;
 
 use super::address_limit::AddressLimit;
-use super::connect::{ConnectError, ConnectProgress, Connector, Target};
-use super::reply_head::ReplyHead;
+use super::connect::{ConnectError, Connector, Target};
+use super::progress::ConnectProgress;
 use super::stream::Stream;
-use crate::domain::Network;
+use crate::domain::{ConnectionFacts, Network, PhaseTimes};
 use crate::{limits, panics};
 
 /// Longest time that a connection stays idle.
@@ -202,6 +202,17 @@ impl PooledConnection {
         self.progress.reply().has_begun()
     }
 
+    /// The facts about a connection that has just been taken or opened.
+    pub(super) fn facts(&self) -> ConnectionFacts {
+        let times = if self.is_reused { PhaseTimes::default() } else { self.progress.times() };
+        ConnectionFacts { remote_address: self.progress.address(), is_reused: self.is_reused, times }
+    }
+
+    /// When the first byte of the reply to the last request arrived.
+    pub(super) fn replied_at(&self) -> Option<StdInstant> {
+        self.progress.replied_at()
+    }
+
     /// The status of a complete reply head, even if the HTTP library rejects the head's body
     /// length.
     pub(super) fn status(&self) -> Option<u16> {
@@ -223,7 +234,7 @@ impl PooledConnection {
         &mut self,
         request: HttpRequest,
     ) -> Result<Response<Incoming>, TrySendError<HttpRequest>> {
-        *self.progress.reply() = ReplyHead::default();
+        self.progress.begin_request();
         let sender = self.sender.as_mut().expect("present until drop");
         let response = pin!(sender.try_send_request(request));
         let response = self.drive(response).await;

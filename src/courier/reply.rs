@@ -18,7 +18,7 @@ use hyper::{Response, StatusCode};
 use super::deadline::{running_timer, with_deadline};
 use super::pool::PooledConnection;
 use crate::domain::text::truncated;
-use crate::domain::{ErrorClass, Network};
+use crate::domain::{ConnectionFacts, ErrorClass, Network};
 use crate::limits;
 
 /// The result of a request.
@@ -37,6 +37,10 @@ pub struct ReceiverReply {
     /// The first [`limits::REPLY_BYTES_MAX`] bytes of the body.
     pub body: Bytes,
     pub network: Network,
+    pub connection: ConnectionFacts,
+    /// The headers of a reply that is not a success, in order: names in lower case, and values. At
+    /// most [`limits::REPLY_HEADERS_BYTES_KEPT_MAX`].
+    pub headers: Vec<(Box<str>, Box<str>)>,
     pub duration: Duration,
     /// Policy forbids the URL itself. No request was sent, and later attempts cannot succeed.
     pub url_is_forbidden: bool,
@@ -59,6 +63,7 @@ impl ReceiverReply {
             allowed_rate: joined_header(headers, "webhook-allowed-rate"),
             location: header("location")
                 .map(|location| truncated(&location, limits::LOCATION_BYTES_MAX).to_owned()),
+            headers: if (200..300).contains(&status) { Vec::new() } else { kept_headers(headers) },
             network,
             ..Self::new(Ok(status))
         }
@@ -76,6 +81,8 @@ impl ReceiverReply {
             location: None,
             body: Bytes::new(),
             network: Network::Public,
+            connection: ConnectionFacts::default(),
+            headers: Vec::new(),
             duration: Duration::ZERO,
             url_is_forbidden: false,
         }
@@ -121,6 +128,20 @@ pub(super) async fn read_reply(
         let _finished = with_deadline(body_deadline, pin!(connection.finish())).await;
     }
     (reply, is_reusable)
+}
+
+/// The first headers within [`limits::REPLY_HEADERS_BYTES_KEPT_MAX`]. A longer one is left out.
+fn kept_headers(headers: &HeaderMap) -> Vec<(Box<str>, Box<str>)> {
+    let mut room = limits::REPLY_HEADERS_BYTES_KEPT_MAX;
+    let mut kept = Vec::new();
+    for (name, value) in headers {
+        let value = String::from_utf8_lossy(value.as_bytes());
+        if let Some(rest) = room.checked_sub(name.as_str().len() + value.len()) {
+            room = rest;
+            kept.push((name.as_str().into(), value.into()));
+        }
+    }
+    kept
 }
 
 /// All lines of a header, joined with commas.

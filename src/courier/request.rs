@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{ACCEPT, HOST, HeaderMap, HeaderValue};
+use hyper::header::{ACCEPT, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::{Method, Request};
 use url::Url;
 
@@ -79,6 +80,24 @@ impl OutboundRequest {
     #[must_use]
     pub fn for_tenant(self, tenant: &str) -> Self {
         Self { tenant: Some(tenant.into()), ..self }
+    }
+
+    /// The URL as it is requested.
+    #[must_use]
+    pub fn url_text(&self) -> &str {
+        self.url.as_str()
+    }
+
+    /// Method, headers and body as they are sent. `None` if the URL cannot be requested.
+    #[must_use]
+    pub fn into_wire(self) -> Option<(Parts, Bytes)> {
+        let body = self.body.clone();
+        let mut request = self.into_http().ok()?;
+        // The HTTP library adds it when it writes the request.
+        if !body.is_empty() || request.method() == Method::POST {
+            request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        }
+        Some((request.into_parts().0, body))
     }
 
     /// # Errors

@@ -12,8 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use super::connect::ConnectProgress;
 use super::failure::find_cause;
+use super::progress::ConnectProgress;
 use super::read_limit::ReadLimited;
 
 /// A TCP or TLS stream with its progress. Reading feeds the reply head in [`ConnectProgress`].
@@ -63,7 +63,7 @@ impl AsyncRead for Stream {
             ready!(read)?;
             let arrived = &mut buffer.filled_mut()[before..];
             let is_end = arrived.is_empty();
-            let kept = progress.reply().read(arrived);
+            let kept = progress.read_reply(arrived);
             buffer.set_filled(before + kept);
             // A read of zero bytes means end of stream. If all bytes were removed line ends, read
             // again.

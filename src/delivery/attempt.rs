@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use crate::context::Context;
 use crate::context::environment::EXHAUSTED_PAUSE;
-use crate::context::signal::Signal;
+use crate::context::signal::{FailedAttempt, Signal};
 use crate::courier::{NotSent, ReceiverReply};
-use crate::delivery::exchange::Exchange;
 use crate::delivery::lane_policy::gate;
+use crate::delivery::sending::Sending;
 use crate::domain::last_attempt::status_text;
 use crate::domain::{
-    Attempt, DeadReason, DeliveryKey, DueKey, Endpoint, EndpointNumber, ErrorClass, Event, Hold, Next, Now,
-    Position, Progress, Record, Timestamp, Verdict,
+    Attempt, DeadReason, DeliveryKey, DueKey, Endpoint, EndpointNumber, ErrorClass, Event, Exchange, Hold,
+    Next, Now, Position, Progress, Record, Timestamp, Verdict,
 };
 use crate::lanes::Gate;
 use crate::outbox::unit::Unit;
@@ -24,6 +24,7 @@ use crate::rules::verdict::{ReplyFacts, verdict};
 use crate::service::conversions::{Conversions, OutgoingEvent};
 use crate::service::deliveries::Deliveries;
 use crate::service::endpoints::Endpoints;
+use crate::service::requests::masked_reply_headers;
 use crate::service::system_events::SystemEvents;
 use crate::{lanes, panics};
 
@@ -55,7 +56,7 @@ pub(crate) struct AttemptGuard<'a> {
 impl Drop for AttemptGuard<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            signal_finished(self.context, self.assignment, lanes::AttemptOutcome::Failing);
+            signal_finished(self.context, self.assignment, lanes::AttemptOutcome::Failing, None);
         }
     }
 }
@@ -127,8 +128,14 @@ async fn return_delivery(context: &Context, assignment: &Assignment, pause: Dura
     context.signal(Signal::Returned { endpoint, key, progress });
 }
 
-fn signal_finished(context: &Context, assignment: &Assignment, outcome: lanes::AttemptOutcome) {
-    context.signal(Signal::Finished { endpoint: assignment.endpoint, key: assignment.key, outcome });
+fn signal_finished(
+    context: &Context,
+    assignment: &Assignment,
+    outcome: lanes::AttemptOutcome,
+    failure: Option<FailedAttempt>,
+) {
+    let Assignment { endpoint, key, .. } = *assignment;
+    context.signal(Signal::Finished { endpoint, key, outcome, failure });
 }
 
 /// Reads an event until the read succeeds. `None` if the event was removed or damaged.
@@ -151,8 +158,9 @@ async fn send(
     let delivery = DeliveryKey { event: assignment.key.event, endpoint: endpoint.number };
     let number = assignment.progress.attempts + 1;
     let (started, civil) = context.now_and_civil();
-    let exchange = Exchange { context, endpoint, outgoing, delivery, number, signed_at: civil };
-    let reply = match exchange.reply().await {
+    let sending =
+        Sending { context, endpoint, outgoing, delivery, number, started_at: started.wall, signed_at: civil };
+    let (mut reply, sent) = match sending.reply().await {
         Ok(reply) => reply,
         // The endpoint may change during the pause, so the lane decides again.
         Err(NotSent::DescriptorsExhausted) => {
@@ -184,11 +192,17 @@ async fn send(
     let delay = retry::delay(assignment.key.due, started.wall, assignment.shut_since);
     let progress = assignment.progress.after(delay);
     let next = retry::next(policy, delivery, &progress, verdict, started.wall, finished.wall);
+    let exchange = Exchange {
+        request: sent,
+        connection: reply.connection,
+        rule: retry::rule(next, verdict, finished.wall),
+        headers: masked_reply_headers(std::mem::take(&mut reply.headers)),
+    };
     let known = context.outbox().endpoint(endpoint.number);
     // The former URL's reply says nothing about the current URL.
     let known = known.filter(|known| known.url == endpoint.url);
     let hold = known.as_ref().and_then(|known| hold(known, verdict, finished));
-    let attempt = Arc::new(Attempt { delay, ..attempt_of(&progress, started, reply, next, hold) });
+    let attempt = Arc::new(Attempt { delay, exchange, ..attempt_of(&progress, started, reply, next, hold) });
     report(context, endpoint, event, &assignment.progress, delivery, &attempt, finished);
     let record = Record::AttemptFinished { delivery, due: assignment.key.due, attempt: attempt.clone() };
     context.outbox().record(Unit::of_record(record));
@@ -197,7 +211,7 @@ async fn send(
         Endpoints(context).disable(endpoint.number, reason, |known| known.url == endpoint.url).await;
     }
     let outcome = known.map_or(lanes::AttemptOutcome::Neutral, |_| lane_outcome(verdict, &attempt));
-    signal_finished(context, assignment, outcome);
+    signal_finished(context, assignment, outcome, FailedAttempt::of(&attempt));
     if let Next::Dead(reason) = next
         // After the signal: the lane's view of the receiver does not wait for a commit.
         && Deliveries(context).is_dead_or_dying(delivery, assignment.key.due, reason).await
@@ -234,6 +248,7 @@ fn attempt_of(
         hold,
         uptime: Some(whole_millis(started.monotonic)),
         delay: Duration::ZERO,
+        exchange: Exchange::default(),
     }
 }
 

@@ -302,10 +302,11 @@ impl Dispatcher {
 
     fn on_signal(&mut self, signal: Signal, now: Now) {
         match signal {
-            Signal::Finished { endpoint, key, outcome } => {
+            Signal::Finished { endpoint, key, outcome, failure } => {
                 if let Some(turn) = self.lanes.on_finished(endpoint, key, outcome, now) {
-                    self.spawn_job(BackgroundJob::OperatorEvent, move |context: Context| async move {
-                        SystemEvents(&context).publish_turn(endpoint, turn).await;
+                    self.spawn_job(BackgroundJob::OperatorEvent, move |context: Context| {
+                        let failure = failure.clone();
+                        async move { SystemEvents(&context).publish_turn(endpoint, turn, failure).await }
                     });
                 }
             }

@@ -7,7 +7,6 @@ mod attempt;
 mod background;
 mod dispatcher;
 pub mod erasure;
-mod exchange;
 mod gauges;
 mod handshake;
 mod intake;
@@ -17,6 +16,7 @@ mod payload_cache;
 pub mod rebuilding;
 pub mod resealing;
 pub mod retention;
+mod sending;
 mod stalls;
 
 use std::sync::Arc;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::closed_list::closed_list;
 use super::last_attempt::erased_text;
-use super::{DisabledReason, EndpointNumber, Position, Timestamp};
+use super::{DisabledReason, EndpointNumber, Exchange, Position, Timestamp};
 
 /// Identifies a delivery. An event has at most one delivery per endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -257,6 +257,7 @@ pub struct Attempt {
     /// limit, downtime. It does not count as age. Whole milliseconds; zero in records of older
     /// versions.
     pub delay: Duration,
+    pub exchange: Exchange,
 }
 
 impl Attempt {
@@ -266,7 +267,12 @@ impl Attempt {
     pub fn erased(&self) -> Self {
         let class = self.error.as_ref().map(|(class, _)| *class);
         let text = erased_text(self.status);
-        Self { error: class.map(|class| (class, text.into())), reply: Bytes::new(), ..self.clone() }
+        Self {
+            error: class.map(|class| (class, text.into())),
+            reply: Bytes::new(),
+            exchange: Exchange { headers: Vec::new(), ..self.exchange.clone() },
+            ..self.clone()
+        }
     }
 }
 
@@ -287,6 +293,7 @@ impl Attempt {
             hold: None,
             uptime: None,
             delay: Duration::ZERO,
+            exchange: Exchange::default(),
         }
     }
 }

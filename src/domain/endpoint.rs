@@ -7,8 +7,8 @@ use url::Url;
 
 use super::closed_list::closed_list;
 use super::{
-    DeadReason, EndpointAuth, EndpointId, EndpointNumber, EndpointTransport, EventType, Network, Pattern,
-    Position, QueueTarget, RequestShape, SenderName, SignatureScheme, Tenant, Timestamp, VersionPin,
+    DeadReason, EndpointAuth, EndpointId, EndpointNumber, EndpointTransport, EndpointUid, EventType, Network,
+    Pattern, Position, QueueTarget, RequestShape, SenderName, SignatureScheme, Tenant, Timestamp, VersionPin,
 };
 
 /// Requests per time, with a burst.
@@ -285,6 +285,8 @@ pub struct PolicyDefaults {
 pub struct Endpoint {
     pub number: EndpointNumber,
     pub id: EndpointId,
+    /// Unique among the live endpoints of the tenant.
+    pub uid: Option<EndpointUid>,
     pub tenant: Tenant,
     pub transport: EndpointTransport,
     /// Canonical form of the parsed URL; empty for a queue.

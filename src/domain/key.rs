@@ -25,4 +25,13 @@ pub struct ApiKey {
     /// SHA-256 of the secret.
     pub hash: [u8; 32],
     pub created_at: Timestamp,
+    /// The key is not accepted from this time on.
+    pub expires_at: Option<Timestamp>,
+}
+
+impl ApiKey {
+    #[must_use]
+    pub fn has_expired(&self, now: Timestamp) -> bool {
+        self.expires_at.is_some_and(|at| at <= now)
+    }
 }

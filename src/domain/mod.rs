@@ -10,6 +10,7 @@ pub mod delivery;
 pub mod endpoint;
 pub mod event;
 pub mod event_type;
+pub mod exchange;
 pub mod horizon;
 pub mod ids;
 pub mod key;
@@ -43,14 +44,15 @@ pub use endpoint::{
 };
 pub use event::{Event, EventStatus, Expected, OnDisk, Rejection, attribute, weigh};
 pub use event_type::{Compatibility, TypeDefinition, TypeMigration, TypeVersion, VersionPin};
+pub use exchange::{ConnectionFacts, Exchange, PhaseTimes, RetryRule, SentRequest};
 pub use horizon::Horizon;
 pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};
 pub use key::{ApiKey, Role};
 pub use last_attempt::{LastAttempt, LastFailure};
 pub use lease::{EndedLease, HeldLease, LeaseEnd, LeaseKey, TakenFrom, TakenMessage};
 pub use names::{
-    ConsumerName, EventType, EventVersion, InvalidName, OrderingKey, Pattern, QueueName, SenderName,
-    StreamName, Tenant, WorkerName, normalize_header_name,
+    ConsumerName, EndpointUid, EventType, EventVersion, InvalidName, OrderingKey, Pattern, QueueName,
+    SenderName, StreamName, Tenant, WorkerName, normalize_header_name,
 };
 pub use outgoing::{
     CustomSignature, EndpointAuth, OAuthClient, RequestMethod, RequestShape, SignatureAlgorithm,

@@ -92,6 +92,11 @@ fn is_queue_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(legal)
 }
 
+fn is_endpoint_uid(text: &str) -> bool {
+    // As a consumer's name, it is a segment of a path, and never read as an id.
+    is_consumer(text) && !text.starts_with("ep_")
+}
+
 fn is_worker_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= 128 && !text.chars().any(char::is_control)
 }
@@ -134,6 +139,10 @@ name!(
     QueueName, "queue name", "1 to 64 characters of [A-Za-z0-9_.-]", is_queue_name
 );
 name!(
+    /// The owner's name of an endpoint, unique per tenant. Paths accept it in place of the id.
+    EndpointUid, "uid", "1 to 64 characters of [A-Za-z0-9_.-] that do not begin with `ep_`", is_endpoint_uid
+);
+name!(
     /// Name that a worker gives itself, for the history of its messages.
     WorkerName, "worker name", "1 to 128 bytes without control characters", is_worker_name
 );
@@ -141,6 +150,31 @@ name!(
     /// The sender's DNS name in the web hook handshake. In lower case, because DNS ignores case.
     SenderName, "origin", "a DNS name in lower case, at most 253 bytes", is_sender_name
 );
+
+impl Pattern {
+    /// Whether the pattern matches an event type: `*` is exactly one word, `#` zero or more.
+    #[must_use]
+    pub fn matches(&self, event_type: &str) -> bool {
+        let words: Vec<&str> = event_type.split('.').collect();
+        // For each number of leading words: whether the parts of the pattern so far match them.
+        let mut reachable = vec![false; words.len() + 1];
+        reachable[0] = true;
+        for part in self.0.split('.') {
+            let mut next = vec![false; words.len() + 1];
+            let mut any_before = false;
+            for at in 0..=words.len() {
+                any_before |= reachable[at];
+                next[at] = match part {
+                    "#" => any_before,
+                    "*" => at > 0 && reachable[at - 1],
+                    word => at > 0 && reachable[at - 1] && words[at - 1] == word,
+                };
+            }
+            reachable = next;
+        }
+        reachable[words.len()]
+    }
+}
 
 impl EventType {
     /// The type of test events.

@@ -150,6 +150,7 @@ impl Committer {
             // rejected change. Each event is judged alone.
             let outcome = match outcomes.last() {
                 Some(Outcome::Conflict) => Outcome::Conflict,
+                Some(Outcome::UidTaken) => Outcome::UidTaken,
                 Some(Outcome::QuotaExceeded(exceeded)) if command.draft().is_none() => {
                     Outcome::QuotaExceeded(*exceeded)
                 }
@@ -253,6 +254,9 @@ impl Committer {
             != Some(endpoint.revision)
         {
             return Outcome::Conflict;
+        }
+        if registry.is_uid_taken(&endpoint) {
+            return Outcome::UidTaken;
         }
         if let Err(exceeded) = quotas::check_endpoint(&registry, &endpoint) {
             return Outcome::QuotaExceeded(exceeded);

@@ -215,6 +215,8 @@ pub enum ChangeError {
     Conflict,
     #[error("{0}")]
     NotAllowed(&'static str),
+    #[error("another endpoint of the tenant has this uid")]
+    UidTaken,
     /// The event has no content that could be delivered.
     #[error("the event was erased")]
     Erased,

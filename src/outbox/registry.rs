@@ -12,8 +12,8 @@ mod consumers;
 pub use consumers::{ConsumerDirectory, ConsumerStatus};
 
 use crate::domain::{
-    ApiKey, ConsumerKey, ConsumerPlace, Endpoint, EndpointId, EndpointNumber, EventType, KeyId, Ordering,
-    Position, QueueName, Quotas, Record, Tenant, TenantSettings,
+    ApiKey, ConsumerKey, ConsumerPlace, Endpoint, EndpointId, EndpointNumber, EndpointUid, EventType, KeyId,
+    Ordering, Position, QueueName, Quotas, Record, Tenant, TenantSettings,
 };
 use crate::schemas::RegisteredType;
 
@@ -40,6 +40,8 @@ pub struct Registry {
     /// Includes deleted endpoints, because queries still ask for their deliveries.
     by_id: HashMap<EndpointId, EndpointNumber>,
     queues: HashMap<(Tenant, QueueName), EndpointNumber>,
+    /// Live endpoints with a uid.
+    uids: HashMap<EndpointUid, BTreeMap<Tenant, EndpointNumber>>,
     /// Ids and tenants of deleted endpoints, which old deliveries still name.
     deleted: BTreeMap<EndpointNumber, (EndpointId, Tenant)>,
     keys: BTreeMap<KeyId, Arc<ApiKey>>,
@@ -64,6 +66,7 @@ impl Registry {
                 self.set_ordered(endpoint.number, endpoint.ordering != Ordering::None);
                 self.queues.extend(queue_key(endpoint).map(|key| (key, endpoint.number)));
                 let before = self.endpoints.insert(endpoint.number, endpoint.clone());
+                self.change_uid(before.as_deref(), Some(endpoint));
                 self.count_endpoint(before.as_deref(), Some(endpoint));
             }
             Record::EndpointDeleted { endpoint, .. } => {
@@ -72,6 +75,7 @@ impl Registry {
                     if let Some(key) = queue_key(&gone) {
                         self.queues.remove(&key);
                     }
+                    self.change_uid(Some(&gone), None);
                     self.count_endpoint(Some(&gone), None);
                     self.deleted.insert(*endpoint, (gone.id.clone(), gone.tenant.clone()));
                 }
@@ -133,6 +137,24 @@ impl Registry {
     #[must_use]
     pub fn ordered_endpoints(&self) -> Arc<HashSet<EndpointNumber>> {
         self.ordered.clone()
+    }
+
+    fn change_uid(&mut self, before: Option<&Endpoint>, after: Option<&Endpoint>) {
+        let (gone, new) = (before.and_then(|one| one.uid.as_ref()), after.and_then(|one| one.uid.as_ref()));
+        if gone == new {
+            return;
+        }
+        if let (Some(endpoint), Some(uid)) = (before, gone)
+            && let Some(tenants) = self.uids.get_mut(uid)
+        {
+            tenants.remove(&endpoint.tenant);
+            if tenants.is_empty() {
+                self.uids.remove(uid);
+            }
+        }
+        if let (Some(endpoint), Some(uid)) = (after, new) {
+            self.uids.entry(uid.clone()).or_default().insert(endpoint.tenant.clone(), endpoint.number);
+        }
     }
 
     fn count_endpoint(&mut self, before: Option<&Endpoint>, after: Option<&Endpoint>) {
@@ -200,6 +222,20 @@ impl Registry {
     #[must_use]
     pub fn endpoint_by_id(&self, id: &EndpointId) -> Option<&Arc<Endpoint>> {
         self.by_id.get(id).and_then(|number| self.endpoints.get(number))
+    }
+
+    /// The live endpoints with this uid, at most one per tenant.
+    pub fn endpoints_by_uid(&self, uid: &EndpointUid) -> impl Iterator<Item = &Arc<Endpoint>> {
+        let numbers = self.uids.get(uid).into_iter().flat_map(BTreeMap::values);
+        numbers.filter_map(|number| self.endpoints.get(number))
+    }
+
+    /// Whether another live endpoint of the tenant has the uid of this one.
+    #[must_use]
+    pub fn is_uid_taken(&self, endpoint: &Endpoint) -> bool {
+        let tenants = endpoint.uid.as_ref().and_then(|uid| self.uids.get(uid));
+        let owner = tenants.and_then(|tenants| tenants.get(&endpoint.tenant));
+        owner.is_some_and(|owner| *owner != endpoint.number)
     }
 
     /// The live queue with this name.

@@ -239,6 +239,8 @@ pub enum Outcome {
     TooManyTargets,
     /// The command would exceed a quota of its tenant. Never stored for an idempotency key.
     QuotaExceeded(QuotaExceeded),
+    /// Another endpoint of the tenant has the uid.
+    UidTaken,
     Endpoint(Arc<Endpoint>),
     Tenant(Arc<TenantSettings>),
     /// The consumer after the command.

@@ -34,6 +34,7 @@ pub mod dead;
 pub mod erasures;
 pub mod failing;
 pub mod feed;
+pub mod filter;
 pub mod fold;
 pub mod idempotency;
 

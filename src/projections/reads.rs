@@ -5,57 +5,16 @@
 use std::ops::ControlFlow;
 
 use super::dead::Letter;
+pub use super::filter::{EndpointChoice, FailureKind, Filter};
 use super::pages::{EventEntry, first_position, page_of};
 use super::states::{PageStates, StateEntry, StatePlace, state_of};
 use super::{Rows, dead, leases, pages, pending};
 use crate::domain::{
-    DeadReason, DeliveryKey, DeliveryState, EndpointNumber, EventType, HeldLease, LastAttempt, Position,
-    Progress, StreamName, Tenant, Timestamp,
+    DeadReason, DeliveryKey, DeliveryState, EndpointNumber, HeldLease, LastAttempt, Position, Progress,
+    Timestamp,
 };
 use crate::failpoints::{self, Bound};
 use crate::limits;
-
-/// Filters of lists; each list documents those that it uses. `since` (inclusive) and `until`
-/// (exclusive) bound the acceptance of the event, or the death of a dead letter.
-#[derive(Clone, Debug, Default)]
-pub struct Filter {
-    pub tenant: Option<Tenant>,
-    pub endpoint: Option<EndpointNumber>,
-    pub event: Option<Position>,
-    pub event_type: Option<EventType>,
-    pub stream: Option<StreamName>,
-    /// An event's status word.
-    pub event_status: Option<&'static str>,
-    /// A delivery's state word (`pending`, `delivered`, `dead`, `cancelled`).
-    pub delivery_state: Option<&'static str>,
-    pub reason: Option<DeadReason>,
-    pub since: Option<Timestamp>,
-    pub until: Option<Timestamp>,
-}
-
-impl Filter {
-    fn wants_event(&self, event: &EventEntry) -> bool {
-        self.tenant.as_ref().is_none_or(|tenant| tenant.as_str() == &*event.tenant)
-            && self.event_type.as_ref().is_none_or(|kind| kind.as_str() == &*event.event_type)
-            && self.stream.as_ref().is_none_or(|wanted| {
-                event.stream.as_ref().is_some_and(|(stream, _)| **stream == *wanted.as_str())
-            })
-            && self.event.is_none_or(|position| position == event.position)
-            && self.wants_time(event.accepted_at)
-    }
-
-    fn wants_time(&self, at: Timestamp) -> bool {
-        self.since.is_none_or(|since| at >= since) && self.until.is_none_or(|until| at < until)
-    }
-
-    fn wants_letter(&self, letter: &Letter) -> bool {
-        self.tenant.as_ref().is_none_or(|tenant| tenant.as_str() == &*letter.tenant)
-            && self.event_type.as_ref().is_none_or(|kind| kind.as_str() == &*letter.event_type)
-            && self.endpoint.is_none_or(|endpoint| endpoint == letter.delivery.endpoint)
-            && self.reason.is_none_or(|reason| reason == letter.reason)
-            && self.wants_time(letter.died_at)
-    }
-}
 
 /// Start of a page: all listed items are strictly older. Opaque to clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -314,8 +273,8 @@ fn next_start(rows: &dyn Rows, filter: &Filter, stopped: Option<u64>) -> Option<
     if too_old { None } else { Some(below) }
 }
 
-/// Deliveries by descending event and endpoint. Filters: tenant, endpoint, event, event_type,
-/// delivery_state, since, until.
+/// Deliveries by descending event and endpoint. Filters: tenant, endpoint, endpoints, event,
+/// positions, event_type, types, delivery_state, last_status, failure, since, until.
 pub fn deliveries(
     rows: &dyn Rows,
     filter: &Filter,
@@ -327,10 +286,14 @@ pub fn deliveries(
     if let Some(event) = filter.event {
         below = below.min(event.0 + 1);
     }
+    if let Some((_, last)) = filter.positions {
+        below = below.min(last.0.saturating_add(1));
+    }
     let below = start_below(rows, below, filter.until);
     let stopped = walk_events(rows, below, |event, states| {
         let too_old = filter.since.is_some_and(|since| event.accepted_at < since)
-            || filter.event.is_some_and(|wanted| event.position < wanted);
+            || filter.event.is_some_and(|wanted| event.position < wanted)
+            || filter.positions.is_some_and(|(first, _)| event.position < first);
         if too_old {
             return ControlFlow::Break(());
         }
@@ -347,8 +310,9 @@ pub fn deliveries(
             }
             let key = DeliveryKey { event: event.position, endpoint };
             let word = state.as_ref().map_or(DeliveryState::Pending, |entry| entry.state).as_str();
-            if filter.delivery_state.is_none_or(|wanted| wanted == word) {
-                items.push(delivery_facts(rows, event, key, state.as_ref()));
+            if filter.wants_endpoint(endpoint) && filter.delivery_state.is_none_or(|wanted| wanted == word) {
+                let facts = delivery_facts(rows, event, key, state.as_ref());
+                items.extend(Some(facts).filter(|facts| filter.wants_result(facts)));
             }
             if items.len() > limit {
                 return ControlFlow::Break(());
@@ -361,7 +325,8 @@ pub fn deliveries(
     let next = if full {
         items.last().map(|facts| Cursor { endpoint: facts.key.endpoint, ..Cursor::at(facts.key.event) })
     } else {
-        let done = filter.event.is_some_and(|wanted| stopped.is_none_or(|at| at <= wanted.0));
+        let first = filter.event.or_else(|| filter.positions.map(|(first, _)| first));
+        let done = first.is_some_and(|first| stopped.is_none_or(|at| at <= first.0));
         let rest = if done { None } else { next_start(rows, filter, stopped) };
         // All deliveries of the event at the cursor follow: no endpoint has this number.
         rest.and_then(|at| at.0.checked_sub(1))
@@ -370,7 +335,12 @@ pub fn deliveries(
     Found { items, next }
 }
 
-/// Dead letters, newest death first. Filters: tenant, endpoint, event_type, reason, since, until.
+/// Entries of the budget that the result of a dead letter's last attempt uses: it is on the page of
+/// the event.
+const RESULT_ENTRIES: usize = 16;
+
+/// Dead letters, newest death first. Filters: tenant, endpoint, endpoints, positions, event_type,
+/// types, reason, last_status, failure, since, until.
 pub fn dead_letters(rows: &dyn Rows, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Letter> {
     let mut items = Vec::new();
     let mut examined = 0;
@@ -379,14 +349,21 @@ pub fn dead_letters(rows: &dyn Rows, filter: &Filter, after: Option<Cursor>, lim
         after.map(|cursor| (cursor.position, DeliveryKey { event: cursor.event, endpoint: cursor.endpoint }));
     let mut complete = true;
     dead::newest_first(rows, before, &mut |letter| {
-        if items.len() == limit || examined == scan_entries() {
+        if items.len() == limit || examined >= scan_entries() {
             complete = false;
             return ControlFlow::Break(());
         }
         examined += 1;
         let DeliveryKey { event, endpoint } = letter.delivery;
         next = Some(Cursor { position: letter.death, endpoint, event });
-        if filter.wants_letter(&letter) {
+        if !filter.wants_letter(&letter) {
+            return ControlFlow::Continue(());
+        }
+        if filter.needs_result() {
+            examined += RESULT_ENTRIES;
+        }
+        let has_result = || delivery(rows, letter.delivery).is_some_and(|facts| filter.wants_result(&facts));
+        if !filter.needs_result() || has_result() {
             items.push(letter);
         }
         ControlFlow::Continue(())

@@ -30,24 +30,7 @@ pub fn pattern_matches(pattern: &Pattern, event_type: &EventType) -> bool {
 /// As [`pattern_matches`], for the text of an event type.
 #[must_use]
 pub fn pattern_matches_text(pattern: &Pattern, event_type: &str) -> bool {
-    let words: Vec<&str> = event_type.split('.').collect();
-    // For each number of leading words: whether the parts of the pattern so far match them.
-    let mut reachable = vec![false; words.len() + 1];
-    reachable[0] = true;
-    for part in pattern.as_str().split('.') {
-        let mut next = vec![false; words.len() + 1];
-        let mut any_before = false;
-        for at in 0..=words.len() {
-            any_before |= reachable[at];
-            next[at] = match part {
-                "#" => any_before,
-                "*" => at > 0 && reachable[at - 1],
-                word => at > 0 && reachable[at - 1] && words[at - 1] == word,
-            };
-        }
-        reachable = next;
-    }
-    reachable[words.len()]
+    pattern.matches(event_type)
 }
 
 /// Work of one match, in blocks of pattern states. Tests bound it.

@@ -77,6 +77,7 @@ pub(crate) mod tests {
             client_certificate: None,
             secrets: Vec::new(),
             trace: false,
+            uid: None,
             versions: Vec::new(),
             metadata: None,
             status: EndpointStatus::Active,

@@ -5,9 +5,12 @@ use std::time::Duration;
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff;
 
-use crate::domain::{DeadReason, DeliveryKey, Next, Progress, RetryPolicy, Timestamp, Verdict};
+use crate::domain::{DeadReason, DeliveryKey, Next, Progress, RetryPolicy, RetryRule, Timestamp, Verdict};
 use crate::failpoints::{self, Mutation};
 use crate::limits;
+
+/// Minimum time to the next attempt: a moved delivery needs a new key in its lane.
+const INTERVAL_MIN: Duration = Duration::from_millis(1);
 
 /// Decides the next step after an attempt. `progress` is from before the attempt,
 /// [after its delay](Progress::after).
@@ -20,13 +23,12 @@ pub fn next(
     started_at: Timestamp,
     finished_at: Timestamp,
 ) -> Next {
-    // At least 1 ms later: a moved delivery needs a new key in its lane.
     let held = match verdict {
         Verdict::Delivered => return Next::Delivered,
         Verdict::Refused(reason) => return Next::Dead(reason),
         Verdict::Gone(reason) => return Next::Dead(reason.dead_reason()),
-        Verdict::Retry => Duration::from_millis(1),
-        Verdict::RetryAfter(wait) => wait.clamp(Duration::from_millis(1), limits::RETRY_AFTER_MAX),
+        Verdict::Retry => INTERVAL_MIN,
+        Verdict::RetryAfter(wait) => held(wait),
     };
     let failed = progress.attempts_in_series + 1;
     match policy {
@@ -48,6 +50,23 @@ pub fn next(
             Next::RetryAt(at)
         }
     }
+}
+
+/// The rule that set the time of the next attempt. `None` without a next attempt.
+#[must_use]
+pub fn rule(next: Next, verdict: Verdict, finished_at: Timestamp) -> Option<RetryRule> {
+    match (next, verdict) {
+        (Next::RetryAt(at), Verdict::RetryAfter(wait)) if at == finished_at.plus(held(wait)) => {
+            Some(RetryRule::RetryAfter)
+        }
+        (Next::RetryAt(_), _) => Some(RetryRule::RetryPolicy),
+        (Next::Delivered | Next::Dead(_), _) => None,
+    }
+}
+
+/// How long `Retry-After` postpones the next attempt.
+fn held(wait: Duration) -> Duration {
+    wait.clamp(INTERVAL_MIN, limits::RETRY_AFTER_MAX)
 }
 
 /// Delay of an attempt that the receiver did not cause: from its due time to its start, or to
@@ -116,6 +135,21 @@ mod tests {
             max_attempts: 12,
             max_age: 72 * HOUR,
             jitter,
+        }
+    }
+
+    #[test]
+    fn rule_is_the_later_of_policy_and_retry_after() {
+        let now = Timestamp::from_millis(1_000_000);
+        for (verdict, expected) in [
+            (Verdict::Retry, Some(RetryRule::RetryPolicy)),
+            (Verdict::RetryAfter(Duration::ZERO), Some(RetryRule::RetryPolicy)),
+            (Verdict::RetryAfter(HOUR), Some(RetryRule::RetryAfter)),
+            (Verdict::Delivered, None),
+            (Verdict::Refused(DeadReason::Refused), None),
+        ] {
+            let next = next(&policy(0.0), KEY, &after(0, 1_000_000), verdict, now, now);
+            assert_eq!(rule(next, verdict, now), expected, "{verdict:?}");
         }
     }
 

@@ -15,7 +15,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
-pub use custom::{check_content, check_value, signature_headers};
+pub use custom::{check_content, check_value, masked_signature_headers, signature_headers};
 
 use super::weakness;
 use crate::domain::{Secret, SecretKind, SignaturePreset, SignatureScheme, Timestamp};

@@ -85,7 +85,7 @@ impl Authorizations<'_> {
             }
             // The request that this one waited for.
             TokenState::Failed { at, reply } if *at >= asked_at => {
-                return Err(AuthorizationError::Failed(Box::new(reply.clone())));
+                return Err(AuthorizationError::Failed(reply.clone()));
             }
             TokenState::Token { .. } | TokenState::Failed { .. } | TokenState::Unknown => {}
         }
@@ -100,7 +100,7 @@ impl Authorizations<'_> {
             }
             Err(failed) => {
                 *state = TokenState::Failed { at: now, reply: failed.clone() };
-                Err(AuthorizationError::Failed(Box::new(failed)))
+                Err(AuthorizationError::Failed(failed))
             }
         }
     }
@@ -160,16 +160,18 @@ struct ReadToken {
 }
 
 /// The token in a reply, or the failed attempt.
-fn read_token(reply: &ReceiverReply) -> Result<ReadToken, ReceiverReply> {
-    let failed = |class, text: String| ReceiverReply {
-        network: reply.network,
-        duration: reply.duration,
-        url_is_forbidden: reply.url_is_forbidden,
-        ..ReceiverReply::failed(class, text)
+fn read_token(reply: &ReceiverReply) -> Result<ReadToken, Box<ReceiverReply>> {
+    let failed = |class, text: String| {
+        Box::new(ReceiverReply {
+            network: reply.network,
+            duration: reply.duration,
+            url_is_forbidden: reply.url_is_forbidden,
+            ..ReceiverReply::failed(class, text)
+        })
     };
     let refused = |text: &str| failed(ErrorClass::Token, format!("the token server {text}"));
     match &reply.outcome {
-        Ok(200..300) => parse_token(&reply.body).map_err(|text| refused(text)),
+        Ok(200..300) => parse_token(&reply.body).map_err(refused),
         Ok(status) => {
             let error = serde_json::from_slice::<TokenErrorBody>(&reply.body).ok().map(|body| body.error);
             // RFC 6749 lists the characters; other texts are not shown.

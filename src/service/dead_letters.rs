@@ -11,6 +11,7 @@ use crate::service::bulk::deliveries_per_step;
 use crate::service::conversions::Conversions;
 use crate::service::deliveries::Deliveries;
 use crate::service::pages::{Pages, scoped};
+use crate::service::search::has_id_start;
 use crate::service::types::{DeadLetterDetail, DeadLetterView, DeliveryView, Page, Scope};
 
 /// Operations on dead letters.
@@ -34,11 +35,12 @@ impl DeadLetters<'_> {
             let converted = Conversions(self.0).convert(&endpoint.versions, key.event, &event);
             converted.err().map(|error| error.to_string())
         });
-        let attempts = Deliveries(self.0).attempts(&facts).await;
+        let attempts = Deliveries(self.0).attempts(&event, &facts).await;
         Ok(Some(DeadLetterDetail { letter, event, attempts, conversion_error }))
     }
 
-    /// Filters: tenant, endpoint, event_type, reason, since and until (by time of death).
+    /// Filters: see [`reads::dead_letters`](crate::projections::reads::dead_letters), and
+    /// `event_id_start`.
     ///
     /// # Errors
     /// When the outbox is unavailable.
@@ -50,7 +52,7 @@ impl DeadLetters<'_> {
         limit: usize,
     ) -> Result<Page<DeadLetterView>, Unavailable> {
         let Some(filter) = scoped(scope, filter) else { return Ok(Pages(self.0).empty()) };
-        let tenant = filter.tenant.clone();
+        let (tenant, id_start) = (filter.tenant.clone(), filter.event_id_start.clone());
         let page = Pages(self.0)
             .collect(tenant.as_ref(), after, limit, move |state, after, limit| {
                 let found = state.dead_letters(&filter, after, limit);
@@ -60,7 +62,8 @@ impl DeadLetters<'_> {
             .await?;
         let mut items = Vec::with_capacity(page.items.len());
         for (facts, reason, died_at) in page.items {
-            if let Some(event) = self.0.event_at(facts.key.event).await? {
+            let event = self.0.event_at(facts.key.event).await?;
+            if let Some(event) = event.filter(|event| has_id_start(event, id_start.as_deref())) {
                 items.push(DeadLetterView {
                     delivery: Deliveries(self.0).view(&event, &facts),
                     reason,

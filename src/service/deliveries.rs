@@ -2,6 +2,8 @@
 //!
 //! Bulk work runs in bounded steps of one commit each, so that it does not block other requests.
 
+use std::sync::Arc;
+
 use crate::context::Context;
 use crate::context::responses::Keyed;
 use crate::domain::{
@@ -15,9 +17,11 @@ use crate::service::bulk::{DELETED, Deaths, deliveries_per_step, revive_command}
 use crate::service::history::History;
 use crate::service::pages::{Pages, scoped};
 use crate::service::queues::QUEUE_ID;
+use crate::service::requests::Requests;
+use crate::service::search::has_id_start;
 use crate::service::system_events::SystemEvents;
 use crate::service::types::{
-    DeliveryDetail, DeliveryView, Destination, DestinationKind, HistoryEntry, Page, Scope,
+    DeliveryDetail, DeliveryView, Destination, DestinationKind, HistoryEntry, Page, PastAttempt, Scope,
 };
 
 const PURGED: ChangeError =
@@ -36,10 +40,11 @@ impl Deliveries<'_> {
         let Some(facts) = facts.filter(|facts| scope.covers_name(&facts.tenant)) else { return Ok(None) };
         let Some(event) = self.0.event_at(key.event).await? else { return Ok(None) };
         let delivery = self.view(&event, &facts);
-        Ok(Some(DeliveryDetail { delivery, attempts: self.attempts(&facts).await }))
+        Ok(Some(DeliveryDetail { delivery, attempts: self.attempts(&event, &facts).await }))
     }
 
-    /// Filters: tenant, endpoint, event, event_type, delivery_state, since, until.
+    /// Filters: see [`reads::deliveries`](crate::projections::reads::deliveries), and
+    /// `event_id_start`.
     ///
     /// # Errors
     /// When the outbox is unavailable.
@@ -51,7 +56,7 @@ impl Deliveries<'_> {
         limit: usize,
     ) -> Result<Page<DeliveryView>, Unavailable> {
         let Some(filter) = scoped(scope, filter) else { return Ok(Pages(self.0).empty()) };
-        let tenant = filter.tenant.clone();
+        let (tenant, id_start) = (filter.tenant.clone(), filter.event_id_start.clone());
         let page = Pages(self.0)
             .collect(tenant.as_ref(), after, limit, move |state, after, limit| {
                 state.deliveries(&filter, after, limit)
@@ -59,7 +64,8 @@ impl Deliveries<'_> {
             .await?;
         let mut items = Vec::with_capacity(page.items.len());
         for facts in page.items {
-            if let Some(event) = self.0.event_at(facts.key.event).await? {
+            let event = self.0.event_at(facts.key.event).await?;
+            if let Some(event) = event.filter(|event| has_id_start(event, id_start.as_deref())) {
                 items.push(self.view(&event, &facts));
             }
         }
@@ -95,14 +101,21 @@ impl Deliveries<'_> {
     }
 
     /// The attempts and leases of a delivery, oldest first.
-    pub(crate) async fn attempts(self, facts: &DeliveryFacts) -> Vec<HistoryEntry> {
+    pub(crate) async fn attempts(self, event: &Arc<Event>, facts: &DeliveryFacts) -> Vec<HistoryEntry> {
         let mut history = History::new(facts.key.event);
         for position in &facts.attempts {
             if let Ok(Some(record)) = self.0.record_at(*position).await {
                 history.add(*position, record);
             }
         }
-        history.finish(facts.lease.as_ref(), self.0.now().wall)
+        let mut entries = history.finish(facts.lease.as_ref(), self.0.now().wall);
+        let mut attempts: Vec<&mut PastAttempt> = entries.iter_mut().filter_map(past_attempt).collect();
+        let records: Vec<_> = attempts.iter().map(|past| past.attempt.clone()).collect();
+        let requests = Requests(self.0).past(facts.key, event, &records).await;
+        for (past, request) in attempts.iter_mut().zip(requests) {
+            past.request = request;
+        }
+        entries
     }
 
     /// Makes a pending, dead, delivered or cancelled delivery due now, in a new retry series.
@@ -315,5 +328,12 @@ impl Deliveries<'_> {
             }
             after = next;
         }
+    }
+}
+
+fn past_attempt(entry: &mut HistoryEntry) -> Option<&mut PastAttempt> {
+    match entry {
+        HistoryEntry::Attempt(past) => Some(past),
+        HistoryEntry::Lease(_) => None,
     }
 }

@@ -10,8 +10,8 @@ use crate::context::responses::Remember;
 use crate::context::signal::{LaneAnswer, Signal};
 use crate::courier::guard::RefusedUrl;
 use crate::domain::{
-    DisabledReason, Endpoint, EndpointId, EndpointNumber, EndpointStatus, Pattern, Position, Tenant,
-    Timestamp,
+    DisabledReason, Endpoint, EndpointId, EndpointNumber, EndpointStatus, EndpointUid, Pattern, Position,
+    Tenant, Timestamp,
 };
 use crate::lanes::{WaitReason, with_order};
 use crate::outbox::draft::{ChangeError, Unavailable};
@@ -23,6 +23,11 @@ use crate::service::secrets::Secrets;
 use crate::service::system_events::SystemEvents;
 use crate::service::types::{EndpointStats, LaneView, Page, Scope};
 
+/// Several tenants have an endpoint with the uid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("several tenants have an endpoint with this uid; use its id")]
+pub struct AmbiguousUid;
+
 /// Operations on endpoints.
 #[derive(Clone, Copy)]
 pub struct Endpoints<'a>(pub &'a Context);
@@ -31,6 +36,24 @@ impl Endpoints<'_> {
     pub fn get(self, scope: &Scope, id: &EndpointId) -> Option<Arc<Endpoint>> {
         let found = self.0.outbox().registry(|registry| registry.endpoint_by_id(id).cloned());
         found.filter(|endpoint| endpoint.queue().is_none() && scope.covers(&endpoint.tenant))
+    }
+
+    /// The endpoint with this id, or else with this uid.
+    ///
+    /// # Errors
+    /// When several tenants of the scope have an endpoint with this uid.
+    pub fn find(self, scope: &Scope, id_or_uid: &str) -> Result<Option<Arc<Endpoint>>, AmbiguousUid> {
+        if let Some(found) = id_or_uid.parse().ok().and_then(|id| self.get(scope, &id)) {
+            return Ok(Some(found));
+        }
+        let Ok(uid) = id_or_uid.parse::<EndpointUid>() else { return Ok(None) };
+        self.0.outbox().registry(|registry| {
+            let mut found = registry.endpoints_by_uid(&uid).filter(|one| scope.covers(&one.tenant));
+            match (found.next(), found.next()) {
+                (_, Some(_)) => Err(AmbiguousUid),
+                (one, None) => Ok(one.cloned()),
+            }
+        })
     }
 
     /// The number in delivery keys. Deleted endpoints keep theirs, so that filters find deliveries.
@@ -49,6 +72,7 @@ impl Endpoints<'_> {
         scope: &Scope,
         tenant: Option<&Tenant>,
         status: Option<&str>,
+        uid: Option<&EndpointUid>,
         after: Option<Cursor>,
         limit: usize,
     ) -> Page<Arc<Endpoint>> {
@@ -57,6 +81,7 @@ impl Endpoints<'_> {
                 && scope.covers(&endpoint.tenant)
                 && tenant.is_none_or(|tenant| *tenant == endpoint.tenant)
                 && status.is_none_or(|status| status == status_name(&endpoint.status))
+                && uid.is_none_or(|uid| endpoint.uid.as_ref() == Some(uid))
                 && after.is_none_or(|cursor| endpoint.number < cursor.endpoint)
         };
         let mut items: Vec<_> = self.0.outbox().registry(|registry| {

@@ -152,6 +152,7 @@ impl Events<'_> {
                     return Err(PublishError::QuotaExceeded(exceeded));
                 }
                 Outcome::Endpoint(_)
+                | Outcome::UidTaken
                 | Outcome::Tenant(_)
                 | Outcome::Consumer(_)
                 | Outcome::ConsumerMoved { .. }

@@ -1,8 +1,6 @@
 //! The history of a delivery: its attempts, or the leases of its message.
 
-use std::sync::Arc;
-
-use super::types::{HistoryEntry, LeaseOutcome, PastLease};
+use super::types::{HistoryEntry, LeaseOutcome, PastAttempt, PastLease};
 use crate::domain::{HeldLease, LeaseEnd, Position, Record, Timestamp};
 
 /// Collects the records of one delivery, oldest first.
@@ -22,7 +20,7 @@ impl History {
     pub(super) fn add(&mut self, position: Position, record: Record) {
         match record {
             Record::AttemptFinished { attempt, .. } => {
-                self.entries.push(HistoryEntry::Attempt(Arc::clone(&attempt)));
+                self.entries.push(HistoryEntry::Attempt(PastAttempt { attempt, request: None }.into()));
             }
             Record::MessagesLeased { until, at, worker, .. } => {
                 self.leases += 1;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::context::Context;
 use crate::context::responses::Remember;
-use crate::domain::{ApiKey, KeyId, Record};
+use crate::domain::{ApiKey, KeyId, Record, Timestamp};
 use crate::outbox::draft::ChangeError;
 use crate::outbox::unit::Command;
 
@@ -30,6 +30,17 @@ impl Keys<'_> {
         self.0.outbox().keys()
     }
 
+    /// A request was authenticated with the key.
+    pub fn note_use(self, key: &KeyId) {
+        self.0.note_key_use(key);
+    }
+
+    /// The hour of the last use since the start of the daemon.
+    #[must_use]
+    pub fn last_use(self, key: &KeyId) -> Option<Timestamp> {
+        self.0.last_key_use(key)
+    }
+
     /// # Errors
     /// When the commit failed.
     pub async fn create(self, key: ApiKey, remember: Option<Remember>) -> Result<(), ChangeError> {
@@ -43,6 +54,7 @@ impl Keys<'_> {
             return Err(ChangeError::NotFound);
         }
         self.0.write(Record::KeyDeleted { id: id.clone(), at: self.0.now().wall }).await?;
+        self.0.forget_key_use(id);
         Ok(())
     }
 

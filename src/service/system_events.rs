@@ -13,9 +13,10 @@
 use serde_json::{Value, json};
 
 use crate::context::Context;
+use crate::context::signal::FailedAttempt;
 use crate::domain::{
     ConsumerKey, DeadReason, DeliveryId, DeliveryKey, DisabledReason, Endpoint, EndpointId, EndpointNumber,
-    Event, Position, Tenant,
+    EndpointUid, Event, Position, Tenant,
 };
 use crate::lanes::Turn;
 use crate::limits;
@@ -27,16 +28,39 @@ use crate::service::events::Events;
 pub struct SystemEvents<'a>(pub &'a Context);
 
 impl SystemEvents<'_> {
-    /// Publishes a health transition of an endpoint.
-    pub(crate) async fn publish_turn(self, number: EndpointNumber, turn: Turn) {
+    /// Publishes a health transition of an endpoint, with the failure that caused it.
+    pub(crate) async fn publish_turn(
+        self,
+        number: EndpointNumber,
+        turn: Turn,
+        failure: Option<FailedAttempt>,
+    ) {
         let endpoint = self.0.outbox().endpoint(number);
         let Some(endpoint) = endpoint.filter(|endpoint| !is_reserved(&endpoint.tenant)) else { return };
         let event_type = match turn {
             Turn::Failing => "balto.endpoint.failing",
             Turn::Recovered => "balto.endpoint.recovered",
         };
-        let data = json!({"endpointId": endpoint.id.as_str(), "tenant": endpoint.tenant.as_str()});
+        let mut data = json!({"endpointId": endpoint.id.as_str(), "tenant": endpoint.tenant.as_str()});
+        if turn == Turn::Failing {
+            self.describe_failure(&endpoint, failure, &mut data).await;
+        }
         self.publish(event_type, &[data]).await;
+    }
+
+    /// Adds the receiver, its last failure, the start of the failures and the backlog.
+    async fn describe_failure(self, endpoint: &Endpoint, failure: Option<FailedAttempt>, data: &mut Value) {
+        let number = endpoint.number;
+        // Without an answer of the state, the event has fewer facts.
+        let lane = self.0.outbox().read(move |state| state.lane(number)).await.ok();
+        let since = lane.as_ref().and_then(|lane| lane.failing).map(|failing| failing.since);
+        let since = since.or_else(|| failure.as_ref().map(|failure| failure.started_at));
+        data["uid"] = json!(endpoint.uid.as_ref().map(EndpointUid::as_str));
+        data["host"] = json!(endpoint.destination());
+        data["lastStatusCode"] = json!(failure.as_ref().and_then(|failure| failure.status));
+        data["lastError"] = json!(failure.as_ref().map(|failure| &*failure.error));
+        data["since"] = json!(since.map(|at| at.rfc3339().as_str().to_owned()));
+        data["pending"] = json!(lane.map(|lane| lane.pending));
     }
 
     pub(crate) async fn publish_disabled(self, endpoint: &Endpoint, reason: DisabledReason) {

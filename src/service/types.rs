@@ -13,11 +13,13 @@ pub use crate::outbox::draft::{
 pub use crate::outbox::registry::ConsumerStatus;
 pub use crate::outbox::tail::FeedEvent;
 pub use crate::projections::lag::Lag;
-pub use crate::projections::reads::{Cursor, Filter};
+pub use crate::projections::reads::{Cursor, FailureKind, Filter};
 pub use crate::projections::streams::Head;
 pub use crate::schemas::json::compact;
 pub use crate::schemas::registered::{VersionIncompatibility, value_of};
 pub use crate::schemas::{DefinitionError, RegisteredType, TypeRefusal, Violation};
+pub use crate::service::requests::{MASK, RequestError, RequestSecrets, RequestView};
+pub use crate::service::search::parse_id_start;
 
 use crate::domain::closed_list::closed_list;
 use crate::domain::{
@@ -88,10 +90,17 @@ pub struct Destination {
     pub name: Option<QueueName>,
 }
 
+/// An attempt, and its request with masked secrets, if it can be built again.
+#[derive(Clone, Debug)]
+pub struct PastAttempt {
+    pub attempt: Arc<Attempt>,
+    pub request: Option<RequestView>,
+}
+
 /// One part of a delivery's history.
 #[derive(Clone, Debug)]
 pub enum HistoryEntry {
-    Attempt(Arc<Attempt>),
+    Attempt(Box<PastAttempt>),
     Lease(PastLease),
 }
 

@@ -180,6 +180,7 @@ pub(super) fn new_endpoint(inner: &mut Inner) -> Endpoint {
         handshake: handshake(chance),
         client_certificate: None,
         trace: false,
+        uid: None,
         versions: Vec::new(),
         metadata: None,
         status: EndpointStatus::Active,

@@ -42,6 +42,14 @@ async fn delivery_shows_each_attempt_with_all_its_members() {
     assert!(attempts[0]["nextAttemptAt"].is_string() && attempts[1]["nextAttemptAt"].is_null(), "{delivery}");
 }
 
+/// Asserts the number of items that each query finds.
+async fn are_found(daemon: &Daemon, path: &str, rows: &[(String, usize)]) {
+    for (query, expected) in rows {
+        let found = daemon.get(&format!("/{path}?{query}")).await;
+        assert_eq!(list(&found).len(), *expected, "{query}: {found}");
+    }
+}
+
 #[tokio::test]
 async fn deliveries_are_found_by_every_filter() {
     let data = tempfile::tempdir().unwrap();
@@ -69,10 +77,87 @@ async fn deliveries_are_found_by_every_filter() {
         ("since=2026-01-01T00:00:00Z&until=2100-01-01T00:00:00Z".to_owned(), 4),
         ("until=2026-01-01T00:00:00Z".to_owned(), 0),
         ("eventId=evt_nope".to_owned(), 0),
+        ("type=*".to_owned(), 4),
+        ("type=%23".to_owned(), 4),
+        ("type=b.*".to_owned(), 0),
+        ("type=b.%23".to_owned(), 1),
+        ("statusCode=500".to_owned(), 2),
+        ("statusCode=200".to_owned(), 1),
+        ("statusCode=404".to_owned(), 0),
+        ("statusCode=500&type=b".to_owned(), 1),
+        ("errorClass=status".to_owned(), 2),
+        ("errorClass=status&limit=1".to_owned(), 1),
+        ("errorClass=connect".to_owned(), 0),
+        ("errorClass=noReply".to_owned(), 0),
+        (format!("q={event}"), 2),
+        (format!("q={event}&status=dead"), 1),
+        (format!("q={event}&tenant=acme"), 0),
+        (format!("q={}", &event[..8]), 4),
+        (format!("q={first}"), 1),
+        ("q=evt_".to_owned(), 4),
+        ("q=evt_0".to_owned(), 4),
+        ("q=evt_00".to_owned(), 0),
+        ("q=evt_U".to_owned(), 0),
+        ("q=ep_".to_owned(), 4),
+        ("q=ep_nope".to_owned(), 0),
+        ("q=dlv_0000".to_owned(), 4),
+        ("q=dlv_f".to_owned(), 0),
+        ("q=dlv_x".to_owned(), 0),
+        ("q=nope".to_owned(), 0),
     ];
-    for (query, expected) in rows {
-        let found = daemon.get(&format!("/deliveries?{query}")).await;
-        assert_eq!(list(&found).len(), expected, "{query}: {found}");
+    are_found(&daemon, "deliveries", &rows).await;
+    for listed in list(&daemon.get("/deliveries").await) {
+        let id = text(listed, "id");
+        let found = daemon.get(&format!("/deliveries?q={id}")).await;
+        assert_eq!(list(&found), &vec![listed.clone()], "{found}");
+        let page = daemon.get(&format!("/deliveries?q={}&limit=1", &id[..id.len() - 9])).await;
+        assert_eq!(list(&page).len(), 1, "{page}");
+    }
+    let rows = [
+        (String::new(), 2),
+        ("statusCode=500".to_owned(), 2),
+        ("statusCode=503".to_owned(), 0),
+        ("errorClass=status".to_owned(), 2),
+        ("errorClass=tls".to_owned(), 0),
+        ("type=*".to_owned(), 2),
+        ("type=b.%23".to_owned(), 1),
+        (format!("q={event}"), 1),
+        ("q=evt_0".to_owned(), 2),
+        ("q=dlv_0&statusCode=500".to_owned(), 2),
+        (format!("q={first}"), 0),
+    ];
+    are_found(&daemon, "dead-letters", &rows).await;
+}
+
+#[tokio::test]
+async fn malformed_filters_of_deliveries_are_rejected() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let wildcards = format!("type=a{}", ".*".repeat(9));
+    for query in [
+        "statusCode=99",
+        "statusCode=600",
+        "statusCode=0200",
+        "statusCode=2xx",
+        "statusCode=",
+        "statusCode=+20",
+        "errorClass=none",
+        "errorClass=",
+        "type=",
+        "type=a..b",
+        "type=a*",
+        "q=",
+        "q=a%20b",
+        "q=a.b",
+        &format!("q={}", "x".repeat(65)),
+        &wildcards,
+    ] {
+        for path in ["deliveries", "dead-letters"] {
+            let (status, problem, _) = daemon.call("GET", &format!("/{path}?{query}"), &[], "").await;
+            is_problem(&(status, problem.clone()), 422, "validation_failed", query);
+            let name = query.split('=').next().unwrap();
+            assert_eq!(problem["errors"][0]["parameter"], name, "{problem}");
+        }
     }
 }
 

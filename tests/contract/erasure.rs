@@ -44,6 +44,9 @@ async fn check_reads(daemon: &Daemon, id: &str, delivery: &str) {
     let attempts = found["attempts"].as_array().unwrap();
     assert!(!attempts.is_empty() && attempts.iter().all(|one| one["responseBody"] == ""), "{found}");
     assert!(!found.to_string().contains("canary"), "{found}");
+    for attempt in attempts {
+        assert_eq!((&attempt["request"], &attempt["response"]["headers"]), (&Value::Null, &Value::Null));
+    }
     let letters = call_as(daemon, ADMIN, "GET", "/dead-letters", "").await.1;
     assert_eq!(letters["data"], json!([]));
     for path in [

@@ -8,6 +8,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attempts;
 mod authorization;
 mod changes;
 mod cloudevents;
@@ -25,6 +26,7 @@ mod feed_stream;
 mod formats;
 mod handshake;
 mod isolation;
+mod keys;
 mod listener;
 mod operation;
 mod outcomes;
@@ -42,6 +44,7 @@ mod stream_formats;
 mod streams;
 mod subscriber;
 mod tenants;
+mod uids;
 mod waits;
 mod workers;
 

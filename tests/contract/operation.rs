@@ -56,7 +56,7 @@ async fn operator_gets_an_event_for_each_endpoint_change_and_death() {
     // Fails twice, which kills the first delivery and opens the circuit; accepts the second; is
     // gone at the third; recovers.
     let receiver = Receiver::start(|number, _| answer([500, 500, 200, 410, 200][number.min(4)])).await;
-    let made = endpoint(&daemon, &receiver, json!({"maxInFlight": 1})).await;
+    let made = endpoint(&daemon, &receiver, json!({"maxInFlight": 1, "uid": "crm"})).await;
     let id = text(&made, "id");
     let about = json!({"endpointId": id, "tenant": "default"});
     let first = publish(&daemon, json!({"type": "a.b", "data": 1})).await;
@@ -68,7 +68,26 @@ async fn operator_gets_an_event_for_each_endpoint_change_and_death() {
         (&dead["eventId"], &dead["eventType"], &dead["endpointId"], &dead["reason"], &dead["tenant"]),
         (&first["id"], &json!("a.b"), &made["id"], &json!("attemptsExhausted"), &json!("default"))
     );
-    assert_eq!(events[1], ("balto.endpoint.failing".to_owned(), about.clone()));
+    let (event_type, failing) = &events[1];
+    assert_eq!(event_type, "balto.endpoint.failing");
+    let host = receiver.url.split('/').nth(2).unwrap();
+    let mut expected = about.clone();
+    for (name, value) in [
+        ("uid", json!("crm")),
+        ("host", json!(host)),
+        ("lastStatusCode", json!(500)),
+        ("lastError", json!("status 500")),
+    ] {
+        expected[name] = value;
+    }
+    for (name, value) in failing.as_object().unwrap() {
+        match name.as_str() {
+            "since" => assert!(value.is_string(), "{failing}"),
+            "pending" => assert!(value.is_u64(), "{failing}"),
+            _ => assert_eq!(Some(value), expected.get(name), "{name}: {failing}"),
+        }
+    }
+    assert_eq!(failing.as_object().unwrap().len(), 8, "{failing}");
 
     publish(&daemon, json!({"type": "a.b", "data": 2})).await;
     assert_eq!(

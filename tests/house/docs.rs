@@ -206,7 +206,12 @@ fn operation(path: &str, verb: &str, operation: &Value, out: &mut String) {
     for (status, response) in operation["responses"].as_object().unwrap() {
         let schema = &response["content"]["application/json"]["schema"];
         if status.starts_with('2') {
-            let body = if schema.is_null() { "no body".to_owned() } else { type_of(schema) };
+            let media = response["content"].as_object().and_then(|content| content.keys().next());
+            let body = match (schema.is_null(), media) {
+                (false, _) => type_of(schema),
+                (true, Some(media)) => format!("`{media}`"),
+                (true, None) => "no body".to_owned(),
+            };
             write!(out, "\n* Answer {status}: {body}").unwrap();
         } else {
             refusals.push(status.clone());

@@ -353,6 +353,13 @@ impl Daemon {
         body
     }
 
+    /// The media type and the text of a resource.
+    pub(crate) async fn text(&self, path: &str) -> (String, String) {
+        let reply = self.client.get(format!("{}{path}", self.api)).send().await.unwrap();
+        let media = reply.headers()["content-type"].to_str().unwrap().to_owned();
+        (media, reply.text().await.unwrap())
+    }
+
     pub(crate) async fn post(&self, path: &str, body: &str) -> Value {
         let (status, answer, _) = self.call("POST", path, &[], body).await;
         assert!((200..300).contains(&status), "POST {path} {body}: {status} {answer}");

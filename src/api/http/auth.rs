@@ -159,8 +159,9 @@ impl AdminKeyHash {
 }
 
 /// # Errors
-/// [`Problem::Unauthorized`] or [`Problem::TooManyWrongKeys`] without a valid key; with `--dev`,
-/// [`Problem::UntrustedOrigin`] for a request that a foreign page may have sent.
+/// [`Problem::Unauthorized`], [`Problem::KeyExpired`] or [`Problem::TooManyWrongKeys`] without a
+/// valid key; with `--dev`, [`Problem::UntrustedOrigin`] for a request that a foreign page may have
+/// sent.
 pub fn authenticate(
     api: &Api,
     config: &ApiConfig,
@@ -172,7 +173,8 @@ pub fn authenticate(
         let Err(reason) = site.check_request(&parts.uri, &parts.headers) else {
             return Ok(Principal::operator());
         };
-        return secret.and_then(|secret| find_stored_key(api, &hash_secret(secret))).ok_or_else(|| {
+        let found = secret.and_then(|secret| find_stored_key(api, &hash_secret(secret)).ok().flatten());
+        return found.ok_or_else(|| {
             api.observer.on_authentication_failed("untrustedOrigin");
             Problem::UntrustedOrigin(reason)
         });
@@ -183,7 +185,7 @@ pub fn authenticate(
     };
     let now = api.context.now().monotonic;
     let hash = hash_secret(secret);
-    if let Some(principal) = find_stored_key(api, &hash) {
+    if let Some(principal) = find_stored_key(api, &hash)? {
         return Ok(principal);
     }
     let checked = config
@@ -206,9 +208,17 @@ pub fn authenticate(
 }
 
 /// Finds a key created by `POST /v1/keys`.
-fn find_stored_key(api: &Api, hash: &[u8; 32]) -> Option<Principal> {
-    let key = Keys(&api.context).find_by_hash(hash)?;
-    Some(Principal { role: key.role, scope: Scope(key.tenant.clone()), key: Some(key.id.clone()) })
+///
+/// # Errors
+/// [`Problem::KeyExpired`]
+fn find_stored_key(api: &Api, hash: &[u8; 32]) -> Result<Option<Principal>, Problem> {
+    let Some(key) = Keys(&api.context).find_by_hash(hash) else { return Ok(None) };
+    if let Some(at) = key.expires_at.filter(|_| key.has_expired(api.context.now().wall)) {
+        api.observer.on_authentication_failed("expired");
+        return Err(Problem::KeyExpired { at });
+    }
+    Keys(&api.context).note_use(&key.id);
+    Ok(Some(Principal { role: key.role, scope: Scope(key.tenant.clone()), key: Some(key.id.clone()) }))
 }
 
 /// The stored form of a key's secret: its SHA-256.

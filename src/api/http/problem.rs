@@ -11,7 +11,7 @@ pub use fields::{ErrorLocation, Errors, FieldError, pointer};
 
 use crate::api::http::reply::Reply;
 use crate::api::v1::event_types::model::IncompatibilityBody;
-use crate::domain::{Expected, Position, Quota, QuotaExceeded, Rejection};
+use crate::domain::{Expected, Position, Quota, QuotaExceeded, Rejection, Timestamp};
 use crate::limits;
 
 /// The part of an atomic request that a problem is about.
@@ -43,6 +43,9 @@ pub enum Problem {
     /// Plain HTTP on a TLS listener.
     MissesTls,
     Unauthorized,
+    KeyExpired {
+        at: Timestamp,
+    },
     /// Counted per client address.
     TooManyWrongKeys {
         retry_after: Duration,
@@ -92,6 +95,7 @@ pub enum Problem {
     EventErased,
     /// Another queue has this name.
     QueueExists(String),
+    UidTaken,
     /// The first request with this `Idempotency-Key` is still in progress.
     RequestInFlight,
     /// `limit` in bytes.
@@ -189,6 +193,7 @@ impl Problem {
             Self::Malformed(text()),
             Self::MissesTls,
             Self::Unauthorized,
+            Self::KeyExpired { at: Timestamp::ZERO },
             Self::Forbidden(text()),
             Self::UntrustedOrigin(text()),
             Self::QuotaExceeded(exceeded),
@@ -200,6 +205,7 @@ impl Problem {
             Self::ConsumerMoved { actual: Position(0) },
             Self::EventErased,
             Self::QueueExists(text()),
+            Self::UidTaken,
             Self::Rejected { rejection: conflict, repeated: false },
             Self::Rejected { rejection: Rejection::PartialDuplicate, repeated: false },
             Self::RequestInFlight,
@@ -237,7 +243,7 @@ impl Problem {
     pub fn status(&self) -> u16 {
         match self {
             Self::Malformed(_) | Self::MissesTls => 400,
-            Self::Unauthorized => 401,
+            Self::Unauthorized | Self::KeyExpired { .. } => 401,
             Self::Forbidden(_) | Self::UntrustedOrigin(_) => 403,
             Self::NotFound(_) => 404,
             Self::MethodNotAllowed => 405,
@@ -251,6 +257,7 @@ impl Problem {
             | Self::ConsumerMoved { .. }
             | Self::EventErased
             | Self::QueueExists(_)
+            | Self::UidTaken
             | Self::VersionInUse(_)
             | Self::IncompatibleSchema(_)
             | Self::RequestInFlight => 409,
@@ -297,6 +304,7 @@ impl Problem {
             Self::Malformed(_) => "malformed",
             Self::MissesTls => "tls_required",
             Self::Unauthorized => "unauthorized",
+            Self::KeyExpired { .. } => "key_expired",
             Self::TooManyWrongKeys { .. } => "too_many_wrong_keys",
             Self::TooManyTests { .. } => "too_many_tests",
             Self::Forbidden(_) => "forbidden",
@@ -315,6 +323,7 @@ impl Problem {
             Self::NotCaughtUp { .. } => "not_caught_up",
             Self::EventErased => "event_erased",
             Self::QueueExists(_) => "queue_exists",
+            Self::UidTaken => "uid_taken",
             Self::RequestInFlight => "request_in_flight",
             Self::PayloadTooLarge { .. } => "payload_too_large",
             Self::UriTooLong => "uri_too_long",
@@ -349,6 +358,7 @@ impl Problem {
             Self::Malformed(_) => "The request is malformed",
             Self::MissesTls => "The listener requires TLS",
             Self::Unauthorized => "No valid API key",
+            Self::KeyExpired { .. } => "The API key has expired",
             Self::TooManyWrongKeys { .. } => "Too many wrong API keys",
             Self::TooManyTests { .. } => "Too many test events for the endpoint",
             Self::Forbidden(_) => "The API key does not allow this",
@@ -364,6 +374,7 @@ impl Problem {
                 "Some events of the request exist already"
             }
             Self::QueueExists(_) => "Another queue has this name",
+            Self::UidTaken => "Another endpoint of the tenant has this uid",
             Self::Conflict(_) => "The request conflicts with the current state",
             Self::VersionGone { .. } => "The version has been removed",
             Self::OfPart { cause, .. } => cause.title(),
@@ -412,6 +423,8 @@ impl Problem {
                 "use `https://`; replace an API key that was sent over plain HTTP".to_owned()
             }
             Self::Unauthorized => "send `Authorization: Bearer <key>` with a valid key".to_owned(),
+            Self::KeyExpired { at } => expired_detail(*at),
+            Self::UidTaken => "choose another uid, or change the endpoint that has it".to_owned(),
             Self::TooManyWrongKeys { retry_after } => format!(
                 "too many wrong keys from this address; try again in {} s",
                 retry_seconds(*retry_after)
@@ -470,7 +483,7 @@ impl Problem {
             }
             Self::PositionGone { oldest } => gone_detail(*oldest),
             Self::PositionAhead { head } => ahead_detail(*head),
-            Self::QuotaExceeded(exceeded) => quota_detail(exceeded),
+            Self::QuotaExceeded(exceeded) => quotas::detail(exceeded),
             Self::Overloaded { retry_after } => {
                 format!("too much work is pending; try again in {} s", retry_seconds(*retry_after))
             }
@@ -512,7 +525,7 @@ impl Problem {
         };
         match cause {
             Self::Rejected { repeated: true, .. } => reply.with_header("idempotent-replayed", "true"),
-            Self::Unauthorized => reply.with_header("www-authenticate", "Bearer"),
+            Self::Unauthorized | Self::KeyExpired { .. } => reply.with_header("www-authenticate", "Bearer"),
             Self::TooManyWrongKeys { .. } => reply.with_header("connection", "close"),
             // The accepted coding (RFC 9110, section 15.5.16).
             Self::UnsupportedContentEncoding => reply.with_header("accept-encoding", "identity"),
@@ -554,25 +567,12 @@ fn moved_detail(actual: Position) -> String {
     format!("the consumer is at {actual}; another instance may have committed, so read from there")
 }
 
-fn late_detail(position: Position) -> String {
-    format!("position {position} was not reached in time; ask again, or without `Balto-Wait-Position`")
+fn expired_detail(at: Timestamp) -> String {
+    format!("the API key expired at {}; use another one", at.rfc3339().as_str())
 }
 
-/// The exceeded quota and advice.
-fn quota_detail(exceeded: &QuotaExceeded) -> String {
-    let advice = match exceeded.quota {
-        Quota::Endpoints => "delete endpoints that are not in use",
-        Quota::PatternBytes => "use fewer or shorter patterns",
-        Quota::HeaderBytes => "use fewer or shorter headers",
-        Quota::Keys => "delete keys that are not in use",
-        Quota::Consumers => "delete consumers that are not in use",
-        Quota::PendingDeliveries => {
-            "wait until deliveries end, cancel some, or delete endpoints that do not accept them"
-        }
-        Quota::StoredBytes => "wait until retention removes events",
-        Quota::EventsPerSecond | Quota::BytesPerSecond => "publish more slowly",
-    };
-    format!("{exceeded}; {advice}, or ask the operator for a higher quota")
+fn late_detail(position: Position) -> String {
+    format!("position {position} was not reached in time; ask again, or without `Balto-Wait-Position`")
 }
 
 fn retry_seconds(duration: Duration) -> u64 {
@@ -595,5 +595,6 @@ fn actual_text(actual: Option<u64>) -> String {
 mod body;
 mod conversions;
 mod fields;
+mod quotas;
 #[cfg(test)]
 mod tests;

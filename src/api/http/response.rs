@@ -103,6 +103,26 @@ impl<const STATUS: u16, T: JsonSchema> OperationResponse for Success<STATUS, T> 
     }
 }
 
+/// 200 with a text.
+pub struct PlainText(Reply);
+
+impl PlainText {
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(Reply::bytes(200, text.into()).with_content_type("text/plain; charset=utf-8"))
+    }
+}
+
+impl OperationResponse for PlainText {
+    const STATUS: u16 = 200;
+    const SCHEMA: Option<SchemaOf> = None;
+    const OTHER_MEDIA: &'static [&'static str] = &["text/plain"];
+
+    fn into_reply(self) -> Reply {
+        self.0
+    }
+}
+
 /// The response of a `PUT`: 201 for a new resource, 200 for a replaced one. Declares 200.
 pub enum CreatedOrReplaced<T> {
     Created(Created<T>),

@@ -89,11 +89,16 @@ fn shown(
     }
 }
 
+/// Whether the caller may see the details of the exchange with the receiver.
+#[must_use]
+pub fn is_shown(attempt: &Attempt, audience: Audience) -> bool {
+    audience == Audience::Operator || attempt.network == Network::Public
+}
+
 /// The reply's body as text.
 #[must_use]
 pub fn body(attempt: &Attempt, audience: Audience) -> Option<String> {
-    let is_shown = audience == Audience::Operator || attempt.network == Network::Public;
-    is_shown.then(|| String::from_utf8_lossy(&attempt.reply).into_owned())
+    is_shown(attempt, audience).then(|| String::from_utf8_lossy(&attempt.reply).into_owned())
 }
 
 /// The result of the last handshake request.
@@ -114,23 +119,11 @@ pub fn handshake_answer(asked: &Asked, audience: Audience) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Next, Timestamp, Trigger};
+    use crate::domain::Timestamp;
 
     fn attempt(class: ErrorClass, text: &str, status: Option<u16>, network: Network) -> Attempt {
-        Attempt {
-            number: 1,
-            trigger: Trigger::Publish,
-            started_at: Timestamp::ZERO,
-            duration: std::time::Duration::ZERO,
-            status,
-            error: Some((class, text.into())),
-            reply: "secret".into(),
-            network,
-            next: Next::Delivered,
-            hold: None,
-            uptime: None,
-            delay: std::time::Duration::ZERO,
-        }
+        let error = Some((class, text.into()));
+        Attempt { status, error, reply: "secret".into(), network, ..Attempt::for_tests() }
     }
 
     fn line(attempt: &Attempt, audience: Audience) -> String {

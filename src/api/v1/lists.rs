@@ -18,9 +18,12 @@ use crate::api::http::heavy_work::off_thread;
 use crate::api::http::problem::{FieldError, Problem};
 use crate::api::http::response::Json;
 use crate::api::text;
-use crate::domain::{DeadReason, EndpointNumber, EventType, Position, Tenant, Timestamp};
+use crate::domain::{
+    DeadReason, EndpointNumber, ErrorClass, EventType, Pattern, Position, Tenant, Timestamp,
+};
 use crate::limits;
-use crate::service::types::{Cursor, Page};
+use crate::rules::patterns::{canonical, check_pattern};
+use crate::service::types::{Cursor, FailureKind, Filter, Page};
 
 /// Layout version of a cursor. With another version a cursor is rejected, not misread.
 const CURSOR_VERSION: u8 = 1;
@@ -333,6 +336,32 @@ impl Query {
     pub fn common_filters(&self) -> Result<Common, Problem> {
         let (since, until) = self.window()?;
         Ok(Common { tenant: self.get("tenant")?, event_type: self.get("type")?, since, until })
+    }
+
+    /// The filters that deliveries and dead letters share.
+    ///
+    /// # Errors
+    /// 422 that names the parameter.
+    pub fn delivery_filters(&self, tenant: Option<Tenant>) -> Result<Filter, Problem> {
+        let (since, until) = self.window()?;
+        let types: Option<Pattern> = self.get("type")?;
+        if let Some(error) = types.as_ref().and_then(|pattern| check_pattern(&canonical(pattern)).err()) {
+            return Err(Problem::parameter("type", error.to_string()));
+        }
+        let last_status = match self.text("statusCode").map(|text| (text.len(), text.parse::<u16>())) {
+            None => None,
+            Some((3, Ok(status @ 100..=599))) => Some(status),
+            Some(_) => {
+                return Err(Problem::parameter(
+                    "statusCode",
+                    "must be a whole number from 100 to 599".to_owned(),
+                ));
+            }
+        };
+        let failure = self.word("errorClass", ERROR_CLASSES)?.map(|class| {
+            if class == ErrorClass::Status.as_str() { FailureKind::Status } else { FailureKind::NoStatus }
+        });
+        Ok(Filter { tenant, types, last_status, failure, since, until, ..Filter::default() })
     }
 
     /// Parses `since` and `until`. The window may be empty.

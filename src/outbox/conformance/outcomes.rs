@@ -20,6 +20,7 @@ pub(super) fn kind(outcome: &Outcome) -> &'static str {
         Outcome::Withdrawn => "Withdrawn",
         Outcome::TooManyTargets => "TooManyTargets",
         Outcome::Refused(_) => "Refused",
+        Outcome::UidTaken => "UidTaken",
         Outcome::Endpoint(_) => "Endpoint",
         Outcome::Tenant(_) => "Tenant",
         Outcome::Type(_) => "Type",

@@ -27,6 +27,7 @@ impl<S: Store> Work<S> {
             description: "".into(),
             hash: [self.random.u8(..); 32],
             created_at: self.now,
+            expires_at: None,
         }))
     }
 

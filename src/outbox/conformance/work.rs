@@ -389,6 +389,7 @@ impl<S: Store> Work<S> {
                 .choice([None, Some(Duration::from_secs(1)), Some(Duration::from_secs(90_000))])
                 .flatten(),
             delay: Duration::from_millis(self.random.choice([0, 0, 40, 90_000]).expect("four")),
+            exchange: Default::default(),
         };
         let record = Record::AttemptFinished { delivery: key, due, attempt: Arc::new(attempt) };
         Some(vec![Command::Record(record)])

@@ -146,6 +146,7 @@ impl Committer {
                     | Outcome::Refused(_)
                     | Outcome::TooManyTargets
                     | Outcome::QuotaExceeded(_)
+                    | Outcome::UidTaken
                     | Outcome::Conflict
             ) {
                 staged.take_back();

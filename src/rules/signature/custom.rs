@@ -96,22 +96,47 @@ pub fn signature_headers(
     id: &str,
     body: &[u8],
 ) -> Vec<(Cow<'static, str>, String)> {
+    headers_of(schemes, now, id, |scheme| match scheme {
+        SignatureScheme::Preset(preset) => {
+            let (name, value) = signature_header(*preset, keys, now, id, body);
+            (name.into(), value)
+        }
+        SignatureScheme::Custom(custom) => {
+            (custom.header.to_ascii_lowercase().into(), custom.sign(keys, now.seconds(), id, body))
+        }
+    })
+}
+
+/// The same headers, with this mask in place of each signature.
+#[must_use]
+pub fn masked_signature_headers(
+    schemes: &[SignatureScheme],
+    now: Timestamp,
+    id: &str,
+    mask: &str,
+) -> Vec<(Cow<'static, str>, String)> {
+    headers_of(schemes, now, id, |scheme| {
+        let name = match scheme {
+            SignatureScheme::Preset(preset) => signature_header(*preset, &[], now, id, &[]).0.into(),
+            SignatureScheme::Custom(custom) => custom.header.to_ascii_lowercase().into(),
+        };
+        (name, mask.to_owned())
+    })
+}
+
+fn headers_of(
+    schemes: &[SignatureScheme],
+    now: Timestamp,
+    id: &str,
+    signed: impl Fn(&SignatureScheme) -> (Cow<'static, str>, String),
+) -> Vec<(Cow<'static, str>, String)> {
     let mut headers = Vec::with_capacity(schemes.len());
     for scheme in schemes {
-        match scheme {
-            SignatureScheme::Preset(preset) => {
-                if *preset == SignaturePreset::Svix {
-                    headers.push(("svix-id".into(), id.to_owned()));
-                    headers.push(("svix-timestamp".into(), now.seconds().to_string()));
-                }
-                let (name, value) = signature_header(*preset, keys, now, id, body);
-                headers.push((name.into(), value));
-            }
-            SignatureScheme::Custom(custom) => {
-                let value = custom.sign(keys, now.seconds(), id, body);
-                headers.push((custom.header.to_ascii_lowercase().into(), value));
-            }
+        if matches!(scheme, SignatureScheme::Preset(SignaturePreset::Svix)) {
+            headers.push(("svix-id".into(), id.to_owned()));
+            headers.push(("svix-timestamp".into(), now.seconds().to_string()));
         }
+        headers.push(signed(scheme));
     }
     headers
 }

@@ -270,7 +270,8 @@ async fn request(
             let id = Keys(&context).new_id();
             let (created_at, description) = (context.now().wall, "".into());
             let role = Role::Viewer;
-            let key = ApiKey { id, role, tenant: None, description, hash: [3; 32], created_at };
+            let key =
+                ApiKey { id, role, tenant: None, description, hash: [3; 32], created_at, expires_at: None };
             Keys(&context).create(key, Some(remember)).await
         }
         Act::Retry => Deliveries(&context).retry(&all, delivery, Some(keyed())).await.map(drop),

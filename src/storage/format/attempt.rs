@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::exchange::{get_exchange, put_exchange};
 use super::fields::{
     CodecError, get_coded, get_duration, get_millis, get_option, get_text, get_time, millis, put_duration,
     put_option, put_text, put_time,
 };
 use crate::codec::{Reader, put_bytes, put_u8, put_u16, put_varint};
-use crate::domain::{Attempt, DeadReason, ErrorClass, Hold, Network, Next, Position, Trigger};
+use crate::domain::{Attempt, DeadReason, ErrorClass, Exchange, Hold, Network, Next, Position, Trigger};
 
 pub(super) fn put_attempt(out: &mut Vec<u8>, attempt: &Attempt) {
     put_varint(out, u64::from(attempt.number));
@@ -30,6 +31,7 @@ pub(super) fn put_attempt(out: &mut Vec<u8>, attempt: &Attempt) {
     });
     put_option(out, attempt.uptime.as_ref(), |out, uptime| put_varint(out, millis(*uptime)));
     put_varint(out, millis(attempt.delay));
+    put_exchange(out, &attempt.exchange);
 }
 
 pub(super) fn get_attempt(r: &mut Reader<'_>, layout: u8) -> Result<Attempt, CodecError> {
@@ -46,6 +48,7 @@ pub(super) fn get_attempt(r: &mut Reader<'_>, layout: u8) -> Result<Attempt, Cod
         hold: if layout < 3 { None } else { get_option(r, get_hold)? },
         uptime: if layout < 3 { None } else { get_option(r, get_millis)? },
         delay: if layout < 4 { Duration::ZERO } else { get_millis(r)? },
+        exchange: if layout < 5 { Exchange::default() } else { get_exchange(r)? },
     })
 }
 

@@ -61,6 +61,7 @@ pub(super) fn get_endpoint(r: &mut Reader<'_>, layout: u8) -> Result<Endpoint, C
     let mut endpoint = Endpoint {
         number: get_number(r)?,
         id: get_name(r)?,
+        uid: None,
         tenant: get_name(r)?,
         transport: EndpointTransport::Http,
         url: get_text(r)?,
@@ -147,6 +148,9 @@ const OPTION_SIGNATURES: u8 = 18;
 const OPTION_REQUEST: u8 = 19;
 const OPTION_AUTH: u8 = 20;
 
+/// The endpoint's uid: a text.
+const OPTION_UID: u8 = 21;
+
 /// Placeholder of an inherited retry policy.
 const NO_RETRY: RetryPolicy = RetryPolicy::Schedule(Vec::new());
 
@@ -197,6 +201,11 @@ fn put_endpoint_options(out: &mut Vec<u8>, endpoint: &Endpoint) {
         options.push((OPTION_VERSIONS, bytes));
     }
     put_outgoing_options(&mut options, endpoint);
+    if let Some(uid) = &endpoint.uid {
+        let mut bytes = Vec::new();
+        put_text(&mut bytes, uid.as_str());
+        options.push((OPTION_UID, bytes));
+    }
     put_list(out, &options, |out, (tag, bytes)| {
         put_u8(out, *tag);
         put_bytes(out, bytes);
@@ -272,6 +281,7 @@ fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(
                 }
             }
             OPTION_AUTH => endpoint.auth = Some(get_auth(&mut reader)?),
+            OPTION_UID => endpoint.uid = Some(get_name(&mut reader)?),
             _ => return Err(unknown),
         }
         reader.finish()?;

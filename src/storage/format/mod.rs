@@ -26,6 +26,7 @@ mod consumer;
 mod endpoint;
 mod event;
 mod event_type;
+mod exchange;
 mod fields;
 mod lease;
 mod outgoing;

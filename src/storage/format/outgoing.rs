@@ -8,8 +8,8 @@ use crate::domain::{
     SignatureEncoding, SignaturePreset, SignatureScheme,
 };
 
-fn put_text_option(out: &mut Vec<u8>, text: Option<&Box<str>>) {
-    put_option(out, text, |out, text| put_text(out, text));
+fn put_text_option(out: &mut Vec<u8>, text: Option<&str>) {
+    put_option(out, text.as_ref(), |out, text| put_text(out, text));
 }
 
 /// The preset of the endpoint's own field: of a single preset, and otherwise a placeholder.
@@ -34,7 +34,7 @@ pub(super) fn put_signatures(out: &mut Vec<u8>, schemes: &[SignatureScheme]) {
             put_u8(out, custom.encoding.code());
             put_text(out, &custom.template);
             put_text(out, &custom.value);
-            put_text_option(out, custom.separator.as_ref());
+            put_text_option(out, custom.separator.as_deref());
         }
     });
 }
@@ -57,8 +57,8 @@ pub(super) fn get_signatures(r: &mut Reader<'_>) -> Result<Vec<SignatureScheme>,
 /// Method, content type?, body template?
 pub(super) fn put_request(out: &mut Vec<u8>, request: &RequestShape) {
     put_u8(out, request.method.code());
-    put_text_option(out, request.content_type.as_ref());
-    put_text_option(out, request.body.as_ref());
+    put_text_option(out, request.content_type.as_deref());
+    put_text_option(out, request.body.as_deref());
 }
 
 pub(super) fn get_request(r: &mut Reader<'_>) -> Result<RequestShape, CodecError> {
@@ -83,8 +83,8 @@ pub(super) fn put_auth(out: &mut Vec<u8>, auth: &EndpointAuth) {
             put_text(out, &client.token_url);
             put_text(out, &client.id);
             put_sealed(out, &client.secret);
-            put_text_option(out, client.scope.as_ref());
-            put_text_option(out, client.audience.as_ref());
+            put_text_option(out, client.scope.as_deref());
+            put_text_option(out, client.audience.as_deref());
         }
     }
 }

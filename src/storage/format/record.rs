@@ -6,16 +6,16 @@
 //! input only.
 //!
 //! A record is a tag byte, a layout version byte and the fields below, in this order. The layout
-//! version is 4 for `AttemptFinished`, 2 for `EndpointPut`, `EventRejected` and the `EventAccepted`
-//! of an erased event, and 1 for all others.
+//! version is 5 for `AttemptFinished`, 2 for `EndpointPut`, `KeyPut`, `EventRejected` and the
+//! `EventAccepted` of an erased event, and 1 for all others.
 //!
 //! | tag | record | fields |
 //! |---|---|---|
 //! | 1 | `EventAccepted` | id, tenant, type, version, timestamp, accepted at, stream? (name, version), ordering key?, deliver at?, metadata?, attributes (name, value), data, targets, idempotency, erased at (layout 2 only) |
-//! | 2 | `AttemptFinished` | delivery, due, number, trigger, started at, duration, status?, error? (class, text), reply, network, next, hold? (until, revision), uptime? (milliseconds), delay (milliseconds) |
+//! | 2 | `AttemptFinished` | delivery, due, number, trigger, started at, duration, status?, error? (class, text), reply, network, next, hold? (until, revision), uptime? (milliseconds), delay (milliseconds), exchange (flags, revision?, signed at?, address?, phase times in microseconds?, headers?) |
 //! | 3 | `EndpointPut` | number, id, tenant, url, description, types, headers, rate limit?, in flight, timeout, ordering, retry, format, signature, secrets, trace, metadata?, status, created at, updated at, revision, options (tag, bytes) |
 //! | 4 | `EndpointDeleted` | endpoint, at |
-//! | 5 | `KeyPut` | id, role, tenant?, description, hash (32 bytes), created at |
+//! | 5 | `KeyPut` | id, role, tenant?, description, hash (32 bytes), created at, expires at? |
 //! | 6 | `KeyDeleted` | id, at |
 //! | 7 | `DeliveriesRevived` | deliveries, trigger, at |
 //! | 8 | `DeliveriesCancelled` | deliveries, at |
@@ -74,8 +74,8 @@ use crate::domain::{
 /// Layout version of the records that have had a single layout.
 pub(super) const LAYOUT: u8 = 1;
 /// Layout version of attempts. Earlier layouts stay readable: layout 1 has no network, layout 2 has
-/// no hold and no uptime, layout 3 has no delay.
-const ATTEMPT_LAYOUT: u8 = 4;
+/// no hold and no uptime, layout 3 has no delay, layout 4 has no exchange.
+const ATTEMPT_LAYOUT: u8 = 5;
 /// Layout version of erased events. Layout 1, of all other events, has no time of erasure.
 pub(super) const ERASED_EVENT_LAYOUT: u8 = 2;
 /// Layout version of endpoints. Layout 1 stays readable: its secrets have a single kind and plain
@@ -83,6 +83,9 @@ pub(super) const ERASED_EVENT_LAYOUT: u8 = 2;
 const ENDPOINT_LAYOUT: u8 = 2;
 /// Layout version of rejections. Layout 1 stays readable: it has no command.
 const REJECTION_LAYOUT: u8 = 2;
+
+/// Layout version of keys. Layout 1 stays readable: it has no expiry.
+const KEY_LAYOUT: u8 = 2;
 
 const EVENT_ACCEPTED: u8 = 1;
 const ATTEMPT_FINISHED: u8 = 2;
@@ -116,7 +119,11 @@ const TYPE_DELETED: u8 = 26;
 pub fn size_hint(record: &Record) -> usize {
     match record {
         Record::EventAccepted(event) => event.weight(),
-        Record::AttemptFinished { attempt, .. } => 96 + attempt.reply.len(),
+        Record::AttemptFinished { attempt, .. } => {
+            let headers = &attempt.exchange.headers;
+            128 + attempt.reply.len()
+                + headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>()
+        }
         Record::MessagesLeased { messages, .. } => 192 + 20 * messages.len(),
         Record::LeasesEnded { ends, .. } => 576 + 28 * ends.len(),
         Record::LeasesExtended { leases, .. } => 64 + 20 * leases.len(),
@@ -222,7 +229,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
         },
         ENDPOINT_PUT => Record::EndpointPut(Arc::new(get_endpoint(r, found)?)),
         ENDPOINT_DELETED => Record::EndpointDeleted { endpoint: get_number(r)?, at: get_time(r)? },
-        KEY_PUT => Record::KeyPut(Arc::new(get_key(r)?)),
+        KEY_PUT => Record::KeyPut(Arc::new(get_key(r, found)?)),
         KEY_DELETED => Record::KeyDeleted { id: get_name(r)?, at: get_time(r)? },
         DELIVERIES_REVIVED => Record::DeliveriesRevived {
             deliveries: get_deliveries(r)?,
@@ -283,6 +290,7 @@ fn layout_of(tag: u8) -> Option<u8> {
         ATTEMPT_FINISHED => Some(ATTEMPT_LAYOUT),
         ENDPOINT_PUT => Some(ENDPOINT_LAYOUT),
         EVENT_REJECTED => Some(REJECTION_LAYOUT),
+        KEY_PUT => Some(KEY_LAYOUT),
         EVENT_ACCEPTED => Some(ERASED_EVENT_LAYOUT),
         EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=TYPE_DELETED => Some(LAYOUT),
         _ => None,
@@ -446,9 +454,10 @@ fn put_key(out: &mut Vec<u8>, key: &ApiKey) {
     put_text(out, &key.description);
     out.extend_from_slice(&key.hash);
     put_time(out, key.created_at);
+    put_option(out, key.expires_at.as_ref(), |out, at| put_time(out, *at));
 }
 
-fn get_key(r: &mut Reader<'_>) -> Result<ApiKey, CodecError> {
+fn get_key(r: &mut Reader<'_>, layout: u8) -> Result<ApiKey, CodecError> {
     Ok(ApiKey {
         id: get_name(r)?,
         role: get_coded(r, "role", Role::from_code)?,
@@ -456,6 +465,7 @@ fn get_key(r: &mut Reader<'_>) -> Result<ApiKey, CodecError> {
         description: get_text(r)?,
         hash: r.get_array()?,
         created_at: get_time(r)?,
+        expires_at: if layout < 2 { None } else { get_option(r, get_time)? },
     })
 }
 

@@ -9,13 +9,14 @@ use crate::codec::Malformed;
 use crate::domain::{
     Asked, Attempt, ClientCertificate, Consent, Consumer, ConsumerFilter, ConsumerKey, ConsumerPlace,
     DeadReason, DisabledReason, EndedLease, Endpoint, EndpointAuth, EndpointNumber, EndpointStatus,
-    EndpointTransport, ErrorClass, Event, Format, Handshake, Hold, LeaseEnd, LeaseKey, Network, Next,
-    Ordering, QueueTarget, Quota, QuotaOverride, QuotaOverrides, RateLimit, RequestShape, RetryPolicy,
+    EndpointTransport, ErrorClass, Event, Exchange, Format, Handshake, Hold, LeaseEnd, LeaseKey, Network,
+    Next, Ordering, QueueTarget, Quota, QuotaOverride, QuotaOverrides, RateLimit, RequestShape, RetryPolicy,
     Sealed, Secret, SecretKind, SignaturePreset, SignatureScheme, StreamChoice, TakenFrom, TakenMessage,
     TenantDelivery, TenantSettings, Timestamp, Trigger, VersionPin,
 };
 use crate::storage::format::endpoint::{get_handshake, put_handshake};
 use crate::storage::format::event_type::tests::sample_type;
+use crate::storage::format::exchange::tests::{bare_exchange, exchange};
 use crate::storage::format::outgoing::tests::sample_endpoint;
 
 fn time(millis: u64) -> Timestamp {
@@ -73,6 +74,7 @@ fn attempt(next: Next) -> Attempt {
         hold: None,
         uptime: None,
         delay: Duration::ZERO,
+        exchange: Exchange::default(),
     }
 }
 
@@ -89,6 +91,7 @@ fn endpoint() -> Endpoint {
     Endpoint {
         number: EndpointNumber(4),
         id: "ep_a".parse().unwrap(),
+        uid: None,
         tenant: "acme".parse().unwrap(),
         transport: EndpointTransport::Http,
         url: "https://example.com/".into(),
@@ -137,6 +140,7 @@ fn key() -> ApiKey {
         description: "ci".into(),
         hash: [7; 32],
         created_at: time(5),
+        expires_at: None,
     }
 }
 
@@ -276,6 +280,8 @@ fn samples() -> Vec<Record> {
         finished(Attempt { uptime: None, ..held_attempt() }),
         finished(Attempt { hold: None, ..held_attempt() }),
         finished(Attempt { network: Network::Internal, ..attempt(Next::Delivered) }),
+        finished(Attempt { exchange: exchange(), ..held_attempt() }),
+        finished(Attempt { exchange: bare_exchange(), ..attempt(Next::RetryAt(time(99))) }),
         Record::EndpointPut(Arc::new(endpoint())),
         Record::EndpointDeleted { endpoint: EndpointNumber(4), at },
         Record::RateReserved {
@@ -288,7 +294,7 @@ fn samples() -> Vec<Record> {
         },
         Record::KeyPut(Arc::new(key())),
         Record::KeyPut(Arc::new(ApiKey { tenant: None, role: Role::Admin, ..key() })),
-        Record::KeyPut(Arc::new(ApiKey { role: Role::Viewer, ..key() })),
+        Record::KeyPut(Arc::new(ApiKey { role: Role::Viewer, expires_at: Some(time(900)), ..key() })),
         Record::KeyPut(Arc::new(ApiKey { role: Role::Worker, ..key() })),
         Record::KeyDeleted { id: "key_1".parse().unwrap(), at },
         Record::TenantPut(Arc::new(tenant())),
@@ -382,9 +388,13 @@ fn endpoints_with_options() -> Vec<Record> {
     let svix = Endpoint { signatures: svix, ..endpoint() };
     let queue = QueueTarget { name: "notify.sms".parse().unwrap(), lease_max: Duration::from_secs(43_200) };
     let queue = Endpoint { transport: EndpointTransport::Queue(queue), url: "".into(), ..endpoint() };
-    [full, github, pending, certified, partly, open, inside, alone, queue, pinned, outgoing, basic, svix]
-        .map(|endpoint| Record::EndpointPut(Arc::new(endpoint)))
-        .into()
+    let named = Endpoint { uid: Some("crm.main".parse().unwrap()), ..endpoint() };
+    [
+        full, github, pending, certified, partly, open, inside, alone, queue, pinned, outgoing, basic, svix,
+        named,
+    ]
+    .map(|endpoint| Record::EndpointPut(Arc::new(endpoint)))
+    .into()
 }
 
 fn pending_handshake() -> Handshake {
@@ -457,7 +467,7 @@ fn changed_byte_never_panics_and_decoding_is_canonical() {
 
 proptest::proptest! {
     #[test]
-    fn arbitrary_bytes_never_panic(tag in 0..40_u8, layout in LAYOUT..4, rest: Vec<u8>) {
+    fn arbitrary_bytes_never_panic(tag in 0..40_u8, layout in LAYOUT..6, rest: Vec<u8>) {
         let mut bytes = vec![tag, layout];
         bytes.extend(rest);
         drop(decode(&bytes));
@@ -470,7 +480,7 @@ fn unknown_tags_and_layouts_are_reported() {
     assert_eq!(decode(&[99, 1]), Err(CodecError::UnknownTag(99)));
     assert_eq!(decode(&[1, 3]), Err(CodecError::UnknownLayout { tag: 1, found: 3, known: 2 }));
     assert_eq!(decode(&[4, 2]), Err(CodecError::UnknownLayout { tag: 4, found: 2, known: 1 }));
-    assert_eq!(decode(&[2, 5]), Err(CodecError::UnknownLayout { tag: 2, found: 5, known: 4 }));
+    assert_eq!(decode(&[2, 6]), Err(CodecError::UnknownLayout { tag: 2, found: 6, known: 5 }));
     assert_eq!(decode(&[3, 3]), Err(CodecError::UnknownLayout { tag: 3, found: 3, known: 2 }));
     assert_eq!(decode(&[3, 0]), Err(CodecError::UnknownLayout { tag: 3, found: 0, known: 2 }));
 }
@@ -527,8 +537,8 @@ fn golden_bytes_of_a_hold() {
         due: time(400),
         attempt: Arc::new(held_attempt()),
     });
-    // Retried at 99, held until 7000 by revision 12, after 86400123 ms, 300 ms late.
-    let golden = "026301d8360c01fbb89929ac02";
+    // Retried at 99, held until 7000 by revision 12, after 86400123 ms, 300 ms late, without an exchange.
+    let golden = "026301d8360c01fbb89929ac020000";
     assert!(hex(&bytes).ends_with(golden), "{}", hex(&bytes));
 }
 
@@ -588,6 +598,8 @@ fn golden_bytes_of_options() {
         141e021368747470733a2f2f612e6578616d706c652f740163010108010173\
         00";
     assert!(hex(&outgoing).ends_with(options), "{}", hex(&outgoing));
+    let named = encoded(&endpoints_with_options()[13]);
+    assert_eq!(hex(&named[plain.len() - 1..]), "0115090863726d2e6d61696e");
 }
 
 fn unhex(line: &str) -> Vec<u8> {

@@ -1,9 +1,10 @@
 //! TLS connections that end when they are reused. `receivers/closed.rs` has the same without TLS.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use balto::courier::{Courier, CourierSettings};
-use balto::domain::ErrorClass;
+use balto::courier::{Courier, CourierSettings, ReceiverReply};
+use balto::domain::{ConnectionFacts, ErrorClass};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -38,13 +39,22 @@ async fn end(mut stream: TlsStream<TcpStream>, ending: Ending) {
     }
 }
 
+/// Asserts the address and the phases of an attempt over TLS to a host with a name.
+fn is_observed(reply: &ReceiverReply, address: SocketAddr, is_reused: bool) {
+    let ConnectionFacts { remote_address, is_reused: reused, times } = reply.connection;
+    assert_eq!((remote_address, reused), (Some(address), is_reused));
+    let opening = [times.dns, times.connect, times.tls].map(|time| time.is_some());
+    assert_eq!((opening, times.first_byte.is_some()), ([!is_reused; 3], true));
+}
+
 #[tokio::test]
 async fn ended_tls_connection_is_replaced_once() {
     let authority = Authority::new("a test's own");
     let own = authority.issue(&params(&["receiver.example"]));
     for ending in [Ending::Closes, Ending::ClosesCleanly, Ending::Garbage, Ending::OneByte] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("https://receiver.example:{}/", listener.local_addr().unwrap().port());
+        let address = listener.local_addr().unwrap();
+        let url = format!("https://receiver.example:{}/", address.port());
         // The connection of each request.
         let seen: Arc<Mutex<Vec<usize>>> = Arc::default();
         let (acceptor, kept) = (TlsAcceptor::from(plain_config(&own)), seen.clone());
@@ -69,8 +79,12 @@ async fn ended_tls_connection_is_replaced_once() {
             ..settings(open(&["127.0.0.0/8"]), fixed_resolver(&["127.0.0.1"]))
         };
         let courier = Courier::new(trusted).unwrap();
-        assert_eq!(send(&courier, &url).await.outcome, Ok(200), "{ending:?}");
-        let second = send(&courier, &url).await.outcome;
+        let first = send(&courier, &url).await;
+        assert_eq!(first.outcome, Ok(200), "{ending:?}");
+        let second = send(&courier, &url).await;
+        is_observed(&first, address, false);
+        is_observed(&second, address, matches!(ending, Ending::OneByte));
+        let second = second.outcome;
         if matches!(ending, Ending::OneByte) {
             assert!(matches!(second, Err((ErrorClass::Reset, _))), "{ending:?}: {second:?}");
             assert_eq!(*seen.lock().unwrap(), [0, 0], "{ending:?}");

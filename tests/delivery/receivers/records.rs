@@ -189,6 +189,13 @@ async fn f13_replies_of_internal_hosts_are_for_operators_only() {
                     (&body, &json!(500)),
                     "{path}: {shown}"
                 );
+                let is_operator = body == "secret";
+                for member in ["remoteAddress", "reused"] {
+                    assert_eq!(attempt[member] != Value::Null, is_operator, "{member}: {shown}");
+                }
+                assert_eq!(attempt["response"]["headers"] != Value::Null, is_operator, "{shown}");
+                assert_eq!(attempt["timing"].get("firstByte").is_some(), is_operator, "{shown}");
+                assert_eq!(attempt["request"]["url"], json!(inside.url), "{shown}");
                 assert_eq!(shown.to_string().contains("secret"), body == "secret", "{shown}");
             }
         }
@@ -301,6 +308,15 @@ async fn details_of_internal_failures_are_for_operators_only() {
             to_tenant.extend(lines);
         }
     }
+    let count =
+        async |key: &str, path: &str| ask(key, "GET", path, "").await["data"].as_array().unwrap().len();
+    // The same for the filter of the list.
+    for class in ["connect", "protocol", "reset", "responseTooLarge", "tls", "timeout"] {
+        let path = format!("/deliveries?errorClass={class}");
+        assert_eq!((count(admin, &path).await, count(tenant, &path).await), (1, 0), "{path}");
+    }
+    let path = "/deliveries?errorClass=noReply";
+    assert_eq!((count(admin, path).await, count(tenant, path).await), (0, 6));
     assert_eq!(to_tenant.len(), 1, "a tenant can distinguish the ports: {to_tenant:?}");
     assert!(to_tenant.first().unwrap().starts_with("noReply: "), "{to_tenant:?}");
 }

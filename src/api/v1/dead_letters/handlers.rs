@@ -5,31 +5,35 @@ use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::{Nothing, Optional, Required};
 use crate::api::http::response::{Accepted, Json, NoContent};
 use crate::api::v1::CountBody;
-use crate::api::v1::deliveries::handlers::filter_by_endpoint;
+use crate::api::v1::deliveries::handlers::{ClassSearch, filter_by_endpoint, limit_by_id};
 use crate::api::v1::deliveries::model::DeliveryBody;
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found, text};
-use crate::domain::{DeliveryId, EndpointId, QueueName, Tenant};
-use crate::service::types::Filter;
+use crate::domain::{DeliveryId, EndpointId, Pattern, QueueName, Tenant};
+use crate::rules::patterns::{canonical, check_pattern};
+use crate::service::types::{DeadLetterView, Filter};
 use crate::service::{DeadLetters, Endpoints, Queues};
 
 /// `GET /v1/dead-letters`
 pub async fn list(call: &Call) -> Result<Json<ListBody<DeadLetterBody>>, Problem> {
-    let common = call.query.common_filters()?;
-    let (after, limit) = (call.query.cursor(List::DeadLetters)?, call.query.limit()?);
-    let mut filter = Filter {
-        tenant: call.principal.tenant_filter(common.tenant)?,
-        event_type: common.event_type,
-        reason: call.query.word("reason", lists::REASONS)?.and_then(lists::parse_reason),
-        since: common.since,
-        until: common.until,
-        ..Filter::default()
-    };
+    let tenant = call.principal.tenant_filter(call.query.get("tenant")?)?;
+    let mut filter = call.query.delivery_filters(tenant)?;
+    let (mut after, limit) = (call.query.cursor(List::DeadLetters)?, call.query.limit()?);
+    filter.reason = call.query.word("reason", lists::REASONS)?.and_then(lists::parse_reason);
     if !filter_by_endpoint(call, &mut filter)? {
         return Ok(lists::empty_reply());
     }
+    let Some(filter) = limit_by_id(call, filter).await? else { return Ok(lists::empty_reply()) };
     let audience = call.principal.audience();
-    let page = DeadLetters(&call.api.context).list(&call.principal.scope, filter, after, limit).await?;
+    let scope = &call.principal.scope;
+    let search = ClassSearch::new(call)?;
+    let page = loop {
+        let mut page = DeadLetters(&call.api.context).list(scope, filter.clone(), after, limit).await?;
+        if search.is_done(call, &mut page, |letter: &DeadLetterView| &letter.delivery) {
+            break page;
+        }
+        after = page.next;
+    };
     let data = page.items.iter().map(|view| DeadLetterBody::new(view, audience)).collect();
     Ok(lists::page_reply(&call.path, &call.query, List::DeadLetters, &page, data))
 }
@@ -89,7 +93,10 @@ fn parse_filter(call: &Call, input: LettersInput) -> Result<Filter, Problem> {
         }
         None => None,
     };
-    let event_type = input.event_type.and_then(|name| errors.check("/type", name.parse()));
+    let types: Option<Pattern> = input.event_type.and_then(|name| errors.check("/type", name.parse()));
+    if let Some(pattern) = &types {
+        errors.check("/type", check_pattern(&canonical(pattern)));
+    }
     let reason = input.reason.and_then(|word| {
         let reason = lists::parse_reason(&word);
         errors.check("/reason", reason.ok_or_else(|| format!("must be one of {}", lists::REASONS.join(", "))))
@@ -103,7 +110,7 @@ fn parse_filter(call: &Call, input: LettersInput) -> Result<Filter, Problem> {
     Ok(Filter {
         tenant: call.principal.tenant_filter(tenant)?,
         endpoint: endpoint.or(queue),
-        event_type,
+        types,
         reason,
         since,
         until,

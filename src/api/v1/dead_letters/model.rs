@@ -79,8 +79,12 @@ pub struct LettersInput {
     pub(super) queue: Option<String>,
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
     pub(super) tenant: Option<String>,
+    /// A topic pattern.
     #[serde(rename = "type")]
-    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
+    #[schemars(
+        length(min = 1, max = 255),
+        regex(pattern = r"^([A-Za-z0-9_-]+|[*#])(\.([A-Za-z0-9_-]+|[*#]))*$")
+    )]
     pub(super) event_type: Option<String>,
     #[schemars(extend("enum" = [
         "attemptsExhausted", "maxAge", "gone", "refused", "endpointDeleted", "endpointDisabled", "blockedAddress", "expired", "unconvertible", null

@@ -1,30 +1,29 @@
 //! Deliveries: list, get, retry and cancel.
 
+use std::time::Duration;
+
+use super::curl;
 use super::model::{DeliveryBody, DeliveryDetailBody};
+use crate::api::http::auth::Access;
 use crate::api::http::problem::Problem;
 use crate::api::http::request::Nothing;
-use crate::api::http::response::{Accepted, Json};
+use crate::api::http::response::{Accepted, Json, PlainText};
+use crate::api::v1::disclosure;
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::domain::{DeliveryId, EndpointId, EventId, QueueName};
-use crate::service::types::Filter;
-use crate::service::{Deliveries, Endpoints, Events, Queues};
+use crate::limits;
+use crate::service::types::{DeliveryView, Filter, Page, RequestError, RequestSecrets, parse_id_start};
+use crate::service::{Deliveries, Endpoints, Events, Queues, Requests, Searches};
 
 /// `GET /v1/deliveries`
 pub async fn list(call: &Call) -> Result<Json<ListBody<DeliveryBody>>, Problem> {
-    let common = call.query.common_filters()?;
-    let (after, limit) = (call.query.cursor(List::Deliveries)?, call.query.limit()?);
-    let delivery_state = call.query.word("status", lists::DELIVERY_STATUSES)?;
+    let tenant = call.principal.tenant_filter(call.query.get("tenant")?)?;
+    let mut filter = call.query.delivery_filters(tenant)?;
+    let (mut after, limit) = (call.query.cursor(List::Deliveries)?, call.query.limit()?);
+    filter.delivery_state = call.query.word("status", lists::DELIVERY_STATUSES)?;
     let event_id: Option<EventId> = call.query.get("eventId")?;
     let (scope, lookup) = call.event_scope()?;
-    let mut filter = Filter {
-        tenant: call.principal.tenant_filter(common.tenant)?,
-        event_type: common.event_type,
-        delivery_state,
-        since: common.since,
-        until: common.until,
-        ..Filter::default()
-    };
     if !filter_by_endpoint(call, &mut filter)? {
         return Ok(lists::empty_reply());
     }
@@ -34,10 +33,56 @@ pub async fn list(call: &Call) -> Result<Json<ListBody<DeliveryBody>>, Problem> 
             None => return Ok(lists::empty_reply()),
         }
     }
+    let Some(filter) = limit_by_id(call, filter).await? else { return Ok(lists::empty_reply()) };
     let audience = call.principal.audience();
-    let page = Deliveries(&call.api.context).list(&call.principal.scope, filter, after, limit).await?;
+    let scope = &call.principal.scope;
+    let search = ClassSearch::new(call)?;
+    let page = loop {
+        let mut page = Deliveries(&call.api.context).list(scope, filter.clone(), after, limit).await?;
+        if search.is_done(call, &mut page, |view| view) {
+            break page;
+        }
+        after = page.next;
+    };
     let data = page.items.iter().map(|view| DeliveryBody::new(view, audience)).collect();
     Ok(lists::page_reply(&call.path, &call.query, List::Deliveries, &page, data))
+}
+
+/// A search for facts that the state does not have, page by page: the class of the last failure
+/// that the caller may see, and the id of an event.
+pub struct ClassSearch {
+    class: Option<&'static str>,
+    started: Duration,
+}
+
+impl ClassSearch {
+    /// # Errors
+    /// 422 for an unknown class.
+    pub fn new(call: &Call) -> Result<Self, Problem> {
+        let class = call.query.word("errorClass", lists::ERROR_CLASSES)?;
+        Ok(Self { class, started: call.api.context.now().monotonic })
+    }
+
+    /// Removes the items of other classes from a page. Returns whether to answer with it: it has an
+    /// item, or is the last one, or [`limits::LIST_SEARCH_MAX`] has passed.
+    pub fn is_done<T>(&self, call: &Call, page: &mut Page<T>, view: fn(&T) -> &DeliveryView) -> bool {
+        let shown =
+            |item: &T| Some(disclosure::last_failure(&view(item).last, call.principal.audience())?.class);
+        page.items.retain(|item| self.class.is_none() || shown(item) == self.class);
+        let searched = call.api.context.now().monotonic.saturating_sub(self.started);
+        !page.items.is_empty() || page.next.is_none() || searched >= limits::LIST_SEARCH_MAX
+    }
+}
+
+/// Limits a filter to the deliveries that `q` finds. `None` if there are none.
+///
+/// # Errors
+/// 422 for a text that starts no id.
+pub async fn limit_by_id(call: &Call, filter: Filter) -> Result<Option<Filter>, Problem> {
+    let Some(text) = call.query.text("q") else { return Ok(Some(filter)) };
+    let text = parse_id_start(text).map_err(|error| Problem::parameter("q", error.to_string()))?;
+    let (scope, tenant) = call.event_scope()?;
+    Ok(Searches(&call.api.context).limit(&scope, &tenant, &text, filter).await?)
 }
 
 /// Filters by `endpointId`, also of a deleted endpoint, or by `queue`. Returns false if it does not
@@ -67,6 +112,25 @@ pub async fn get(call: &Call) -> Result<Json<DeliveryDetailBody>, Problem> {
         Some(detail) => Ok(Json::new(&DeliveryDetailBody::new(&detail, call.principal.audience()))),
         None => Err(not_found("delivery", &call.id)),
     }
+}
+
+/// `GET /v1/deliveries/{id}/curl`. Signing uses the secret, so only a reader of secrets may ask.
+pub async fn curl_command(call: &Call) -> Result<PlainText, Problem> {
+    let DeliveryId(key) = call.parse_id("delivery")?;
+    let is_signed = call.query.word("signed", lists::BOOLEANS)? == Some("true");
+    if is_signed {
+        call.principal.check(Access::Admin)?;
+    }
+    let secrets = if is_signed { RequestSecrets::Signed } else { RequestSecrets::Masked };
+    let found = Requests(&call.api.context).of_delivery(&call.principal.scope, key, secrets).await;
+    let request = found.map_err(|error| match error {
+        RequestError::NotFound => not_found("delivery", &call.id),
+        RequestError::Erased => Problem::EventErased,
+        RequestError::NotAllowed(why) => Problem::Conflict(why),
+        RequestError::Unavailable(unavailable) => unavailable.into(),
+    })?;
+    let title = format!("Delivery {}: the request that an attempt would send now", DeliveryId(key));
+    Ok(PlainText::new(curl::command(&title, &request)))
 }
 
 /// `POST /v1/deliveries/{id}/retry`

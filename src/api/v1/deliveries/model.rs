@@ -3,16 +3,16 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::exchange::ExchangeBody;
 use crate::api::http::auth::Audience;
 use crate::api::http::response::Success;
 use crate::api::text::{Span, Time, Word};
 use crate::api::v1::disclosure::{self, ShownClass};
 use crate::context::responses::{Answer, Keyed};
-use crate::domain::{
-    Attempt, DeadReason, DeliveryId, DeliveryState, DeliveryStatus, Idempotency, Next, Trigger,
-};
+use crate::domain::{DeadReason, DeliveryId, DeliveryState, DeliveryStatus, Idempotency, Next, Trigger};
 use crate::service::types::{
-    DeliveryDetail, DeliveryView, Destination, DestinationKind, HistoryEntry, LeaseOutcome, PastLease,
+    DeliveryDetail, DeliveryView, Destination, DestinationKind, HistoryEntry, LeaseOutcome, PastAttempt,
+    PastLease,
 };
 
 #[derive(Serialize, JsonSchema)]
@@ -124,7 +124,7 @@ impl DestinationBody {
 #[derive(Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum HistoryBody {
-    Attempt(AttemptBody),
+    Attempt(Box<AttemptBody>),
     Lease(PastLeaseBody),
 }
 
@@ -181,10 +181,13 @@ pub struct AttemptBody {
     /// null.
     pub response_body: Option<String>,
     pub next_attempt_at: Option<Time>,
+    #[serde(flatten)]
+    pub exchange: ExchangeBody,
 }
 
 impl AttemptBody {
-    fn new(attempt: &Attempt, audience: Audience) -> Self {
+    fn new(past: &PastAttempt, audience: Audience) -> Self {
+        let PastAttempt { attempt, request } = past;
         let failure = disclosure::failure(attempt, audience);
         Self {
             number: attempt.number,
@@ -199,13 +202,14 @@ impl AttemptBody {
                 Next::RetryAt(at) => Some(Time(at)),
                 Next::Delivered | Next::Dead(_) => None,
             },
+            exchange: ExchangeBody::new(attempt, request.as_ref(), audience),
         }
     }
 }
 
 pub(in crate::api) fn attempts(list: &[HistoryEntry], audience: Audience) -> Vec<HistoryBody> {
     let body = |entry: &HistoryEntry| match entry {
-        HistoryEntry::Attempt(attempt) => HistoryBody::Attempt(AttemptBody::new(attempt, audience)),
+        HistoryEntry::Attempt(past) => HistoryBody::Attempt(AttemptBody::new(past, audience).into()),
         HistoryEntry::Lease(lease) => HistoryBody::Lease(PastLeaseBody::new(lease)),
     };
     list.iter().map(body).collect()

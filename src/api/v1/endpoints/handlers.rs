@@ -21,7 +21,7 @@ use crate::api::{Call, not_found};
 use crate::context::responses::Remember;
 use crate::domain::{
     ClientCertificate, Endpoint, EndpointAuth, EndpointId, EndpointNumber, EndpointStatus, EndpointTransport,
-    EventType, Idempotency, Pattern, Position, Sealed, SecretKind, SignatureScheme, Tenant,
+    EndpointUid, EventType, Idempotency, Pattern, Position, Sealed, SecretKind, SignatureScheme, Tenant,
 };
 use crate::limits;
 use crate::rules::handshake;
@@ -259,6 +259,7 @@ async fn register(
         sensitive_headers: sensitive_headers(&settings),
         secrets: vec![to_secret(&key)],
         id,
+        uid: settings.uid,
         tenant,
         transport: EndpointTransport::Http,
         url,
@@ -279,7 +280,7 @@ async fn register(
         trace: settings.trace,
         versions: settings.versions,
         metadata: settings.metadata,
-        status: EndpointStatus::Active,
+        status: settings.status,
         created_at: now,
         updated_at: now,
         revision: Position(0),
@@ -299,10 +300,11 @@ pub fn endpoint_body(call: &Call, endpoint: &Endpoint) -> EndpointBody {
     EndpointBody::new(endpoint, &call.config.defaults, call.principal.audience())
 }
 
+/// Finds the endpoint of the path by its id or uid.
 pub(super) fn find(call: &Call) -> Result<Arc<Endpoint>, Problem> {
-    let id: EndpointId = call.parse_id("endpoint")?;
-    let found = Endpoints(&call.api.context).get(&call.principal.scope, &id);
-    found.ok_or_else(|| not_found("endpoint", id.as_str()))
+    let found = Endpoints(&call.api.context).find(&call.principal.scope, &call.id);
+    let found = found.map_err(|error| Problem::Conflict(error.to_string()))?;
+    found.ok_or_else(|| not_found("endpoint", &call.id))
 }
 
 /// Finds an endpoint to change: not one of the reserved tenant, except for the operator.
@@ -316,9 +318,10 @@ pub(super) fn find_writable(call: &Call) -> Result<Arc<Endpoint>, Problem> {
 pub async fn list(call: &Call) -> Result<Json<ListBody<EndpointBody>>, Problem> {
     let tenant = call.principal.tenant_filter(call.query.get("tenant")?)?;
     let status = call.query.word("status", lists::ENDPOINT_STATUSES)?;
+    let uid: Option<EndpointUid> = call.query.get("uid")?;
     let (after, limit) = (call.query.cursor(List::Endpoints)?, call.query.limit()?);
-    let page =
-        Endpoints(&call.api.context).list(&call.principal.scope, tenant.as_ref(), status, after, limit);
+    let (scope, tenant, uid) = (&call.principal.scope, tenant.as_ref(), uid.as_ref());
+    let page = Endpoints(&call.api.context).list(scope, tenant, status, uid, after, limit);
     let data = page.items.iter().map(|endpoint| endpoint_body(call, endpoint)).collect();
     Ok(lists::page_reply(&call.path, &call.query, List::Endpoints, &page, data))
 }
@@ -412,6 +415,7 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
     check_token_url(call, auth.as_mut(), endpoint.auth.as_ref()).await?;
     let (current, same_url) = (endpoint.handshake.as_ref(), url == endpoint.url);
     let changed = Endpoint {
+        uid: settings.uid,
         handshake: handshake::apply_change(current, settings.handshake, same_url),
         url,
         description: settings.description,
@@ -435,7 +439,11 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
     };
     check_header_names(&changed, &mut errors);
     errors.finish()?;
-    Ok(changed)
+    if patch.get("status").is_some() { with_status(changed, settings.status) } else { Ok(changed) }
+}
+
+fn with_status(endpoint: Endpoint, status: EndpointStatus) -> Result<Endpoint, Problem> {
+    if status == EndpointStatus::Paused { paused(endpoint) } else { Ok(resumed(endpoint)) }
 }
 
 /// Reads the endpoint, decides and writes. Retries after concurrent changes.
@@ -488,26 +496,33 @@ pub fn conflict_unless_active(endpoint: &Endpoint) -> Result<(), Problem> {
     Err(Problem::Conflict(format!("the endpoint is {status}; resume it first")))
 }
 
+/// # Errors
+/// 409 for a disabled endpoint.
+fn paused(endpoint: Endpoint) -> Result<Endpoint, Problem> {
+    if endpoint.status != EndpointStatus::Paused {
+        conflict_unless_active(&endpoint)?;
+    }
+    Ok(Endpoint { status: EndpointStatus::Paused, ..endpoint })
+}
+
+/// Without consent, also restarts the handshake.
+fn resumed(endpoint: Endpoint) -> Endpoint {
+    let pending = endpoint.handshake.as_ref().filter(|handshake| handshake.consent.is_none());
+    let restarted =
+        pending.filter(|_| endpoint.status != EndpointStatus::Active).map(handshake::restart_handshake);
+    let handshake = restarted.or_else(|| endpoint.handshake.clone());
+    Endpoint { status: EndpointStatus::Active, handshake, ..endpoint }
+}
+
 /// `POST /v1/endpoints/{id}/pause`
 pub async fn pause(call: &Call, _: Nothing) -> Result<Json<EndpointBody>, Problem> {
-    let changed = change(call, |endpoint| {
-        if endpoint.status != EndpointStatus::Paused {
-            conflict_unless_active(endpoint)?;
-        }
-        Ok(Endpoint { status: EndpointStatus::Paused, ..endpoint.clone() })
-    });
+    let changed = change(call, |endpoint| paused(endpoint.clone()));
     Ok(Json::new(&endpoint_body(call, &*changed.await?)))
 }
 
 /// `POST /v1/endpoints/{id}/resume`. Without consent, also restarts the handshake.
 pub async fn resume(call: &Call, _: Nothing) -> Result<Json<EndpointBody>, Problem> {
-    let changed = change(call, |endpoint| {
-        let pending = endpoint.handshake.as_ref().filter(|handshake| handshake.consent.is_none());
-        let restarted =
-            pending.filter(|_| endpoint.status != EndpointStatus::Active).map(handshake::restart_handshake);
-        let handshake = restarted.or_else(|| endpoint.handshake.clone());
-        Ok(Endpoint { status: EndpointStatus::Active, handshake, ..endpoint.clone() })
-    });
+    let changed = change(call, |endpoint| Ok(resumed(endpoint.clone())));
     Ok(Json::new(&endpoint_body(call, &*changed.await?)))
 }
 

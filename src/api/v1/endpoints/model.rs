@@ -53,6 +53,10 @@ pub struct EndpointInput {
     /// The target of deliveries; at most 2,048 bytes.
     #[schemars(length(min = 1, max = 2048))]
     pub url: Option<String>,
+    /// Your name of the endpoint: 1 to 64 characters of `[A-Za-z0-9_.-]` that do not begin with
+    /// `ep_`, unique in the tenant. Paths accept it in place of the id.
+    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9_.-]+$"))]
+    pub uid: Option<String>,
     /// Default: `default`. Cannot be changed.
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
     pub tenant: Option<String>,
@@ -132,6 +136,9 @@ pub struct EndpointInput {
     pub versions: Option<BTreeMap<String, String>>,
     /// Any object, at most 16 KiB.
     pub metadata: Option<Map<String, Value>>,
+    /// `active` or `paused`; a change is the same as `pause` or `resume`. Default: `active`.
+    #[schemars(extend("enum" = ["active", "paused", null]))]
+    pub status: Option<String>,
 }
 
 /// The handshake request. A change of the URL, `origin` or `rate` repeats the handshake.
@@ -242,6 +249,7 @@ pub struct RetryInput {
 #[serde(rename_all = "camelCase")]
 pub struct EndpointBody {
     pub id: String,
+    pub uid: Option<String>,
     pub tenant: String,
     pub url: String,
     pub description: String,
@@ -319,6 +327,7 @@ impl EndpointBody {
         let plain = endpoint.headers.iter().filter(|(name, _)| !is_secret(name));
         Self {
             id: endpoint.id.to_string(),
+            uid: endpoint.uid.as_ref().map(ToString::to_string),
             tenant: endpoint.tenant.to_string(),
             url: endpoint.url.to_string(),
             description: endpoint.description.to_string(),
@@ -361,6 +370,9 @@ impl EndpointBody {
     #[must_use]
     pub fn into_input(self, endpoint: &Endpoint) -> EndpointInput {
         EndpointInput {
+            uid: self.uid,
+            // A disabled endpoint has neither of the words that a change accepts.
+            status: None,
             url: Some(self.url),
             tenant: Some(self.tenant),
             description: Some(self.description),

@@ -232,7 +232,7 @@ fn check_content_type(text: &str) -> Result<(), String> {
     let is_legal = text.len() <= limits::CONTENT_TYPE_BYTES_MAX
         && media.is_some_and(|(one, other)| is_token(one) && is_token(other))
         && parts
-            .filter_map(|part| Some(part.split_once('=').unwrap_or((part, ""))))
+            .map(|part| part.split_once('=').unwrap_or((part, "")))
             .all(|(name, value)| is_token(name) && (is_token(value) || is_quoted(value)));
     if is_legal {
         Ok(())

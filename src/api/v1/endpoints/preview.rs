@@ -58,7 +58,7 @@ pub struct PreviewEventInput {
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PreviewBody {
-    pub method: &'static str,
+    pub method: String,
     pub url: String,
     /// In the order of sending. Values of `sensitiveHeaders` and `auth` are `***`.
     pub headers: Vec<PreviewHeader>,
@@ -101,7 +101,7 @@ pub async fn preview(
     let body = String::from_utf8(shown.body.to_vec()).ok();
     Ok(Json::new(&PreviewBody {
         method: shown.method,
-        url: shown.url,
+        url: shown.url.into(),
         headers: shown.headers.into_iter().map(|(name, value)| PreviewHeader { name, value }).collect(),
         body_base64: body.is_none().then(|| STANDARD.encode(&shown.body)),
         body,

@@ -11,8 +11,8 @@ use crate::api::EndpointDefaults;
 use crate::api::http::problem::{Errors, pointer};
 use crate::api::text::{format_duration, parse_duration};
 use crate::domain::{
-    EventType, Format, Handshake, Ordering, Pattern, RateLimit, RequestShape, RetryPolicy, SecretKind,
-    SignaturePreset, SignatureScheme, VersionPin,
+    EndpointStatus, EndpointUid, EventType, Format, Handshake, Ordering, Pattern, RateLimit, RequestShape,
+    RetryPolicy, SecretKind, SignaturePreset, SignatureScheme, VersionPin,
 };
 use crate::limits;
 use crate::rules::headers::is_secret;
@@ -33,6 +33,9 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// The validated members, except `url`, `tenant`, `secret`, `clientCertificate` and the token URL.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EndpointSettings {
+    pub uid: Option<EndpointUid>,
+    /// Active or paused.
+    pub status: EndpointStatus,
     pub description: Box<str>,
     pub event_types: Vec<Pattern>,
     pub headers: Vec<(Box<str>, Box<str>)>,
@@ -68,6 +71,8 @@ impl EndpointInput {
         let given = headers("/headers", self.headers.as_ref(), &check_header, errors);
         let (secret, plain) = given.into_iter().partition(|(name, _)| is_secret(name));
         EndpointSettings {
+            uid: self.uid.as_deref().and_then(|uid| errors.check("/uid", uid.parse())),
+            status: parse_word(errors, "/status", self.status.as_deref(), STATUSES),
             description: check_description(self.description.as_deref(), errors),
             event_types: canonical_patterns(self.event_types.as_deref(), errors),
             headers: plain,
@@ -364,6 +369,8 @@ pub(super) const SIGNATURES: Words<SignaturePreset> = &[
     ("github", SignaturePreset::Github),
     ("svix", SignaturePreset::Svix),
 ];
+const STATUSES: Words<EndpointStatus> =
+    &[("active", EndpointStatus::Active), ("paused", EndpointStatus::Paused)];
 const SECRET_TYPES: Words<SecretKind> = &[("hmac", SecretKind::Hmac), ("ed25519", SecretKind::Ed25519)];
 
 pub(in crate::api::v1) fn parse_word<T: Copy>(

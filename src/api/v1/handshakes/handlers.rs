@@ -51,6 +51,7 @@ pub async fn grant(call: &Call) -> Result<Json<Granted>, Problem> {
         Err(
             error @ (ChangeError::Conflict
             | ChangeError::Erased
+            | ChangeError::UidTaken
             | ChangeError::Repeated
             | ChangeError::QuotaExceeded(_)
             | ChangeError::Store(_)),

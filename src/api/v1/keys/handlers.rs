@@ -9,8 +9,8 @@ use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::Required;
 use crate::api::http::response::{Created, Json, NoContent};
 use crate::api::v1::lists::{self, List, ListBody};
-use crate::api::{Call, not_found};
-use crate::domain::{ApiKey, Idempotency, KeyId, Role, Tenant};
+use crate::api::{Call, not_found, text};
+use crate::domain::{ApiKey, Idempotency, KeyId, Role, Tenant, Timestamp};
 use crate::service::Keys;
 
 const SECRET_BYTES: usize = 32;
@@ -33,38 +33,53 @@ pub async fn create(call: &Call, Required(input): Required<KeyInput>) -> Result<
     {
         errors.push("/tenant", "the tenant `balto` is reserved; only a viewer can be bound to it");
     }
+    let now = call.api.context.now().wall;
+    let expires_at = input.expires_at.and_then(|text| errors.check("/expiresAt", text::parse_time(&text)));
+    if expires_at.is_some_and(|at| at <= now) {
+        errors.push("/expiresAt", "must be in the future");
+    }
     errors.finish()?;
-    let (role, description) = (role.unwrap_or(Role::Viewer), description.into());
-    call.run_once(call.principal.scope_text(), async |key| {
-        create_key(call, role, tenant, description, key).await
-    })
-    .await
+    let key =
+        NewKey { role: role.unwrap_or(Role::Viewer), tenant, description: description.into(), expires_at };
+    call.run_once(call.principal.scope_text(), async |idempotency| create_key(call, &key, idempotency).await)
+        .await
+}
+
+/// A validated request to create a key.
+struct NewKey {
+    role: Role,
+    tenant: Option<Tenant>,
+    description: Box<str>,
+    expires_at: Option<Timestamp>,
 }
 
 async fn create_key(
     call: &Call,
-    role: Role,
-    tenant: Option<Tenant>,
-    description: Box<str>,
+    new: &NewKey,
     idempotency: Option<Idempotency>,
 ) -> Result<Created<KeyBody>, Problem> {
     let context = &call.api.context;
     let secret = format!("balto_{}", URL_SAFE_NO_PAD.encode(context.random_bytes::<SECRET_BYTES>()));
     let key = ApiKey {
         id: Keys(context).new_id(),
-        role,
-        tenant,
-        description,
+        role: new.role,
+        tenant: new.tenant.clone(),
+        description: new.description.clone(),
         hash: auth::hash_secret(&secret),
         created_at: context.now().wall,
+        expires_at: new.expires_at,
     };
-    let mut body = KeyBody::new(&key);
+    let mut body = KeyBody::new(&key, None);
     // The stored response must not contain the secret.
     let remember = Created::new(&body).to_stored(idempotency);
     body.secret = Some(secret);
     let location = format!("/v1/keys/{}", key.id);
     Keys(context).create(key, remember).await?;
     Ok(Created::new(&body).with_header("location", &location))
+}
+
+fn body(call: &Call, key: &ApiKey) -> KeyBody {
+    KeyBody::new(key, Keys(&call.api.context).last_use(&key.id))
 }
 
 /// `GET /v1/keys`
@@ -77,7 +92,7 @@ pub async fn list(call: &Call) -> Result<Json<ListBody<KeyBody>>, Problem> {
     let more = keys.len() > limit;
     keys.truncate(limit);
     let next = keys.last().filter(|_| more).map(|key| lists::encode(List::Keys, &sort_key(key)));
-    let data = keys.iter().map(|key| KeyBody::new(key)).collect();
+    let data = keys.iter().map(|key| body(call, key)).collect();
     Ok(lists::list_reply(&call.path, &call.query, data, next))
 }
 
@@ -92,7 +107,7 @@ fn sort_key(key: &ApiKey) -> Vec<u8> {
 pub async fn get(call: &Call) -> Result<Json<KeyBody>, Problem> {
     let id: KeyId = call.parse_id("key")?;
     let key = Keys(&call.api.context).get(&id).ok_or_else(|| not_found("key", &call.id))?;
-    Ok(Json::new(&KeyBody::new(&key)))
+    Ok(Json::new(&body(call, &key)))
 }
 
 /// `DELETE /v1/keys/{id}`

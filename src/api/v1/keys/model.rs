@@ -4,10 +4,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::api::text::{Time, Word};
-use crate::domain::{ApiKey, Role};
+use crate::domain::{ApiKey, Role, Timestamp};
 
 #[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct KeyInput {
     /// `admin`: everything. `publisher`: publishes events, and reads events and deliveries.
     /// `viewer`: reads everything but secrets. `worker`: receives and ends messages of queues,
@@ -20,6 +20,9 @@ pub struct KeyInput {
     /// At most 1,024 bytes.
     #[schemars(length(max = 1024))]
     pub(super) description: Option<String>,
+    /// From this time on the key is rejected; in the future. Default: never.
+    #[schemars(extend("format" = "date-time"))]
+    pub(super) expires_at: Option<String>,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -31,19 +34,24 @@ pub struct KeyBody {
     pub tenant: Option<String>,
     pub description: String,
     pub created_at: Time,
+    pub expires_at: Option<Time>,
+    /// The hour of the last request with the key. Null if there was none since the daemon started.
+    pub last_used_at: Option<Time>,
     /// Only in the response to the creation. It is not stored, so a replayed response lacks it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<String>,
 }
 
 impl KeyBody {
-    pub(super) fn new(key: &ApiKey) -> Self {
+    pub(super) fn new(key: &ApiKey, last_used_at: Option<Timestamp>) -> Self {
         Self {
             id: key.id.to_string(),
             role: key.role.as_str(),
             tenant: key.tenant.as_ref().map(ToString::to_string),
             description: key.description.to_string(),
             created_at: Time(key.created_at),
+            expires_at: key.expires_at.map(Time),
+            last_used_at: last_used_at.map(Time),
             secret: None,
         }
     }

@@ -1,6 +1,7 @@
 //! The query parameters of the operations, as the OpenAPI document and the checks know them.
 
 use super::{Kind, Param, param};
+use crate::api::v1::disclosure::ShownClass;
 use crate::domain::{ClosedList as _, DeadReason, DeliveryStatus, EndpointStatusName, EventStatus};
 use crate::limits;
 use crate::service::types::WaitReason;
@@ -12,6 +13,27 @@ pub const ID: Kind = Kind::Text("^[A-Za-z0-9_-]+$", limits::EVENT_ID_BYTES_MAX);
 
 pub const TENANT: Param = param("tenant", "Only this tenant", NAME);
 pub const TYPE: Param = param("type", "Only this event type", NAME);
+const TYPE_PATTERN: Param = param(
+    "type",
+    "Only event types that match this topic pattern",
+    Kind::Text(r"^([A-Za-z0-9_-]+|[*#])(\.([A-Za-z0-9_-]+|[*#]))*$", limits::EVENT_TYPE_BYTES_MAX),
+);
+const STATUS_CODE: Param = param(
+    "statusCode",
+    "Only deliveries whose last attempt got this HTTP status",
+    Kind::Text("^[1-5][0-9][0-9]$", 3),
+);
+pub const ERROR_CLASSES: &[&str] = ShownClass::WORDS;
+const ERROR_CLASS: Param = param(
+    "errorClass",
+    "Only deliveries whose last attempt failed with this error class",
+    Kind::Word(ERROR_CLASSES),
+);
+const ID_START: Param = param(
+    "q",
+    "Only deliveries with this id of a delivery, an event or an endpoint, or with a generated id that starts so",
+    ID,
+);
 const SINCE: Param = param("since", "Only events accepted at or after this time", Kind::Time);
 const UNTIL: Param = param("until", "Only events accepted before this time", Kind::Time);
 pub const LIMIT: Param = param("limit", "Items per page, 1 to 250; default 50", Kind::Limit);
@@ -35,6 +57,7 @@ pub const EVENTS: &[Param] = &[
 pub const ENDPOINTS: &[Param] = &[
     TENANT,
     param("status", "Only endpoints with this status", Kind::Word(ENDPOINT_STATUSES)),
+    param("uid", "Only the endpoint with this uid, in each tenant", RESOURCE_NAME),
     LIMIT,
     CURSOR,
 ];
@@ -57,7 +80,10 @@ pub const DELIVERIES: &[Param] = &[
     param("eventId", "Only this event", ID),
     TENANT,
     param("status", "Only deliveries with this status", Kind::Word(DELIVERY_STATUSES)),
-    TYPE,
+    STATUS_CODE,
+    ERROR_CLASS,
+    TYPE_PATTERN,
+    ID_START,
     SINCE,
     UNTIL,
     LIMIT,
@@ -67,7 +93,10 @@ pub const DEAD_LETTERS: &[Param] = &[
     ENDPOINT,
     QUEUE,
     TENANT,
-    TYPE,
+    STATUS_CODE,
+    ERROR_CLASS,
+    TYPE_PATTERN,
+    ID_START,
     param("reason", "Only dead letters with this reason", Kind::Word(REASONS)),
     param("since", "Only deliveries that died at or after this time", Kind::Time),
     param("until", "Only deliveries that died before this time", Kind::Time),
@@ -104,6 +133,11 @@ const FORCE: Param =
 pub const FORCED: &[Param] = &[FORCE];
 pub const TYPE_CHANGE: &[Param] =
     &[FORCE, param("dryRun", "`true`: check only, and store nothing", Kind::Word(BOOLEANS))];
+pub const CURL: &[Param] = &[param(
+    "signed",
+    "`true`: sign the request now; only for the role `admin`; default: without signatures",
+    Kind::Word(BOOLEANS),
+)];
 pub const BUCKETS: &[&str] = &["1h"];
 pub const LANE_ORDERS: &[&str] = &["oldestDue"];
 pub const WAIT_REASONS: &[&str] = WaitReason::WORDS;

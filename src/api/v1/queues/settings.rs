@@ -135,6 +135,7 @@ impl QueueSettings {
             client_certificate: None,
             secrets: Vec::new(),
             trace: true,
+            uid: None,
             versions: Vec::new(),
             metadata: self.metadata,
             status: EndpointStatus::Active,

@@ -1,43 +1,48 @@
-//! The exchange of one attempt: authorize, build and send the request.
+//! The request of one attempt: authorize, build and send it.
 
 use crate::context::Context;
 use crate::courier::{NotSent, ReceiverReply};
-use crate::domain::{DeliveryKey, Endpoint, ErrorClass, Timestamp};
+use crate::domain::{DeliveryKey, Endpoint, ErrorClass, SentRequest, Timestamp};
 use crate::service::authorization::{AuthorizationError, Authorizations};
 use crate::service::conversions::OutgoingEvent;
-use crate::service::requests::{BuildError, Requests};
+use crate::service::requests::{BuildError, Requests, sent_request};
+
+/// A reply, and the facts of its request.
+type SentReply = (ReceiverReply, Option<SentRequest>);
 
 /// A delivery on its way to its receiver.
-pub(super) struct Exchange<'a> {
+pub(super) struct Sending<'a> {
     pub(super) context: &'a Context,
     pub(super) endpoint: &'a Endpoint,
     pub(super) outgoing: &'a OutgoingEvent,
     pub(super) delivery: DeliveryKey,
     /// Number of the attempt.
     pub(super) number: u32,
+    pub(super) started_at: Timestamp,
     pub(super) signed_at: Timestamp,
 }
 
-impl Exchange<'_> {
-    /// The reply, or a failure of the attempt in its place. A receiver that rejects a kept access
+impl Sending<'_> {
+    /// The reply, or a failure of the attempt in its place, and the facts of the request if there was
+    /// one. A receiver that rejects a kept access
     /// token gets the request once more, with a new token.
-    pub(super) async fn reply(&self) -> Result<ReceiverReply, NotSent> {
+    pub(super) async fn reply(&self) -> Result<SentReply, NotSent> {
         let authorizations = Authorizations(self.context);
         let authorization = match authorizations.header(self.endpoint, None).await {
             Ok(authorization) => authorization,
             Err(AuthorizationError::NotSent(reason)) => return Err(reason),
-            Err(AuthorizationError::Failed(reply)) => return Ok(*reply),
+            Err(AuthorizationError::Failed(reply)) => return Ok((*reply, None)),
         };
         let value = authorization.as_ref().map(|authorization| authorization.value.as_str());
         let reply = self.send(value).await?;
         let kept = authorization.and_then(|authorization| authorization.kept);
-        let Some(rejected) = kept.filter(|_| matches!(reply.outcome, Ok(401))) else { return Ok(reply) };
+        let Some(rejected) = kept.filter(|_| matches!(reply.0.outcome, Ok(401))) else { return Ok(reply) };
         // Boxed, because it is rare; every attempt would reserve its size otherwise.
         let renewed = Box::pin(async {
             let renewed = match authorizations.header(self.endpoint, Some(&rejected)).await {
                 Ok(renewed) => renewed,
                 Err(AuthorizationError::NotSent(_)) => return None,
-                Err(AuthorizationError::Failed(failed)) => return Some(*failed),
+                Err(AuthorizationError::Failed(failed)) => return Some((*failed, None)),
             };
             let value = renewed.as_ref().map(|renewed| renewed.value.as_str());
             self.send(value).await.ok()
@@ -45,17 +50,20 @@ impl Exchange<'_> {
         Ok(renewed.await.unwrap_or(reply))
     }
 
-    async fn send(&self, authorization: Option<&str>) -> Result<ReceiverReply, NotSent> {
-        let Self { context, endpoint, outgoing, delivery, number, signed_at } = *self;
+    async fn send(&self, authorization: Option<&str>) -> Result<SentReply, NotSent> {
+        let Self { context, endpoint, outgoing, delivery, number, started_at, signed_at } = *self;
         let built = Requests(context).build(endpoint, outgoing, delivery, number, signed_at, authorization);
         match built {
-            Ok(request) => context.transport().send(request).await,
+            Ok(request) => {
+                let reply = context.transport().send(request).await?;
+                Ok((reply, Some(sent_request(endpoint, started_at, signed_at))))
+            }
             Err(error) => {
                 let class = match error {
                     BuildError::Template(_) => ErrorClass::Template,
                     BuildError::Other(_) => ErrorClass::Request,
                 };
-                Ok(ReceiverReply::failed(class, error.to_string()))
+                Ok((ReceiverReply::failed(class, error.to_string()), None))
             }
         }
     }

@@ -1,0 +1,118 @@
+//! Filters of lists.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::dead::Letter;
+use super::pages::EventEntry;
+use super::reads::DeliveryFacts;
+use crate::domain::{
+    DeadReason, EndpointNumber, EventType, Pattern, Position, StreamName, Tenant, Timestamp,
+};
+
+/// Filters of lists; each list documents those that it uses. `since` (inclusive) and `until`
+/// (exclusive) bound the acceptance of the event, or the death of a dead letter.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    pub tenant: Option<Tenant>,
+    pub endpoint: Option<EndpointNumber>,
+    pub event: Option<Position>,
+    pub event_type: Option<EventType>,
+    /// Pattern of event types.
+    pub types: Option<Pattern>,
+    /// Events from the first to the second position.
+    pub positions: Option<(Position, Position)>,
+    pub endpoints: Option<EndpointChoice>,
+    /// Status code of the last attempt.
+    pub last_status: Option<u16>,
+    pub failure: Option<FailureKind>,
+    /// First characters of the event's id. The state has no ids, so the service applies it.
+    pub event_id_start: Option<Box<str>>,
+    pub stream: Option<StreamName>,
+    /// An event's status word.
+    pub event_status: Option<&'static str>,
+    /// A delivery's state word (`pending`, `delivered`, `dead`, `cancelled`).
+    pub delivery_state: Option<&'static str>,
+    pub reason: Option<DeadReason>,
+    pub since: Option<Timestamp>,
+    pub until: Option<Timestamp>,
+}
+
+/// How the last attempt failed, as far as the state knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// By a status that is not 2xx.
+    Status,
+    /// Without a status.
+    NoStatus,
+}
+
+/// Some endpoints.
+#[derive(Clone, Debug)]
+pub enum EndpointChoice {
+    Listed(Arc<HashSet<EndpointNumber>>),
+    /// From the first to the second number.
+    Range(EndpointNumber, EndpointNumber),
+}
+
+impl EndpointChoice {
+    fn has(&self, endpoint: EndpointNumber) -> bool {
+        match self {
+            Self::Listed(endpoints) => endpoints.contains(&endpoint),
+            Self::Range(first, last) => (*first..=*last).contains(&endpoint),
+        }
+    }
+}
+
+impl Filter {
+    pub(super) fn wants_type(&self, event_type: &str) -> bool {
+        self.event_type.as_ref().is_none_or(|kind| kind.as_str() == event_type)
+            && self.types.as_ref().is_none_or(|pattern| pattern.matches(event_type))
+    }
+
+    pub(super) fn wants_position(&self, event: Position) -> bool {
+        self.event.is_none_or(|position| position == event)
+            && self.positions.is_none_or(|(first, last)| (first..=last).contains(&event))
+    }
+
+    pub(super) fn wants_endpoint(&self, endpoint: EndpointNumber) -> bool {
+        self.endpoint.is_none_or(|wanted| wanted == endpoint)
+            && self.endpoints.as_ref().is_none_or(|endpoints| endpoints.has(endpoint))
+    }
+
+    /// Whether the filter needs more of a delivery than its state.
+    pub(super) fn needs_result(&self) -> bool {
+        self.last_status.is_some() || self.failure.is_some()
+    }
+
+    pub(super) fn wants_result(&self, facts: &DeliveryFacts) -> bool {
+        self.last_status.is_none_or(|status| facts.last.status == Some(status))
+            && self.failure.is_none_or(|kind| match kind {
+                FailureKind::Status => facts.last.status.is_some_and(|status| !(200..300).contains(&status)),
+                FailureKind::NoStatus => facts.last.status.is_none() && !facts.attempts.is_empty(),
+            })
+    }
+
+    pub(super) fn wants_event(&self, event: &EventEntry) -> bool {
+        self.tenant.as_ref().is_none_or(|tenant| tenant.as_str() == &*event.tenant)
+            && self.wants_type(&event.event_type)
+            && self.stream.as_ref().is_none_or(|wanted| {
+                event.stream.as_ref().is_some_and(|(stream, _)| **stream == *wanted.as_str())
+            })
+            && self.wants_position(event.position)
+            && self.wants_time(event.accepted_at)
+    }
+
+    pub(super) fn wants_time(&self, at: Timestamp) -> bool {
+        self.since.is_none_or(|since| at >= since) && self.until.is_none_or(|until| at < until)
+    }
+
+    pub(super) fn wants_letter(&self, letter: &Letter) -> bool {
+        self.tenant.as_ref().is_none_or(|tenant| tenant.as_str() == &*letter.tenant)
+            && self.wants_type(&letter.event_type)
+            && self.wants_position(letter.delivery.event)
+            && self.wants_endpoint(letter.delivery.endpoint)
+            && self.reason.is_none_or(|reason| reason == letter.reason)
+            && self.wants_time(letter.died_at)
+    }
+}

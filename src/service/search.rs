@@ -1,0 +1,185 @@
+//! Search of deliveries by an id, or by the start of one.
+//!
+//! Owns the meaning of the text. It becomes bounds of the filter that the lists have anyway: a
+//! range of positions, or some endpoints. A generated event id has the time of its event, so its
+//! start is a range, too. The state does not have the ids of events, so they are compared after the
+//! record of the event was read.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ulid::Ulid;
+
+use crate::context::Context;
+use crate::domain::{EndpointNumber, Event, EventId, InvalidName, Position, Tenant, Timestamp};
+use crate::outbox::ReadModel;
+use crate::outbox::draft::Unavailable;
+use crate::projections::reads::{EndpointChoice, Filter};
+use crate::service::events::Events;
+use crate::service::types::Scope;
+
+/// Searches deliveries.
+#[derive(Clone, Copy)]
+pub struct Searches<'a>(pub &'a Context);
+
+/// Digits of an event's position in a delivery's id; those of the endpoint's number follow.
+const POSITION_DIGITS: usize = 16;
+const ENDPOINT_DIGITS: usize = 8;
+/// Characters of a ULID.
+const ULID_CHARACTERS: usize = 26;
+
+/// Whether the event's id begins as a filter wants.
+pub(crate) fn has_id_start(event: &Event, start: Option<&str>) -> bool {
+    start.is_none_or(|start| event.id.as_str().starts_with(start))
+}
+
+impl Searches<'_> {
+    /// Limits a filter to the deliveries with this id of a delivery, an event or an endpoint, or
+    /// with a generated id that starts so. `None` if there are none. `tenant` is that of an id
+    /// which the publisher chose.
+    ///
+    /// # Errors
+    /// When the outbox is unavailable.
+    pub async fn limit(
+        self,
+        scope: &Scope,
+        tenant: &Tenant,
+        text: &EventId,
+        mut filter: Filter,
+    ) -> Result<Option<Filter>, Unavailable> {
+        if let Some((position, _)) = Events(self.0).find(scope, tenant, text).await? {
+            filter.positions = Some((position, position));
+            return Ok(Some(filter));
+        }
+        let text = text.as_str();
+        if let Some(digits) = text.strip_prefix("dlv_") {
+            let Some((events, endpoints)) = delivery_range(digits) else { return Ok(None) };
+            (filter.positions, filter.endpoints) = (Some(events), Some(endpoints));
+            return Ok(Some(filter));
+        }
+        if let Some(range) = text.strip_prefix("evt_").and_then(ulid_times) {
+            filter.positions = self.accepted_between(range).await?;
+            filter.event_id_start = Some(text.into());
+            return Ok(Some(filter).filter(|filter| filter.positions.is_some()));
+        }
+        let endpoints = self.endpoints(scope, text);
+        let is_empty = endpoints.is_empty();
+        filter.endpoints = Some(EndpointChoice::Listed(Arc::new(endpoints)));
+        Ok(Some(filter).filter(|_| !is_empty))
+    }
+
+    /// Live and deleted endpoints of the scope whose id starts so.
+    fn endpoints(self, scope: &Scope, start: &str) -> HashSet<EndpointNumber> {
+        self.0.outbox().registry(|registry| {
+            let numbers = registry.endpoints().map(|endpoint| endpoint.number);
+            let matches = |number: &EndpointNumber| {
+                registry.id_of(*number).is_some_and(|id| id.as_str().starts_with(start))
+                    && registry.tenant_of(*number).is_some_and(|tenant| scope.covers(tenant))
+            };
+            numbers.chain(registry.deleted_endpoints()).filter(matches).collect()
+        })
+    }
+
+    /// The first and the last position of events accepted in this time.
+    async fn accepted_between(
+        self,
+        (since, until): (Timestamp, Timestamp),
+    ) -> Result<Option<(Position, Position)>, Unavailable> {
+        let found = self
+            .0
+            .outbox()
+            .read(move |state| (newest_before(state, since), newest_before(state, until)))
+            .await?;
+        let (before, last) = found;
+        Ok(last.filter(|last| Some(*last) > before).map(|last| (before.unwrap_or_default().next(), last)))
+    }
+}
+
+/// The newest event that was accepted before this time.
+fn newest_before(state: &dyn ReadModel, until: Timestamp) -> Option<Position> {
+    let filter = Filter { until: Some(until), ..Filter::default() };
+    state.events(&filter, None, 1).items.first().copied()
+}
+
+/// The events and endpoints of deliveries whose id has these first digits.
+fn delivery_range(digits: &str) -> Option<((Position, Position), EndpointChoice)> {
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    if digits.len() > POSITION_DIGITS + ENDPOINT_DIGITS || !digits.bytes().all(is_digit) {
+        return None;
+    }
+    let (events, endpoints) = digits.split_at(digits.len().min(POSITION_DIGITS));
+    let bound = |digits: &str, length: usize, fill: &str| {
+        let text = format!("{digits}{}", fill.repeat(length - digits.len()));
+        u64::from_str_radix(&text, 16).ok()
+    };
+    let event = |fill| bound(events, POSITION_DIGITS, fill).map(Position);
+    let endpoint = |fill| {
+        let number = bound(endpoints, ENDPOINT_DIGITS, fill)?;
+        u32::try_from(number).ok().map(EndpointNumber)
+    };
+    let choice = EndpointChoice::Range(endpoint("0")?, endpoint("f")?);
+    Some(((event("0")?, event("f")?), choice))
+}
+
+/// The times of ULIDs with these first characters: from, and before.
+fn ulid_times(start: &str) -> Option<(Timestamp, Timestamp)> {
+    let rest = ULID_CHARACTERS.checked_sub(start.len())?;
+    let time = |fill: &str| {
+        let ulid = Ulid::from_string(&format!("{start}{}", fill.repeat(rest))).ok()?;
+        Some(Timestamp::from_millis(ulid.timestamp_ms()))
+    };
+    if start.is_empty() {
+        return Some((Timestamp::ZERO, Timestamp::MAX));
+    }
+    // Of the first character, a ULID uses three bits.
+    if !matches!(start.as_bytes()[0], b'0'..=b'7') {
+        return None;
+    }
+    Some((time("0")?, time("Z")?.plus(Duration::from_millis(1))))
+}
+
+/// A text that may be an id or the start of one.
+///
+/// # Errors
+/// When no id has such characters or such a length.
+pub fn parse_id_start(text: &str) -> Result<EventId, InvalidName> {
+    text.parse().map_err(|error: InvalidName| InvalidName { what: "id", ..error })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn start_of_a_delivery_id_is_a_range() {
+        let range = |digits| {
+            delivery_range(digits).map(|(events, endpoints)| match endpoints {
+                EndpointChoice::Range(first, last) => (events.0.0, events.1.0, first.0, last.0),
+                EndpointChoice::Listed(_) => panic!("a list"),
+            })
+        };
+        assert_eq!(range(""), Some((0, u64::MAX, 0, u32::MAX)));
+        assert_eq!(range("00000000000000a"), Some((0xa0, 0xaf, 0, u32::MAX)));
+        assert_eq!(range("00000000000000a1"), Some((0xa1, 0xa1, 0, u32::MAX)));
+        assert_eq!(range("00000000000000a10000000"), Some((0xa1, 0xa1, 0, 0xf)));
+        assert_eq!(range("00000000000000a100000007"), Some((0xa1, 0xa1, 7, 7)));
+        for bad in ["00000000000000a1000000070", "A", "g", "-"] {
+            assert_eq!(range(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn start_of_an_event_id_is_a_time_range() {
+        let ulid = Ulid::from_parts(1_773_398_100_123, 7).to_string();
+        for length in 1..=ULID_CHARACTERS {
+            let (since, until) = ulid_times(&ulid[..length]).unwrap();
+            assert!((since.millis()..until.millis()).contains(&1_773_398_100_123), "{length}");
+            assert_eq!(until.millis() - since.millis() == 1, length >= 10, "{length}");
+        }
+        assert_eq!(ulid_times("").unwrap().0, Timestamp::ZERO);
+        for bad in ["8", "U", "-", &"0".repeat(27)] {
+            assert_eq!(ulid_times(bad), None, "{bad}");
+        }
+    }
+}
