@@ -171,7 +171,10 @@ async fn patch_keeps_patterns_beyond_the_bounds() {
     let stored = Endpoints(&context).create(endpoint, None).await.unwrap();
     let (status, body) = patch(&router, &stored.id, r#"{"description":"x"}"#).await;
     assert_eq!(status, 200, "{body}");
-    assert_eq!(context.outbox().endpoint(stored.number).unwrap().event_types, stored.event_types);
+    assert_eq!(
+        context.outbox_of(stored.number).endpoint(stored.number).unwrap().event_types,
+        stored.event_types
+    );
     let again = serde_json::json!({"eventTypes": patterns}).to_string();
     let (status, body) = patch(&router, &stored.id, &again).await;
     assert_eq!(status, 422, "{body}");

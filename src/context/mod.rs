@@ -9,6 +9,7 @@ pub mod consumer_watch;
 pub(crate) mod converted_events;
 pub mod environment;
 pub mod fair_semaphore;
+pub(crate) mod home;
 mod key_uses;
 pub(crate) mod overdue;
 pub(crate) mod queue_signal;
@@ -43,6 +44,7 @@ use consumer_watch::ConsumerWatch;
 use converted_events::ConvertedEvents;
 use environment::{Environment, Transport};
 use fair_semaphore::{FairSemaphore, FairTurn};
+use home::Home;
 use key_uses::KeyUses;
 use rebuilds::Rebuilds;
 use signal::Signal;
@@ -148,11 +150,7 @@ impl Context {
 
     /// Commits pending units and writes a checkpoint, after the delivery loop has ended. Blocks.
     pub fn stop_outbox(&self) {
-        self.outbox().stop();
-    }
-
-    pub(crate) fn outbox(&self) -> &Outbox {
-        &self.shared.outbox
+        self.outbox_of(Home::All).stop();
     }
 
     /// Callers that wait for a change.
@@ -186,7 +184,7 @@ impl Context {
     /// Position of the last commit.
     #[must_use]
     pub fn last_position(&self) -> Position {
-        self.outbox().journal().last_position()
+        self.outbox_of(Home::All).journal().last_position()
     }
 
     pub(crate) fn converted_events(&self) -> &ConvertedEvents {
@@ -229,7 +227,7 @@ impl Context {
 
     /// Replaces the settings. Lanes adopt them when the delivery loop receives the signal.
     pub fn reconfigure(&self, settings: Settings) {
-        self.outbox().set_default_quotas(settings.quotas);
+        self.outbox_of(Home::All).set_default_quotas(settings.quotas);
         self.shared.settings.store(Arc::new(settings));
         self.signal(Signal::Reconfigured);
     }
@@ -243,7 +241,7 @@ impl Context {
         if tenant.as_str() == Tenant::OPERATOR {
             return Ok(());
         }
-        let quotas = self.outbox().registry(|registry| registry.quotas(tenant));
+        let quotas = self.outbox_of(tenant).registry(|registry| registry.quotas(tenant));
         let taken = self.shared.tenant_rates.take(tenant, &quotas, (events, bytes), self.now().monotonic);
         taken.inspect_err(|exceeded| self.metrics().quota_refused(exceeded.quota))
     }
@@ -264,19 +262,19 @@ impl Context {
     /// Whether the outbox can commit.
     #[must_use]
     pub fn health(&self) -> watch::Receiver<Health> {
-        self.outbox().health()
+        self.outbox_of(Home::All).health()
     }
 
     /// The activity that keeps the outbox for too long; `None` if it makes progress.
     #[must_use]
     pub fn stall(&self) -> Option<Stall> {
-        self.outbox().stall().filter(|stall| stall.duration > limits::DISK_SILENCE_MAX)
+        self.outbox_of(Home::All).stall().filter(|stall| stall.duration > limits::DISK_SILENCE_MAX)
     }
 
     /// Free space below the disk reserve, if it is.
     #[must_use]
     pub fn disk_shortage(&self) -> Option<DiskShortage> {
-        self.outbox().disk_shortage()
+        self.outbox_of(Home::All).disk_shortage()
     }
 
     /// Both clocks.

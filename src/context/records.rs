@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::domain::{Event, Position, Record};
 use crate::outbox::draft::Unavailable;
 use crate::outbox::unit::{Command, Outcome};
@@ -27,7 +28,7 @@ impl Context {
 
     /// The record at a position; `None` if it was removed or damaged.
     pub(crate) async fn record_at(&self, position: Position) -> Result<Option<Record>, Unavailable> {
-        let reader = self.outbox().journal().clone();
+        let reader = self.outbox_of(position).journal().clone();
         match self.blocking(move || reader.read(position)).await? {
             Ok(record) => Ok(record),
             Err(error) => {
@@ -50,7 +51,7 @@ impl Context {
 
     /// Commits commands and returns their outcomes, which are durable. An empty list is allowed.
     pub(crate) async fn submit(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Unavailable> {
-        self.outbox().commit(commands).await
+        self.outbox_of(Home::All).commit(commands).await
     }
 
     /// See [`Outbox::commit_independent`](crate::outbox::Outbox::commit_independent).
@@ -58,7 +59,7 @@ impl Context {
         &self,
         commands: Vec<Command>,
     ) -> Result<(Vec<Outcome>, Option<Unavailable>), Unavailable> {
-        self.outbox().commit_independent(commands).await
+        self.outbox_of(Home::All).commit_independent(commands).await
     }
 
     pub(crate) async fn write(&self, record: Record) -> Result<Position, Unavailable> {

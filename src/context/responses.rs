@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::domain::{Idempotency, Record, Sealed};
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::outbox::unit::{Command, Outcome};
@@ -54,7 +55,7 @@ impl Context {
     /// # Errors
     /// When the outbox is unavailable.
     pub async fn stored_response(&self, wanted: &Idempotency) -> Result<Remembered, Unavailable> {
-        let known = self.outbox().stored_request(wanted.scope).await?;
+        let known = self.outbox_of(Home::All).stored_request(wanted.scope).await?;
         let position = match judge_idempotency(known.as_ref(), &wanted.fingerprint, self.now().wall) {
             Judged::Fresh => return Ok(Remembered::Nothing),
             Judged::Mismatch(_) => return Ok(Remembered::Mismatch),

@@ -68,11 +68,11 @@ pub(crate) async fn attempt(context: Context, assignment: Assignment) {
     let position = assignment.key.event;
     let event = match &assignment.event {
         // The event may have been erased after the lane selected its delivery.
-        Some(event) if !context.outbox().journal().hides(position) => Some(event.clone()),
+        Some(event) if !context.outbox_of(position).journal().hides(position) => Some(event.clone()),
         _ => read_event(&context, position).await,
     };
     // Read last, so that the attempt uses the current endpoint.
-    let endpoint = context.outbox().endpoint(assignment.endpoint);
+    let endpoint = context.outbox_of(assignment.endpoint).endpoint(assignment.endpoint);
     if endpoint.as_ref().is_some_and(|endpoint| gate(endpoint) != Gate::Open) {
         // The lane is about to learn that the endpoint is closed.
         return return_delivery(&context, &assignment, DISALLOWED_PAUSE).await;
@@ -83,7 +83,7 @@ pub(crate) async fn attempt(context: Context, assignment: Assignment) {
             let delivery = DeliveryKey { event: position, endpoint: assignment.endpoint };
             let cancelled =
                 Record::DeliveriesCancelled { deliveries: vec![delivery], at: context.now().wall };
-            context.outbox().record(Unit::of_record(cancelled));
+            context.outbox_of(assignment.endpoint).record(Unit::of_record(cancelled));
         }
         (Some(endpoint), Some(event)) => {
             match Conversions(&context).convert(&endpoint.versions, position, &event) {
@@ -198,14 +198,14 @@ async fn send(
         rule: retry::rule(next, verdict, finished.wall),
         headers: masked_reply_headers(std::mem::take(&mut reply.headers)),
     };
-    let known = context.outbox().endpoint(endpoint.number);
+    let known = context.outbox_of(endpoint.number).endpoint(endpoint.number);
     // The former URL's reply says nothing about the current URL.
     let known = known.filter(|known| known.url == endpoint.url);
     let hold = known.as_ref().and_then(|known| hold(known, verdict, finished));
     let attempt = Arc::new(Attempt { delay, exchange, ..attempt_of(&progress, started, reply, next, hold) });
     report(context, endpoint, event, &assignment.progress, delivery, &attempt, finished);
     let record = Record::AttemptFinished { delivery, due: assignment.key.due, attempt: attempt.clone() };
-    context.outbox().record(Unit::of_record(record));
+    context.outbox_of(endpoint.number).record(Unit::of_record(record));
     if let Verdict::Gone(reason) = verdict {
         // Before the slot is free, so that no further request goes to the endpoint.
         Endpoints(context).disable(endpoint.number, reason, |known| known.url == endpoint.url).await;

@@ -12,6 +12,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::context::overdue::Behind;
 use crate::context::signal::{LaneAnswer, Signal};
 use crate::delivery::attempt::{Assignment, attempt};
@@ -107,7 +108,7 @@ impl Dispatcher {
         signals: mpsc::UnboundedReceiver<Signal>,
     ) -> Self {
         let lanes = Lanes::new(config(&context));
-        let health = context.outbox().health();
+        let health = context.outbox_of(Home::All).health();
         Self {
             context,
             lanes,
@@ -204,7 +205,9 @@ impl Dispatcher {
     fn hold(&self) -> SendHold {
         if self.draining {
             SendHold::Shutdown
-        } else if self.context.outbox().is_outcome_queue_full() || *self.health.borrow() != Health::Good {
+        } else if self.context.outbox_of(Home::All).is_outcome_queue_full()
+            || *self.health.borrow() != Health::Good
+        {
             SendHold::StoreFull
         } else {
             SendHold::None
@@ -213,7 +216,7 @@ impl Dispatcher {
 
     /// Creates the lanes of the existing endpoints.
     async fn start(&mut self) -> Result<(), Unavailable> {
-        let endpoints: Vec<_> = self.context.outbox().endpoints();
+        let endpoints: Vec<_> = self.context.outbox_of(Home::All).endpoints();
         let numbers: Vec<_> = endpoints.iter().map(|endpoint| endpoint.number).collect();
         let queues: Vec<_> =
             endpoints.iter().filter(|one| one.queue().is_some()).map(|one| one.number).collect();
@@ -221,14 +224,14 @@ impl Dispatcher {
             let of_queue = |queue| (queue, state.leases(queue, Position(0), limits::LEASES_MAX));
             queues.into_iter().map(of_queue).collect()
         };
-        let mut leases: HashMap<_, Vec<_>> = self.context.outbox().read(held).await?;
+        let mut leases: HashMap<_, Vec<_>> = self.context.outbox_of(Home::All).read(held).await?;
         let known = move |state: &dyn ReadModel| {
             let reserved =
                 numbers.into_iter().filter_map(|number| Some((number, state.reservation(number)?)));
             (state.lanes().into_iter().collect(), reserved.collect())
         };
         let (counted, reserved): (HashMap<_, counters::Lane>, HashMap<_, _>) =
-            self.context.outbox().read(known).await?;
+            self.context.outbox_of(Home::All).read(known).await?;
         let now = self.context.now();
         let mut backlogs = Vec::new();
         for endpoint in endpoints {
@@ -258,7 +261,7 @@ impl Dispatcher {
         let reorder_all = move |context| reorder_all(context, backlogs.clone());
         self.reorder_all_job = Some(self.spawn_job(BackgroundJob::Reorder, reorder_all));
         let deleted: Vec<_> =
-            self.context.outbox().registry(|registry| registry.deleted_endpoints().collect());
+            self.context.outbox_of(Home::All).registry(|registry| registry.deleted_endpoints().collect());
         for endpoint in deleted {
             if counted.get(&endpoint).is_some_and(|lane| lane.pending > 0) {
                 self.sweep(endpoint);
@@ -340,7 +343,7 @@ impl Dispatcher {
 
     fn reconfigure(&mut self, now: Now) {
         self.lanes.reconfigure(config(&self.context));
-        let endpoints: Vec<_> = self.context.outbox().endpoints();
+        let endpoints: Vec<_> = self.context.outbox_of(Home::All).endpoints();
         for endpoint in endpoints {
             if endpoint.queue().is_some() {
                 continue;
@@ -362,7 +365,7 @@ impl Dispatcher {
                 }
                 Action::Reserve { endpoint, reservation } => {
                     let record = Record::RateReserved { endpoint, reservation };
-                    self.context.outbox().record(Unit::of_record(record));
+                    self.context.outbox_of(endpoint).record(Unit::of_record(record));
                 }
                 Action::Refill { endpoint, after, limit } => {
                     self.spawn_job(BackgroundJob::Refill, move |context| {
@@ -412,7 +415,7 @@ impl Dispatcher {
             let update = move |context| update_gauges(context, behind.clone());
             self.gauges_job = Some(self.spawn_job(BackgroundJob::Gauges, update));
         }
-        let (closed, due) = self.context.outbox().registry(|registry| {
+        let (closed, due) = self.context.outbox_of(Home::All).registry(|registry| {
             let closed = registry.endpoints().filter(|endpoint| disabled_at(endpoint).is_some());
             let due = registry.endpoints().filter_map(|endpoint| {
                 let at = handshake::next_request(endpoint).filter(|at| *at <= now.wall)?;

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::delivery::background::run_job;
 use crate::maintenance::erasure::{ErasureReport, Erasures};
 use crate::metrics::BackgroundJob;
@@ -23,7 +24,7 @@ pub async fn run(context: Context) {
 
 async fn run_passes(context: Context) {
     panics::test_point("erasure");
-    let mut erasures = Erasures::new(context.outbox().clone());
+    let mut erasures = Erasures::new(context.outbox_of(Home::All).clone());
     loop {
         let is_done = match erasures.pass(context.now().wall).await {
             Ok(ErasureReport { events, records, left }) => {

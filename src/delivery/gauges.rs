@@ -1,13 +1,14 @@
 //! Gauges of the outbox, read once a second in bounded steps. A task reads them, not the loop.
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::context::overdue::Behind;
 use crate::context::signal::Signal;
 use crate::domain::Ordering;
 
 /// Updates the gauges, and sends the overdue deliveries behind others to the delivery loop.
 pub(crate) async fn update_gauges(context: Context, mut behind: Behind) {
-    let outbox = context.outbox();
+    let outbox = context.outbox_of(Home::All);
     context.metrics().waiting(context.waits().callers());
     context.metrics().streams(context.waits().streams().callers());
     // The scan visits every endpoint. Skip it when none has an ordering.

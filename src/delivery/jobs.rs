@@ -59,7 +59,7 @@ pub(super) async fn run_until_done(context: Context, endpoint: EndpointNumber, j
 
 pub(super) async fn refill(context: Context, endpoint: EndpointNumber, after: Option<DueKey>, limit: usize) {
     let read = context
-        .outbox()
+        .outbox_of(endpoint)
         .read(move |state| {
             let (entries, exhausted) = state.sendable(endpoint, after, limit);
             Signal::Refilled { endpoint, entries, exhausted, as_of: state.applied() }
@@ -115,7 +115,7 @@ pub(super) async fn expire(context: &Context, endpoint: &Endpoint, now: Timestam
     };
     // After a concurrent resume, the deliveries must not expire.
     let still_closed = || {
-        let known = context.outbox().endpoint(number);
+        let known = context.outbox_of(number).endpoint(number);
         known.is_some_and(|known| self::disabled_at(&known) == Some(disabled_at))
     };
     let mut deaths = Deaths::new(DeadReason::EndpointDisabled);

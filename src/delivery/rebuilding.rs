@@ -1,6 +1,7 @@
 //! The job that rebuilds the state when an operator requests it.
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::delivery::background::run_job;
 use crate::domain::Position;
 use crate::maintenance::rebuild::rebuild;
@@ -36,7 +37,8 @@ async fn run_requests(context: Context) {
 }
 
 pub(crate) async fn run_once(context: &Context) -> Result<Position, RebuildError> {
-    rebuild(context.outbox(), &mut |done, total| context.rebuilds().on_progress(done, total)).await
+    rebuild(context.outbox_of(Home::All), &mut |done, total| context.rebuilds().on_progress(done, total))
+        .await
 }
 
 fn end(context: &Context, result: Result<Position, String>) {

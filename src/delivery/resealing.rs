@@ -44,7 +44,7 @@ async fn reseal_all(context: Context) {
 /// Rewrites an endpoint unchanged, with its `updated_at`.
 async fn reseal(context: &Context, number: EndpointNumber) -> Result<(), ChangeError> {
     loop {
-        let Some(current) = context.outbox().endpoint(number) else { return Ok(()) };
+        let Some(current) = context.outbox_of(number).endpoint(number) else { return Ok(()) };
         match Endpoints(context).put(Endpoint::clone(&current), None).await {
             Ok(_) => return Ok(()),
             // A concurrent change has sealed or deleted it.

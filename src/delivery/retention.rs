@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::delivery::background::run_job;
 use crate::domain::{DeadReason, Timestamp};
 use crate::failpoints::Bound;
@@ -70,7 +71,7 @@ async fn run_passes(context: Context, keep: Keep, pause: Duration) {
 
 pub(crate) fn retention(context: &Context, keep: Keep) -> Retention {
     let policy = RetentionPolicy { events: keep.events, stream_events: keep.stream_events };
-    Retention::new(context.outbox().clone(), policy)
+    Retention::new(context.outbox_of(Home::All).clone(), policy)
 }
 
 pub(crate) async fn pass(

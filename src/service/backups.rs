@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::domain::Position;
 use crate::failpoints;
 use crate::failpoints::Bound;
@@ -38,7 +39,7 @@ impl Backups<'_> {
         until: Option<Position>,
         id: Option<BackupId>,
     ) -> Result<(BackupPart, Position, Option<BackupId>), Unavailable> {
-        let reader = self.0.outbox().journal().clone();
+        let reader = self.0.outbox_of(Home::All).journal().clone();
         let last = reader.last_position();
         let until = until.map_or(last, |until| until.min(last));
         let bytes = failpoints::bound(Bound::BackupBytes, BACKUP_PART_BYTES);

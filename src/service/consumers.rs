@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::context::Context;
 use crate::context::consumer_watch::ConsumerConnection;
+use crate::context::home::Home;
 use crate::context::records::UNEXPECTED_OUTCOME;
 use crate::context::waiter_limit::TooManyWaiters;
 use crate::context::waits::WaitSubject;
@@ -92,7 +93,7 @@ impl Consumers<'_> {
     pub fn find(self, tenant: Option<Tenant>, name: &ConsumerName) -> FoundConsumer {
         let is_any_tenant = tenant.is_none();
         let key = ConsumerKey { tenant, name: name.clone() };
-        self.0.outbox().registry(|registry| {
+        self.0.outbox_of(key.tenant.as_ref()).registry(|registry| {
             if let Some(status) = registry.consumers().get(&key) {
                 return FoundConsumer::One(status.clone());
             }
@@ -107,7 +108,7 @@ impl Consumers<'_> {
 
     #[must_use]
     pub fn status(self, key: &ConsumerKey) -> Option<ConsumerStatus> {
-        self.0.outbox().registry(|registry| registry.consumers().get(key).cloned())
+        self.0.outbox_of(key.tenant.as_ref()).registry(|registry| registry.consumers().get(key).cloned())
     }
 
     /// Consumers after a key, by tenant and name, and whether there are more. `tenant`: only those
@@ -121,7 +122,7 @@ impl Consumers<'_> {
         after: Option<&ConsumerKey>,
         limit: usize,
     ) -> Result<(Vec<ConsumerView>, bool), Unavailable> {
-        let mut found: Vec<_> = self.0.outbox().registry(|registry| {
+        let mut found: Vec<_> = self.0.outbox_of(tenant).registry(|registry| {
             let all = registry.consumers().after(after);
             let own = all.filter(|known| tenant.is_none() || known.consumer.key.tenant.as_ref() == tenant);
             own.take(limit + 1).cloned().collect()
@@ -143,7 +144,7 @@ impl Consumers<'_> {
         let (consumer, after) = (status.consumer.clone(), status.place.position);
         let tenant = status.consumer.key.tenant.clone();
         let question = move |state: &dyn ReadModel| state.lag(&consumer, after, limits::LAG_ENTRIES_MAX);
-        let lag = self.0.outbox().read_of(tenant.as_ref(), question).await?;
+        let lag = self.0.outbox_of(tenant.as_ref()).read_of(tenant.as_ref(), question).await?;
         let connections = self.0.consumers().connections(&status.consumer.key);
         Ok(ConsumerView { status, lag, connections })
     }
@@ -224,14 +225,15 @@ impl Consumers<'_> {
     }
 
     fn check_position(self, position: Position) -> Result<(), ConsumerError> {
-        let head = self.0.outbox().journal().last_position();
+        let head = self.0.outbox_of(Home::All).journal().last_position();
         if position > head { Err(ConsumerError::BeyondHead { head }) } else { Ok(()) }
     }
 
     /// # Errors
     /// When the position is beyond the end of the log, or the journal cannot be read.
     async fn position_of(self, consumer: &Consumer, start: Start) -> Result<Position, ConsumerError> {
-        let (reader, filter) = (self.0.outbox().journal().clone(), FeedFilter::from(consumer));
+        let (reader, filter) =
+            (self.0.outbox_of(consumer.key.tenant.as_ref()).journal().clone(), FeedFilter::from(consumer));
         match start {
             Start::Oldest => Ok(Feed(self.0).begin(&filter, FeedStart::Oldest).unwrap_or_default()),
             Start::Now => Ok(reader.last_position()),

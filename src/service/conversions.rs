@@ -37,7 +37,10 @@ impl Conversions<'_> {
         let Some((_, pin)) = pins.iter().find(|(name, _)| *name == event.event_type) else {
             return Ok(same());
         };
-        let registered = self.0.outbox().registry(|registry| registry.event_type(&event.event_type).cloned());
+        let registered = self
+            .0
+            .outbox_of(&event.tenant)
+            .registry(|registry| registry.event_type(&event.event_type).cloned());
         let Some(registered) = registered else {
             let is_met = *pin == VersionPin::Latest || *pin == VersionPin::Version(event.version.clone());
             return if is_met { Ok(same()) } else { Err(ConversionError::UnknownType) };
@@ -80,7 +83,7 @@ impl Conversions<'_> {
     /// Whether the event's version is deprecated, and until when it is published.
     #[must_use]
     pub fn deprecation(self, event: &Event) -> Option<Option<crate::domain::Timestamp>> {
-        self.0.outbox().registry(|registry| {
+        self.0.outbox_of(&event.tenant).registry(|registry| {
             let registered = registry.event_type(&event.event_type)?;
             let version = registered.definition().version(&event.version)?;
             version.deprecated.then_some(version.sunset)

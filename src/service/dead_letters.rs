@@ -1,6 +1,7 @@
 //! Dead letters: reading, listing, redriving, purging.
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::context::responses::Keyed;
 use crate::domain::{DeadReason, DeliveryKey, Record, Timestamp, Trigger};
 use crate::outbox::ReadModel;
@@ -23,13 +24,13 @@ impl DeadLetters<'_> {
     /// When the outbox is unavailable.
     pub async fn get(self, scope: &Scope, key: DeliveryKey) -> Result<Option<DeadLetterDetail>, Unavailable> {
         let letter = move |state: &dyn ReadModel| state.dead_letter(key);
-        let found = self.0.outbox().read_of(scope.0.as_ref(), letter).await?;
+        let found = self.0.outbox_of(key.event).read_of(scope.0.as_ref(), letter).await?;
         let found = found.filter(|(facts, ..)| scope.covers_name(&facts.tenant));
         let Some((facts, reason, died_at)) = found else { return Ok(None) };
         let Some(event) = self.0.event_at(key.event).await? else { return Ok(None) };
         let delivery = Deliveries(self.0).view(&event, &facts);
         let letter = DeadLetterView { delivery, reason, died_at };
-        let endpoint = self.0.outbox().endpoint(key.endpoint);
+        let endpoint = self.0.outbox_of(key.endpoint).endpoint(key.endpoint);
         let endpoint = endpoint.filter(|_| reason == DeadReason::Unconvertible);
         let conversion_error = endpoint.and_then(|endpoint| {
             let converted = Conversions(self.0).convert(&endpoint.versions, key.event, &event);
@@ -140,12 +141,12 @@ impl DeadLetters<'_> {
             let filter = filter.clone();
             let found = self
                 .0
-                .outbox()
+                .outbox_of(filter.tenant.as_ref())
                 .read(move |state| state.dead_letters(&filter, cursor, deliveries_per_step()))
                 .await?;
             let mut deliveries: Vec<_> = found.items.into_iter().map(|letter| letter.delivery).collect();
             if skip_deleted_endpoints {
-                self.0.outbox().registry(|registry| {
+                self.0.outbox_of(Home::All).registry(|registry| {
                     deliveries.retain(|key| registry.endpoint(key.endpoint).is_some());
                 });
             }

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::context::responses::Keyed;
 use crate::domain::{
     DeadReason, DeliveryKey, DeliveryState, EndpointNumber, Event, Party, Record, Timestamp, Trigger,
@@ -35,7 +36,8 @@ impl Deliveries<'_> {
     /// # Errors
     /// When the outbox is unavailable.
     pub async fn get(self, scope: &Scope, key: DeliveryKey) -> Result<Option<DeliveryDetail>, Unavailable> {
-        let facts = self.0.outbox().read_of(scope.0.as_ref(), move |state| state.delivery(key)).await?;
+        let facts =
+            self.0.outbox_of(key.event).read_of(scope.0.as_ref(), move |state| state.delivery(key)).await?;
         // Another tenant's delivery is unknown before a journal read: no timing side channel.
         let Some(facts) = facts.filter(|facts| scope.covers_name(&facts.tenant)) else { return Ok(None) };
         let Some(event) = self.0.event_at(key.event).await? else { return Ok(None) };
@@ -90,7 +92,7 @@ impl Deliveries<'_> {
     }
 
     fn destination(self, number: EndpointNumber) -> Destination {
-        self.0.outbox().registry(|registry| {
+        self.0.outbox_of(number).registry(|registry| {
             let id = registry.id_of(number).cloned();
             let live = registry.endpoint(number).and_then(|endpoint| endpoint.queue());
             // A deleted queue is known by its id.
@@ -139,7 +141,7 @@ impl Deliveries<'_> {
         keyed: Option<Keyed<DeliveryView>>,
     ) -> Result<DeliveryView, ChangeError> {
         let _alone = self.0.exclusive(&scope.party()).await;
-        let _held = self.0.outbox().hold_events().await;
+        let _held = self.0.outbox_of(key.event).hold_events().await;
         let found = self.get(scope, key).await?.ok_or(ChangeError::NotFound)?;
         match found.delivery.state {
             _ if found.delivery.is_erased => return Err(ChangeError::Erased),
@@ -148,7 +150,7 @@ impl Deliveries<'_> {
             DeliveryState::Purged => return Err(PURGED),
             DeliveryState::Pending | DeliveryState::Delivered | DeliveryState::Cancelled => {}
         }
-        if self.0.outbox().endpoint(key.endpoint).is_none() {
+        if self.0.outbox_of(key.endpoint).endpoint(key.endpoint).is_none() {
             return Err(DELETED);
         }
         // The view after the commit, so that the same commit can store the response. Only a
@@ -229,7 +231,7 @@ impl Deliveries<'_> {
         let reason = deaths.reason();
         let (deliveries, found) = {
             let _alone = self.0.exclusive(&Party::Delivery).await;
-            let (mut deliveries, found) = self.0.outbox().read(find).await?;
+            let (mut deliveries, found) = self.0.outbox_of(Home::All).read(find).await?;
             if !holds() {
                 deliveries.clear();
             }
@@ -249,7 +251,7 @@ impl Deliveries<'_> {
             };
             deliveries.into_iter().filter(is_dead).collect()
         };
-        let dead = self.0.outbox().read(dead).await?;
+        let dead = self.0.outbox_of(Home::All).read(dead).await?;
         self.0.metrics().dead_lettered(reason, dead.len() as u64);
         dead.into_iter().for_each(|delivery| deaths.add(delivery));
         Ok(found)
@@ -276,7 +278,7 @@ impl Deliveries<'_> {
         due: Timestamp,
         reason: DeadReason,
     ) -> bool {
-        let facts = self.0.outbox().read(move |state| state.delivery(delivery)).await;
+        let facts = self.0.outbox_of(delivery.event).read(move |state| state.delivery(delivery)).await;
         facts.ok().flatten().is_some_and(|facts| match facts.state {
             DeliveryState::Pending => facts.due == Some(due),
             DeliveryState::Dead(found) => found == reason,
@@ -310,11 +312,13 @@ impl Deliveries<'_> {
         let limit = deliveries_per_step();
         let (mut after, mut is_in_order) = (None, true);
         loop {
-            let known =
-                self.0.outbox().registry(|registry| registry.endpoint(endpoint).map(|known| known.ordering));
+            let known = self
+                .0
+                .outbox_of(endpoint)
+                .registry(|registry| registry.endpoint(endpoint).map(|known| known.ordering));
             let Some(ordering) = known else { return Ok(()) };
             let misplaced = move |state: &dyn ReadModel| state.misplaced(endpoint, ordering, after, limit);
-            let Misplaced { deliveries, next } = self.0.outbox().read(misplaced).await?;
+            let Misplaced { deliveries, next } = self.0.outbox_of(endpoint).read(misplaced).await?;
             if !deliveries.is_empty() {
                 is_in_order = false;
                 let at = self.0.now().wall;

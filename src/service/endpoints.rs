@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::context::records::UNEXPECTED_OUTCOME;
 use crate::context::responses::Remember;
 use crate::context::signal::{LaneAnswer, Signal};
@@ -34,7 +35,7 @@ pub struct Endpoints<'a>(pub &'a Context);
 
 impl Endpoints<'_> {
     pub fn get(self, scope: &Scope, id: &EndpointId) -> Option<Arc<Endpoint>> {
-        let found = self.0.outbox().registry(|registry| registry.endpoint_by_id(id).cloned());
+        let found = self.0.outbox_of(id).registry(|registry| registry.endpoint_by_id(id).cloned());
         found.filter(|endpoint| endpoint.queue().is_none() && scope.covers(&endpoint.tenant))
     }
 
@@ -47,7 +48,7 @@ impl Endpoints<'_> {
             return Ok(Some(found));
         }
         let Ok(uid) = id_or_uid.parse::<EndpointUid>() else { return Ok(None) };
-        self.0.outbox().registry(|registry| {
+        self.0.outbox_of(scope.0.as_ref()).registry(|registry| {
             let mut found = registry.endpoints_by_uid(&uid).filter(|one| scope.covers(&one.tenant));
             match (found.next(), found.next()) {
                 (_, Some(_)) => Err(AmbiguousUid),
@@ -59,7 +60,7 @@ impl Endpoints<'_> {
     /// The number in delivery keys. Deleted endpoints keep theirs, so that filters find deliveries.
     #[must_use]
     pub fn number(self, scope: &Scope, id: &EndpointId) -> Option<EndpointNumber> {
-        self.0.outbox().registry(|registry| {
+        self.0.outbox_of(id).registry(|registry| {
             let number = registry.number_of(id)?;
             registry.tenant_of(number).is_some_and(|tenant| scope.covers(tenant)).then_some(number)
         })
@@ -84,14 +85,14 @@ impl Endpoints<'_> {
                 && uid.is_none_or(|uid| endpoint.uid.as_ref() == Some(uid))
                 && after.is_none_or(|cursor| endpoint.number < cursor.endpoint)
         };
-        let mut items: Vec<_> = self.0.outbox().registry(|registry| {
+        let mut items: Vec<_> = self.0.outbox_of(tenant).registry(|registry| {
             registry.endpoints().rev().filter(wanted).take(limit + 1).cloned().collect()
         });
         let more = items.len() > limit;
         items.truncate(limit);
         let last = items.last().filter(|_| more).map(|endpoint| endpoint.number);
         let next = last.map(|endpoint| Cursor { endpoint, ..Cursor::at(Position(0)) });
-        Page { items, next, as_of: self.0.outbox().journal().last_position() }
+        Page { items, next, as_of: self.0.outbox_of(Home::All).journal().last_position() }
     }
 
     /// The writer sets number and revision, and seals secrets. The commit stores the response.
@@ -163,7 +164,7 @@ impl Endpoints<'_> {
         holds: impl Fn(&Endpoint) -> bool,
     ) {
         loop {
-            let current = self.0.outbox().endpoint(number);
+            let current = self.0.outbox_of(number).endpoint(number);
             let Some(current) = current else { return };
             if matches!(current.status, EndpointStatus::Disabled { .. }) || !holds(&current) {
                 return;
@@ -195,7 +196,7 @@ impl Endpoints<'_> {
         until: Timestamp,
     ) -> Result<EndpointStats, Unavailable> {
         self.0
-            .outbox()
+            .outbox_of(endpoint)
             .read(move |state| {
                 let hours = state.statistics(endpoint, since, until);
                 let lane = state.lane(endpoint);
@@ -222,7 +223,7 @@ impl Endpoints<'_> {
     /// # Errors
     /// When the outbox is unavailable.
     pub async fn counters(self, endpoint: EndpointNumber) -> Result<counters::Lane, Unavailable> {
-        self.0.outbox().read(move |state| state.lane(endpoint)).await
+        self.0.outbox_of(endpoint).read(move |state| state.lane(endpoint)).await
     }
 
     /// While the disk is full, the state may not answer. The lane then counts the deliveries that
@@ -231,7 +232,7 @@ impl Endpoints<'_> {
     /// # Errors
     /// When the outbox is unavailable.
     pub async fn lane(self, endpoint: EndpointNumber) -> Result<LaneView, Unavailable> {
-        let counted = match self.0.outbox().read(move |state| state.lane(endpoint)).await {
+        let counted = match self.0.outbox_of(endpoint).read(move |state| state.lane(endpoint)).await {
             Ok(counted) => Some(counted),
             Err(Unavailable::DiskFull) => None,
             Err(error) => return Err(error),
@@ -279,7 +280,7 @@ impl Endpoints<'_> {
         patterns: &[Pattern],
         replaced: Option<EndpointNumber>,
     ) -> Result<(), NoRoomForPatterns> {
-        self.0.outbox().matcher(|matcher| matcher.check_room(tenant, patterns, replaced))
+        self.0.outbox_of(tenant).matcher(|matcher| matcher.check_room(tenant, patterns, replaced))
     }
 
     /// Checks a custom header.

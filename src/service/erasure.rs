@@ -78,7 +78,7 @@ impl Erasure<'_> {
         reason: &str,
     ) -> Result<ErasureView, ChangeError> {
         let request = Request { at: self.0.now().wall, reason, scope, tenant };
-        let end = self.0.outbox().journal().last_position().next();
+        let end = self.0.outbox_of(tenant).journal().last_position().next();
         let head = self.head(tenant, stream).await?.ok_or(ChangeError::NotFound)?;
         if head.first_version == 1 {
             let view = self.erase_versions(&request, stream, head.version).await?;
@@ -92,7 +92,7 @@ impl Erasure<'_> {
 
     async fn head(self, tenant: &Tenant, stream: &StreamName) -> Result<Option<Head>, Unavailable> {
         let (of, name) = (tenant.clone(), stream.clone());
-        self.0.outbox().read_of(Some(tenant), move |state| state.stream(&of, &name)).await
+        self.0.outbox_of(tenant).read_of(Some(tenant), move |state| state.stream(&of, &name)).await
     }
 
     /// Erases the events of a stream up to a version, by the index of the stream.
@@ -108,7 +108,7 @@ impl Erasure<'_> {
             let last = version.min(first + deliveries_per_step() as u64 - 1);
             let (of, name) = (request.tenant.clone(), stream.clone());
             let positions = move |state: &dyn ReadModel| state.stream_positions(&of, &name, first..=last);
-            let found = self.0.outbox().read_of(Some(request.tenant), positions).await?;
+            let found = self.0.outbox_of(request.tenant).read_of(Some(request.tenant), positions).await?;
             view.add(&self.erase(request, found.into_iter().map(|(_, at)| at).collect()).await?);
             first = last + 1;
         }
@@ -132,7 +132,7 @@ impl Erasure<'_> {
         while let Some(after) = cursor {
             let filter = filter.clone();
             let page = move |state: &dyn ReadModel| state.events(&filter, Some(after), deliveries_per_step());
-            let found = self.0.outbox().read_of(Some(request.tenant), page).await?;
+            let found = self.0.outbox_of(request.tenant).read_of(Some(request.tenant), page).await?;
             cursor = found.next;
             view.add(&self.erase(request, found.items).await?);
         }
@@ -145,9 +145,9 @@ impl Erasure<'_> {
         let mut events = VecDeque::from(events);
         while !events.is_empty() {
             let _alone = self.0.exclusive(&request.scope.party()).await;
-            let _held = self.0.outbox().hold_events().await;
+            let _held = self.0.outbox_of(request.tenant).hold_events().await;
             let plan = move |state: &dyn ReadModel| Step::plan(state, events);
-            let step = self.0.outbox().read_of(Some(request.tenant), plan).await?;
+            let step = self.0.outbox_of(request.tenant).read_of(Some(request.tenant), plan).await?;
             let count = step.events.len() as u64;
             view.add(&step.erased);
             if count > 0 {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::context::records::UNEXPECTED_OUTCOME;
 use crate::domain::{
     EndpointId, Event, EventType, EventVersion, Position, Timestamp, TypeDefinition, VersionPin,
@@ -123,13 +124,13 @@ pub struct EventTypes<'a>(pub &'a Context);
 impl EventTypes<'_> {
     #[must_use]
     pub fn registered(self, name: &EventType) -> Option<Arc<RegisteredType>> {
-        self.0.outbox().registry(|registry| registry.event_type(name).cloned())
+        self.0.outbox_of(Home::All).registry(|registry| registry.event_type(name).cloned())
     }
 
     /// All types by name, and their revision.
     #[must_use]
     pub fn all(self) -> (TypesRevision, Vec<Arc<TypeDefinition>>) {
-        self.0.outbox().registry(|registry| {
+        self.0.outbox_of(Home::All).registry(|registry| {
             let (last, count) = registry.types_revision();
             let types = registry.event_types().map(|registered| registered.definition().clone());
             (TypesRevision(last, count), types.collect())
@@ -157,7 +158,7 @@ impl EventTypes<'_> {
     ) -> Result<(Vec<TypeView>, bool), Unavailable> {
         let mut types: Vec<_> = self
             .0
-            .outbox()
+            .outbox_of(Home::All)
             .registry(|registry| registry.event_types_after(after).take(limit + 1).cloned().collect());
         let more = types.len() > limit;
         types.truncate(limit);
@@ -179,12 +180,12 @@ impl EventTypes<'_> {
     async fn view(self, scope: &Scope, registered: Arc<RegisteredType>) -> Result<TypeView, Unavailable> {
         let name = registered.definition().name.clone();
         let pins = self.pins(scope, &name);
-        let usage = self.0.outbox().read(move |state| state.type_usage(&name)).await?;
+        let usage = self.0.outbox_of(Home::All).read(move |state| state.type_usage(&name)).await?;
         Ok(TypeView { registered, usage, pins })
     }
 
     fn pins(self, scope: &Scope, name: &EventType) -> Vec<PinView> {
-        self.0.outbox().registry(|registry| {
+        self.0.outbox_of(Home::All).registry(|registry| {
             let endpoints = registry.endpoints().filter(|endpoint| scope.covers(&endpoint.tenant));
             let pinned = endpoints.filter_map(|endpoint| {
                 Some(PinView { endpoint: endpoint.id.clone(), pin: endpoint.pin(name)?.clone() })
@@ -216,7 +217,7 @@ impl EventTypes<'_> {
         let _alone = self.0.type_changes().acquire().await.map_err(|_| Unavailable::Stopping)?;
         let (current, count) = self
             .0
-            .outbox()
+            .outbox_of(Home::All)
             .registry(|registry| (registry.event_type(&wanted.name).cloned(), registry.event_types().len()));
         if current.is_none() && count >= limits::TYPES_MAX {
             return Err(ChangeError::NotAllowed("2,000 event types are registered; delete one first").into());
@@ -273,7 +274,7 @@ impl EventTypes<'_> {
         events: &[Arc<Event>],
     ) -> Result<(), TypeChangeError> {
         let name = earlier.name.clone();
-        let counted = self.0.outbox().read(move |state| state.type_usage(&name)).await?;
+        let counted = self.0.outbox_of(Home::All).read(move |state| state.type_usage(&name)).await?;
         let mut used: BTreeSet<&EventVersion> = counted.iter().map(|(version, _)| version).collect();
         used.extend(events.iter().map(|event| &event.version));
         for version in &earlier.versions {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::context::records::UNEXPECTED_OUTCOME;
 use crate::context::waits::WaitSubject;
 use crate::domain::{Event, EventId, EventStatus, Idempotency, Position, Record, Tenant, Timestamp};
@@ -194,7 +195,9 @@ impl Events<'_> {
         let Some((position, event)) = self.find(scope, tenant, id).await? else { return Ok(None) };
         // Retention may have removed it since `find`.
         let known = move |state: &dyn ReadModel| state.knows(position).then(|| state.deliveries_of(position));
-        let Some(facts) = self.0.outbox().read_of(Some(&event.tenant), known).await? else { return Ok(None) };
+        let Some(facts) = self.0.outbox_of(position).read_of(Some(&event.tenant), known).await? else {
+            return Ok(None);
+        };
         Ok(Some(self.view(position, event, facts)))
     }
 
@@ -258,7 +261,7 @@ impl Events<'_> {
         let chosen = publisher_id_scope(tenant, id);
         let known = self
             .0
-            .outbox()
+            .outbox_of(tenant)
             .read_of(Some(tenant), move |state| {
                 state.request(&chosen).filter(|known| state.knows(known.position))
             })
@@ -292,7 +295,7 @@ impl Events<'_> {
             return Ok(None);
         };
         let tenant = Some(&event.tenant);
-        let known = self.0.outbox().read_of(tenant, move |state| state.knows(position)).await?;
+        let known = self.0.outbox_of(position).read_of(tenant, move |state| state.knows(position)).await?;
         Ok(known.then_some((position, event)))
     }
 
@@ -311,7 +314,7 @@ impl Events<'_> {
         self,
         ids: Vec<EventId>,
     ) -> Result<Vec<Option<FoundEvent>>, Unavailable> {
-        let reader = self.0.outbox().journal().clone();
+        let reader = self.0.outbox_of(Home::All).journal().clone();
         let found = self.0.blocking(move || scan_for_generated_ids(&reader, &ids)).await?;
         found.map_err(|error| Unavailable::Failed(error.to_string().into()))
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::context::waiter_limit::WaiterPlace;
 use crate::domain::{Event, Party, Position, Record};
 use crate::failpoints::{Bound, Mutation};
@@ -54,18 +55,18 @@ impl Feed<'_> {
     /// The last committed position.
     #[must_use]
     pub fn head(self) -> Position {
-        self.0.outbox().tail().head()
+        self.0.outbox_of(Home::All).tail().head()
     }
 
     /// The durable name of the log.
     #[must_use]
     pub fn log_id(&self) -> &str {
-        self.0.outbox().log_id()
+        self.0.outbox_of(Home::All).log_id()
     }
 
     /// The first position after which no event is forgotten.
     fn oldest(self, filter: &FeedFilter) -> Position {
-        let horizon = self.0.outbox().tail().horizon();
+        let horizon = self.0.outbox_of(Home::All).tail().horizon();
         if filter.has_only_streams() { horizon.stream_events } else { horizon.of_all() }
     }
 
@@ -82,7 +83,7 @@ impl Feed<'_> {
         after: Position,
         bounds: FeedBounds,
     ) -> Option<Result<FeedPage, FeedError>> {
-        let found = self.0.outbox().tail().after(filter, after, bounds.events)?;
+        let found = self.0.outbox_of(Home::All).tail().after(filter, after, bounds.events)?;
         if let Err(gone) = self.check(filter, after) {
             return Some(Err(gone));
         }
@@ -106,7 +107,7 @@ impl Feed<'_> {
         for _ in 0..failpoints::bound(Bound::ListSteps, limits::FEED_STEPS_MAX) {
             let next = page.page.next;
             self.check(filter, next)?;
-            if let Some(found) = self.0.outbox().tail().after(filter, next, page.room()) {
+            if let Some(found) = self.0.outbox_of(Home::All).tail().after(filter, next, page.room()) {
                 page.page.head = found.head;
                 page.add(found.events, found.looked_at);
                 break;
@@ -125,7 +126,7 @@ impl Feed<'_> {
 
     /// Looks for events before the tail. Waits for the state if it has not applied any of them.
     async fn look(self, filter: &FeedFilter, after: Position, limit: usize) -> Result<FeedStep, Unavailable> {
-        let outbox = self.0.outbox();
+        let outbox = self.0.outbox_of(Home::All);
         let until = outbox.tail().complete_after();
         let question =
             |filter: FeedFilter| move |state: &dyn ReadModel| state.feed(&filter, after, until, limit);
@@ -140,7 +141,8 @@ impl Feed<'_> {
     /// the last event that was read. Skips damaged events, which are reported.
     async fn events_at(self, step: &mut FeedStep, bytes: usize) -> Result<Vec<Arc<FeedEvent>>, FeedError> {
         let positions = std::mem::take(&mut step.events);
-        let (Some(last), reader) = (positions.last().copied(), self.0.outbox().journal().clone()) else {
+        let (Some(last), reader) = (positions.last().copied(), self.0.outbox_of(Home::All).journal().clone())
+        else {
             return Ok(Vec::new());
         };
         let found = self.0.blocking(move || read_events(&reader, &positions, bytes)).await?;
@@ -163,7 +165,7 @@ impl Feed<'_> {
     /// Completes when an event after `head` may exist, or the daemon stops. Returns whether it
     /// goes on.
     pub async fn changed(self, head: Position) -> bool {
-        let (mut tail, mut ended) = (self.0.outbox().tail().watch(), self.0.waits().ended());
+        let (mut tail, mut ended) = (self.0.outbox_of(Home::All).tail().watch(), self.0.waits().ended());
         tokio::select! {
             changed = tail.wait_for(|last| *last > head) => changed.is_ok(),
             _ = ended.wait_for(|ended| *ended) => false,

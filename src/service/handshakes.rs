@@ -62,7 +62,7 @@ impl Handshakes<'_> {
     }
 
     fn is_unchanged(self, endpoint: &Endpoint) -> bool {
-        self.0.outbox().registry(|registry| {
+        self.0.outbox_of(endpoint.number).registry(|registry| {
             registry.endpoint(endpoint.number).is_some_and(|now| now.revision == endpoint.revision)
         })
     }
@@ -73,7 +73,7 @@ impl Handshakes<'_> {
         self,
         number: EndpointNumber,
     ) -> Result<Option<(Arc<Endpoint>, Option<String>)>, ChangeError> {
-        let Some(endpoint) = self.0.outbox().endpoint(number) else {
+        let Some(endpoint) = self.0.outbox_of(number).endpoint(number) else {
             return Ok(None);
         };
         let now = self.0.now().wall;
@@ -152,7 +152,7 @@ impl Handshakes<'_> {
         token: &str,
         allowed_rate: Option<&str>,
     ) -> Result<(), ChangeError> {
-        let endpoint = self.0.outbox().registry(|registry| registry.endpoint_by_id(id).cloned());
+        let endpoint = self.0.outbox_of(id).registry(|registry| registry.endpoint_by_id(id).cloned());
         let endpoint = endpoint.ok_or(ChangeError::NotFound)?;
         let shown = hash(token);
         let find = |current: &Endpoint| {
@@ -181,7 +181,7 @@ impl Handshakes<'_> {
         change: impl Fn(&Endpoint) -> Option<Handshake>,
     ) -> Result<Option<Arc<Endpoint>>, ChangeError> {
         loop {
-            let current = self.0.outbox().endpoint(number);
+            let current = self.0.outbox_of(number).endpoint(number);
             let Some(current) = current else { return Ok(None) };
             let Some(handshake) = change(&current) else { return Ok(None) };
             let changed = Endpoint { handshake: Some(handshake), ..Endpoint::clone(&current) };

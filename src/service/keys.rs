@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::context::responses::Remember;
 use crate::domain::{ApiKey, KeyId, Record, Timestamp};
 use crate::outbox::draft::ChangeError;
@@ -16,18 +17,18 @@ impl Keys<'_> {
     /// The key whose secret has this SHA-256. A lookup by hash leaks no secret by its timing.
     #[must_use]
     pub fn find_by_hash(self, hash: &[u8; 32]) -> Option<Arc<ApiKey>> {
-        self.0.outbox().registry(|registry| registry.key_by_hash(hash).cloned())
+        self.0.outbox_of(Home::All).registry(|registry| registry.key_by_hash(hash).cloned())
     }
 
     #[must_use]
     pub fn get(self, id: &KeyId) -> Option<Arc<ApiKey>> {
-        self.0.outbox().registry(|registry| registry.key(id).cloned())
+        self.0.outbox_of(Home::All).registry(|registry| registry.key(id).cloned())
     }
 
     /// All keys by id, which is the order of creation.
     #[must_use]
     pub fn list(self) -> Vec<Arc<ApiKey>> {
-        self.0.outbox().keys()
+        self.0.outbox_of(Home::All).keys()
     }
 
     /// A request was authenticated with the key.
@@ -50,7 +51,7 @@ impl Keys<'_> {
     /// # Errors
     /// When the key is unknown, or the commit failed.
     pub async fn delete(self, id: &KeyId) -> Result<(), ChangeError> {
-        if self.0.outbox().registry(|registry| registry.key(id).is_none()) {
+        if self.0.outbox_of(Home::All).registry(|registry| registry.key(id).is_none()) {
             return Err(ChangeError::NotFound);
         }
         self.0.write(Record::KeyDeleted { id: id.clone(), at: self.0.now().wall }).await?;

@@ -134,7 +134,7 @@ impl Leases<'_> {
         }
         if *action != LeaseAction::Ack {
             // The next receive finds the messages again.
-            self.0.outbox().read(|state| state.applied()).await?;
+            self.0.outbox_of(self.queue()).read(|state| state.applied()).await?;
         }
         let gone = ReceiptResult::from(ReceiptStatus::Gone);
         Ok(receipts
@@ -277,7 +277,7 @@ impl Leases<'_> {
             return Ok(());
         }
         let (queue, wanted) = (self.queue(), keys.clone());
-        let facts = self.0.outbox().read(move |state| {
+        let facts = self.0.outbox_of(queue).read(move |state| {
             let delivery = |key: &LeaseKey| state.delivery(DeliveryKey { event: key.event, endpoint: queue });
             wanted.iter().map(delivery).collect::<Vec<_>>()
         });
@@ -344,7 +344,7 @@ pub(crate) fn release_unheard(context: &Context, queue: EndpointNumber, leases: 
     context.metrics().leases_ended("released", leases.len() as u64);
     let ends = leases.into_iter().map(|key| EndedLease { key, end: LeaseEnd::Released }).collect();
     let record = Record::LeasesEnded { queue, ends, at: context.now().wall, reason: None };
-    context.outbox().record(Unit::of_record(record));
+    context.outbox_of(queue).record(Unit::of_record(record));
 }
 
 /// Leases that no other request may end or take, until the guard is dropped.

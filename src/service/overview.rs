@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::domain::{EndpointId, EndpointNumber, Tenant, Timestamp};
 use crate::lanes::{WaitReason, with_order};
 use crate::limits;
@@ -81,7 +82,7 @@ impl Overview<'_> {
         since: Timestamp,
         until: Timestamp,
     ) -> Result<OverviewStats, Unavailable> {
-        let endpoints: Vec<EndpointNumber> = self.0.outbox().registry(|registry| {
+        let endpoints: Vec<EndpointNumber> = self.0.outbox_of(scope.0.as_ref()).registry(|registry| {
             let live = registry.endpoints().map(|endpoint| endpoint.number);
             let all = live.chain(registry.deleted_endpoints());
             all.filter(|number| registry.tenant_of(*number).is_some_and(|tenant| scope.covers(tenant)))
@@ -90,7 +91,7 @@ impl Overview<'_> {
         let mut hours: BTreeMap<u64, OverviewHour> = BTreeMap::new();
         for step in endpoints.chunks(limits::STATS_ENDPOINTS_PER_STEP) {
             let step = step.to_vec();
-            let found = self.0.outbox().read(move |state| {
+            let found = self.0.outbox_of(Home::All).read(move |state| {
                 step.into_iter().flat_map(|number| state.hours(number, since, until)).collect::<Vec<_>>()
             });
             for (hour, counts) in found.await? {
@@ -100,7 +101,7 @@ impl Overview<'_> {
         let tenant = scope.0.clone();
         let (accepted, (pending, dead_letters)) = self
             .0
-            .outbox()
+            .outbox_of(scope.0.as_ref())
             .read(move |state| {
                 let now = match &tenant {
                     Some(tenant) => {
@@ -162,12 +163,12 @@ impl Overview<'_> {
 
     /// Live endpoints of the scope with pending deliveries, by number.
     async fn candidates(self, scope: &Scope) -> Result<Vec<Candidate>, Unavailable> {
-        let counted = self.0.outbox().read(|state| {
+        let counted = self.0.outbox_of(scope.0.as_ref()).read(|state| {
             let lanes = state.lanes().into_iter();
             lanes.filter(|(_, lane)| lane.pending > 0).collect::<Vec<_>>()
         });
         let counted = counted.await?;
-        Ok(self.0.outbox().registry(|registry| {
+        Ok(self.0.outbox_of(scope.0.as_ref()).registry(|registry| {
             let candidates = counted.into_iter().filter_map(|(number, lane)| {
                 // Queues have a report of their lane.
                 let endpoint = registry.endpoint(number).filter(|known| known.queue().is_none())?;
@@ -190,7 +191,7 @@ impl Overview<'_> {
     async fn find_due_times(self, candidates: &mut [Candidate]) -> Result<(), Unavailable> {
         for step in candidates.chunks_mut(limits::STATS_ENDPOINTS_PER_STEP) {
             let numbers: Vec<_> = step.iter().map(|candidate| candidate.endpoint).collect();
-            let due = self.0.outbox().read(move |state| {
+            let due = self.0.outbox_of(Home::All).read(move |state| {
                 let first = |number| state.sendable(number, None, 1).0.first().map(|(key, _)| key.due);
                 numbers.into_iter().map(|number| (number, first(number))).collect::<HashMap<_, _>>()
             });

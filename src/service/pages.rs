@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::domain::{Position, Tenant};
 use crate::failpoints::Bound;
 use crate::outbox::ReadModel;
@@ -31,7 +32,7 @@ impl Pages<'_> {
         for steps in 1.. {
             let (step, after, wanted) = (step.clone(), page.next, limit - page.items.len());
             let question = move |state: &dyn ReadModel| (step(state, after, wanted), state.applied());
-            let (found, as_of) = self.0.outbox().read_of(tenant, question).await?;
+            let (found, as_of) = self.0.outbox_of(tenant).read_of(tenant, question).await?;
             page.as_of = as_of;
             page.items.extend(found.items);
             page.next = found.next;
@@ -43,7 +44,7 @@ impl Pages<'_> {
     }
 
     pub(crate) fn empty<T>(self) -> Page<T> {
-        Page { items: Vec::new(), next: None, as_of: self.0.outbox().journal().last_position() }
+        Page { items: Vec::new(), next: None, as_of: self.0.outbox_of(Home::All).journal().last_position() }
     }
 }
 

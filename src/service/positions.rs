@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::context::waiter_limit::TooManyWaiters;
 use crate::context::waits::WaitSubject;
 use crate::domain::{Party, Position};
@@ -25,7 +26,7 @@ impl Positions<'_> {
     /// Every question that is asked from now on reflects at least this position.
     #[must_use]
     pub fn readable(self) -> Position {
-        self.0.outbox().readable()
+        self.0.outbox_of(Home::All).readable()
     }
 
     /// Waits until answers reflect a position, for at most `wait`, or until the caller is `gone`.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::context::rebuilds::RebuildStatus;
 use crate::domain::{Position, Tenant, Timestamp};
 use crate::outbox::Health;
@@ -54,7 +55,7 @@ impl Projections<'_> {
     /// # Errors
     /// When the outbox is unavailable.
     pub async fn state(self) -> Result<StateProgress, Unavailable> {
-        let outbox = self.0.outbox();
+        let outbox = self.0.outbox_of(Home::All);
         let (position, totals, bytes) =
             outbox.read(|state| (state.applied(), state.totals(), state.size_bytes())).await?;
         let lag = self.lag(position).await?;
@@ -81,7 +82,7 @@ impl Projections<'_> {
         if self.0.disk_shortage().is_some() {
             return Err(Unavailable::DiskFull);
         }
-        Ok(self.0.rebuilds().request(self.0.now().wall, self.0.outbox().applied()))
+        Ok(self.0.rebuilds().request(self.0.now().wall, self.0.outbox_of(Home::All).applied()))
     }
 
     /// The consumers of a tenant, or all, by tenant and name.
@@ -89,7 +90,7 @@ impl Projections<'_> {
     /// # Errors
     /// When the outbox is unavailable.
     pub async fn consumers(self, tenant: Option<&Tenant>) -> Result<Vec<ConsumerProgress>, Unavailable> {
-        let known: Vec<_> = self.0.outbox().registry(|registry| {
+        let known: Vec<_> = self.0.outbox_of(tenant).registry(|registry| {
             let all = registry.consumers().after(None);
             let own = all.filter(|known| tenant.is_none() || known.consumer.key.tenant.as_ref() == tenant);
             own.cloned().collect()
@@ -109,7 +110,7 @@ impl Projections<'_> {
     }
 
     async fn lag(self, position: Position) -> Result<ProjectionLag, Unavailable> {
-        let reader = self.0.outbox().journal().clone();
+        let reader = self.0.outbox_of(Home::All).journal().clone();
         let records = reader.last_position().0.saturating_sub(position.0);
         if records == 0 {
             return Ok(ProjectionLag::default());

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::context::queue_signal::{LeasedMessage, QueueSignal, ReceiveEnd, ReceiveRequest};
 use crate::context::responses::{Keyed, Remember};
 use crate::context::signal::Signal;
@@ -102,7 +103,7 @@ impl Queues<'_> {
     /// The live queue with this name.
     #[must_use]
     pub fn get(self, scope: &Scope, tenant: &Tenant, name: &QueueName) -> Option<Arc<Endpoint>> {
-        let found = self.0.outbox().registry(|registry| registry.queue(tenant, name).cloned());
+        let found = self.0.outbox_of(tenant).registry(|registry| registry.queue(tenant, name).cloned());
         found.filter(|queue| scope.covers(&queue.tenant))
     }
 
@@ -121,14 +122,14 @@ impl Queues<'_> {
                 && tenant.is_none_or(|tenant| *tenant == queue.tenant)
                 && after.is_none_or(|cursor| queue.number < cursor.endpoint)
         };
-        let mut items: Vec<_> = self.0.outbox().registry(|registry| {
+        let mut items: Vec<_> = self.0.outbox_of(tenant).registry(|registry| {
             registry.endpoints().rev().filter(wanted).take(limit + 1).cloned().collect()
         });
         let more = items.len() > limit;
         items.truncate(limit);
         let last = items.last().filter(|_| more).map(|queue| queue.number);
         let next = last.map(|endpoint| Cursor { endpoint, ..Cursor::at(Position(0)) });
-        Page { items, next, as_of: self.0.outbox().journal().last_position() }
+        Page { items, next, as_of: self.0.outbox_of(Home::All).journal().last_position() }
     }
 
     #[must_use]
@@ -201,14 +202,14 @@ impl Queues<'_> {
         // Later messages stay.
         let mut cursor = Some(Cursor {
             endpoint: EndpointNumber(u32::MAX),
-            ..Cursor::at(self.0.outbox().journal().last_position())
+            ..Cursor::at(self.0.outbox_of(queue.number).journal().last_position())
         });
         let mut count = 0;
         loop {
             let _alone = self.0.exclusive(&Party::of(Some(&queue.tenant))).await;
             let (filter, after) = (filter.clone(), cursor);
             let find = move |state: &dyn ReadModel| state.deliveries(&filter, after, deliveries_per_step());
-            let found = self.0.outbox().read(find).await?;
+            let found = self.0.outbox_of(queue.number).read(find).await?;
             cursor = found.next;
             let deliveries: Vec<_> = found.items.iter().map(|facts| facts.key).collect();
             let step = deliveries.len() as u64;
@@ -237,7 +238,7 @@ impl Queues<'_> {
         after: Position,
         limit: usize,
     ) -> Result<Vec<LeaseView>, Unavailable> {
-        let leases = self.0.outbox().read(move |state| state.leases(queue, after, limit)).await?;
+        let leases = self.0.outbox_of(queue).read(move |state| state.leases(queue, after, limit)).await?;
         let mut views = Vec::with_capacity(leases.len());
         for (event, lease) in leases {
             let worker = match self.0.record_at(lease.position).await? {
@@ -272,7 +273,7 @@ impl Queues<'_> {
         let number = queue.number;
         let registered = if options.wait.is_zero() {
             // The lane then knows everything that was answered before.
-            self.0.outbox().read(|state| state.applied()).await?;
+            self.0.outbox_of(number).read(|state| state.applied()).await?;
             None
         } else {
             let registered = self.0.waits().enter(party);

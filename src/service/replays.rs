@@ -37,7 +37,7 @@ impl Replays<'_> {
         keyed: Option<Keyed<u64>>,
     ) -> Result<u64, ChangeError> {
         let _alone = self.0.exclusive(&scope.party()).await;
-        let _held = self.0.outbox().hold_events().await;
+        let _held = self.0.outbox_of(scope.0.as_ref()).hold_events().await;
         let found = Events(self.0).find(scope, tenant, id).await?;
         let (position, event) = found.ok_or(ChangeError::NotFound)?;
         if event.erased_at.is_some() {
@@ -51,7 +51,10 @@ impl Replays<'_> {
                     ids.iter().map(|id| find(id).map(|endpoint| endpoint.number)).collect();
                 found.ok_or(ChangeError::NotAllowed("an endpoint does not belong to the event's tenant"))?
             }
-            None => self.0.outbox().matcher(|matcher| matcher.targets(&event.tenant, &event.event_type)),
+            None => self
+                .0
+                .outbox_of(&event.tenant)
+                .matcher(|matcher| matcher.targets(&event.tenant, &event.event_type)),
         };
         let deliveries: Vec<_> =
             numbers.into_iter().map(|endpoint| DeliveryKey { event: position, endpoint }).collect();
@@ -85,7 +88,7 @@ impl Replays<'_> {
         let selection = Arc::new(PatternSelection::new(patterns));
         let number = endpoint.number;
         // Later events are not past ones. So each step finds the same events twice.
-        let end = self.0.outbox().journal().last_position().next();
+        let end = self.0.outbox_of(number).journal().last_position().next();
         let mut cursor = Some(Cursor::at(end));
         let mut count = 0;
         loop {
@@ -96,8 +99,8 @@ impl Replays<'_> {
             // The scan and the selection take long; the lock covers the decision only. Events that
             // retention deleted in between are not found again.
             let _alone = self.0.exclusive(&Party::of(Some(&endpoint.tenant))).await;
-            let _held = self.0.outbox().hold_events().await;
-            if self.0.outbox().endpoint(number).is_none() {
+            let _held = self.0.outbox_of(number).hold_events().await;
+            if self.0.outbox_of(number).endpoint(number).is_none() {
                 return Err(DELETED);
             }
             let mut deliveries = Vec::new();
@@ -126,7 +129,7 @@ impl Replays<'_> {
     async fn past(self, range: &PastRange) -> Result<Found<Past>, Unavailable> {
         let PastRange { filter, endpoint, after } = range.clone();
         let read = move |state: &dyn ReadModel| state.past(&filter, endpoint, after, deliveries_per_step());
-        self.0.outbox().read(read).await
+        self.0.outbox_of(endpoint).read(read).await
     }
 
     /// Positions of the eligible events with a selected type. Works on a blocking thread.

@@ -281,14 +281,15 @@ impl Requests<'_> {
         key: DeliveryKey,
         secrets: RequestSecrets,
     ) -> Result<RequestView, RequestError> {
-        let facts = self.0.outbox().read_of(scope.0.as_ref(), move |state| state.delivery(key)).await?;
+        let facts =
+            self.0.outbox_of(key.event).read_of(scope.0.as_ref(), move |state| state.delivery(key)).await?;
         let facts = facts.filter(|facts| scope.covers_name(&facts.tenant)).ok_or(RequestError::NotFound)?;
         let event = self.0.event_at(key.event).await?.ok_or(RequestError::NotFound)?;
         if event.erased_at.is_some() {
             return Err(RequestError::Erased);
         }
         let refused = |why: &str| RequestError::NotAllowed(why.to_owned());
-        let endpoint = self.0.outbox().endpoint(key.endpoint);
+        let endpoint = self.0.outbox_of(key.endpoint).endpoint(key.endpoint);
         let endpoint = endpoint.ok_or_else(|| refused("the endpoint was deleted"))?;
         if endpoint.queue().is_some() {
             return Err(refused("a message of a queue has no request"));

@@ -12,6 +12,7 @@ use std::time::Duration;
 use ulid::Ulid;
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::domain::{EndpointNumber, Event, EventId, InvalidName, Position, Tenant, Timestamp};
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
@@ -71,7 +72,7 @@ impl Searches<'_> {
 
     /// Live and deleted endpoints of the scope whose id starts so.
     fn endpoints(self, scope: &Scope, start: &str) -> HashSet<EndpointNumber> {
-        self.0.outbox().registry(|registry| {
+        self.0.outbox_of(scope.0.as_ref()).registry(|registry| {
             let numbers = registry.endpoints().map(|endpoint| endpoint.number);
             let matches = |number: &EndpointNumber| {
                 registry.id_of(*number).is_some_and(|id| id.as_str().starts_with(start))
@@ -88,7 +89,7 @@ impl Searches<'_> {
     ) -> Result<Option<(Position, Position)>, Unavailable> {
         let found = self
             .0
-            .outbox()
+            .outbox_of(Home::All)
             .read(move |state| (newest_before(state, since), newest_before(state, until)))
             .await?;
         let (before, last) = found;

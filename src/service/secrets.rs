@@ -2,6 +2,7 @@
 //! use.
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::courier::tls::{CheckedCertificate, ClientIdentity, IdentityError};
 use crate::domain::{
     ClientCertificate, Endpoint, EndpointAuth, EndpointNumber, Sealed, Secret, SecretKind, Timestamp,
@@ -63,7 +64,7 @@ impl Secrets<'_> {
         if vault::values(changed).all(|(_, value)| matches!(value, Sealed::Plain(_))) {
             return Ok(());
         }
-        let current = self.0.outbox().endpoint(changed.number);
+        let current = self.0.outbox_of(changed.number).endpoint(changed.number);
         let current = current.filter(|current| current.revision == changed.revision);
         let current = current.ok_or(ChangeError::Conflict)?;
         let opened = self.0.vault().open_endpoint(changed, &current);
@@ -123,7 +124,7 @@ impl Secrets<'_> {
     /// # Errors
     /// The endpoint whose secret cannot be decrypted, and why.
     pub fn check(self) -> Result<(), String> {
-        let endpoints: Vec<_> = self.0.outbox().endpoints();
+        let endpoints: Vec<_> = self.0.outbox_of(Home::All).endpoints();
         for endpoint in endpoints {
             self.0
                 .vault()
@@ -142,7 +143,7 @@ impl Secrets<'_> {
         let vault = self.0.vault();
         let is_outdated =
             |endpoint: &Endpoint| vault::values(endpoint).any(|(_, value)| !vault.is_current(value));
-        self.0.outbox().registry(|registry| {
+        self.0.outbox_of(Home::All).registry(|registry| {
             registry.endpoints().filter(|endpoint| is_outdated(endpoint)).map(|found| found.number).collect()
         })
     }

@@ -104,7 +104,7 @@ impl Streams<'_> {
     /// When the outbox is unavailable.
     pub async fn head(self, tenant: &Tenant, stream: &StreamName) -> Result<Option<Head>, Unavailable> {
         let (owner, name) = (tenant.clone(), stream.clone());
-        self.0.outbox().read_of(Some(tenant), move |state| state.stream(&owner, &name)).await
+        self.0.outbox_of(tenant).read_of(Some(tenant), move |state| state.stream(&owner, &name)).await
     }
 
     /// As [`Self::head`], but waits until the stream's version is above `after`, for at most
@@ -158,7 +158,7 @@ impl Streams<'_> {
     ) -> Result<(Vec<(StreamName, Head)>, bool), Unavailable> {
         let owner = tenant.clone();
         let list = move |state: &dyn ReadModel| state.streams(&owner, &prefix, after.as_ref(), limit + 1);
-        let mut found = self.0.outbox().read_of(Some(tenant), list).await?;
+        let mut found = self.0.outbox_of(tenant).read_of(Some(tenant), list).await?;
         let has_more = found.len() > limit;
         found.truncate(limit);
         Ok((found, has_more))
@@ -184,7 +184,8 @@ impl Streams<'_> {
         let (mut events, mut bytes, mut examined) = (Vec::new(), 0, 0);
         loop {
             let asked = question.clone();
-            let step = self.0.outbox().read_of(Some(tenant), move |state| asked.answer(state)).await??;
+            let step =
+                self.0.outbox_of(tenant).read_of(Some(tenant), move |state| asked.answer(state)).await??;
             examined += step.positions.len();
             let room = (limit - events.len(), bytes_max - bytes);
             let batch = self.read_step(&question, &step, room).await?;
@@ -209,7 +210,7 @@ impl Streams<'_> {
         step: &Step,
         room: (usize, usize),
     ) -> Result<Batch, StreamReadError> {
-        let reader = self.0.outbox().journal().clone();
+        let reader = self.0.outbox_of(tenant).journal().clone();
         let (positions, types) = (step.positions.clone(), wanted.types.clone());
         let read = self.0.blocking(move || read_batch(&reader, &positions, &types, room)).await?;
         let missing = match read {

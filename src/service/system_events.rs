@@ -13,6 +13,7 @@
 use serde_json::{Value, json};
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::context::signal::FailedAttempt;
 use crate::domain::{
     ConsumerKey, DeadReason, DeliveryId, DeliveryKey, DisabledReason, Endpoint, EndpointId, EndpointNumber,
@@ -35,7 +36,7 @@ impl SystemEvents<'_> {
         turn: Turn,
         failure: Option<FailedAttempt>,
     ) {
-        let endpoint = self.0.outbox().endpoint(number);
+        let endpoint = self.0.outbox_of(number).endpoint(number);
         let Some(endpoint) = endpoint.filter(|endpoint| !is_reserved(&endpoint.tenant)) else { return };
         let event_type = match turn {
             Turn::Failing => "balto.endpoint.failing",
@@ -52,7 +53,7 @@ impl SystemEvents<'_> {
     async fn describe_failure(self, endpoint: &Endpoint, failure: Option<FailedAttempt>, data: &mut Value) {
         let number = endpoint.number;
         // Without an answer of the state, the event has fewer facts.
-        let lane = self.0.outbox().read(move |state| state.lane(number)).await.ok();
+        let lane = self.0.outbox_of(number).read(move |state| state.lane(number)).await.ok();
         let since = lane.as_ref().and_then(|lane| lane.failing).map(|failing| failing.since);
         let since = since.or_else(|| failure.as_ref().map(|failure| failure.started_at));
         data["uid"] = json!(endpoint.uid.as_ref().map(EndpointUid::as_str));
@@ -82,7 +83,7 @@ impl SystemEvents<'_> {
         let number = delivery.endpoint;
         let (id, tenant) = self
             .0
-            .outbox()
+            .outbox_of(number)
             .registry(|registry| (registry.id_of(number).cloned(), registry.tenant_of(number).cloned()));
         // The registry may no longer know the tenant of a deleted endpoint. The event does.
         let tenant = tenant.or_else(|| event.map(|event| event.tenant.clone()))?;
@@ -113,7 +114,7 @@ impl SystemEvents<'_> {
     /// Whether an endpoint could receive operator events.
     pub(crate) fn has_operator(self) -> bool {
         self.0
-            .outbox()
+            .outbox_of(Home::All)
             .registry(|registry| registry.endpoints().any(|endpoint| is_reserved(&endpoint.tenant)))
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::context::records::UNEXPECTED_OUTCOME;
 use crate::domain::{Party, Quotas, Record, Tenant, TenantSettings, Timestamp};
 use crate::limits;
@@ -70,7 +71,7 @@ pub struct Tenants<'a>(pub &'a Context);
 
 impl Tenants<'_> {
     fn view(self, tenant: Tenant, usage: Usage, last_hour: TenantHour) -> TenantView {
-        self.0.outbox().registry(|registry| TenantView {
+        self.0.outbox_of(&tenant).registry(|registry| TenantView {
             settings: registry.tenant(&tenant).cloned(),
             quotas: registry.quotas(&tenant),
             used: registry.used(&tenant),
@@ -83,7 +84,7 @@ impl Tenants<'_> {
     /// The settings of a tenant.
     #[must_use]
     pub fn settings(self, tenant: &Tenant) -> Option<Arc<TenantSettings>> {
-        self.0.outbox().registry(|registry| registry.tenant(tenant).cloned())
+        self.0.outbox_of(tenant).registry(|registry| registry.tenant(tenant).cloned())
     }
 
     /// The tenant; `None` if nothing names it.
@@ -93,7 +94,7 @@ impl Tenants<'_> {
     pub async fn get(self, tenant: &Tenant) -> Result<Option<TenantView>, Unavailable> {
         let (name, now) = (tenant.clone(), self.0.now().wall);
         let read = move |state: &dyn ReadModel| (state.usage(&name), last_hour(state, &name, now));
-        let (usage, last_hour) = self.0.outbox().read(read).await?;
+        let (usage, last_hour) = self.0.outbox_of(tenant).read(read).await?;
         Ok(Some(self.view(tenant.clone(), usage, last_hour)).filter(TenantView::exists))
     }
 
@@ -107,8 +108,9 @@ impl Tenants<'_> {
         limit: usize,
     ) -> Result<(Vec<TenantView>, bool), Unavailable> {
         let name = after.clone();
-        let used = self.0.outbox().read(move |state| state.tenants(name.as_ref(), limit + 1)).await?;
-        let settings: Vec<_> = self.0.outbox().registry(|registry| {
+        let used =
+            self.0.outbox_of(Home::All).read(move |state| state.tenants(name.as_ref(), limit + 1)).await?;
+        let settings: Vec<_> = self.0.outbox_of(Home::All).registry(|registry| {
             let tenants = registry.tenants_after(after.as_ref());
             tenants.take(limit + 1).map(|settings| settings.tenant.clone()).collect()
         });
@@ -128,7 +130,7 @@ impl Tenants<'_> {
             };
             all.into_iter().map(of).collect::<Vec<_>>()
         };
-        let all = self.0.outbox().read(read).await?.into_iter();
+        let all = self.0.outbox_of(Home::All).read(read).await?.into_iter();
         Ok((all.map(|(tenant, usage, last_hour)| self.view(tenant, usage, last_hour)).collect(), more))
     }
 
@@ -138,8 +140,11 @@ impl Tenants<'_> {
     /// [`ChangeError::Conflict`] when the current revision is not `settings.revision`.
     pub async fn put(self, mut settings: TenantSettings) -> Result<Arc<TenantSettings>, ChangeError> {
         let is_new = settings.revision.0 == 0;
-        let is_full =
-            || self.0.outbox().registry(|registry| registry.tenants().len() >= limits::TENANT_SETTINGS_MAX);
+        let is_full = || {
+            self.0
+                .outbox_of(&settings.tenant)
+                .registry(|registry| registry.tenants().len() >= limits::TENANT_SETTINGS_MAX)
+        };
         if is_new && is_full() {
             return Err(ChangeError::NotAllowed("100,000 tenants have settings; delete one first"));
         }
@@ -191,7 +196,7 @@ impl Tenants<'_> {
     /// The next keys, consumers and endpoints to delete. Keys first: they can no longer publish.
     fn deletion_step(self, tenant: &Tenant) -> Vec<Command> {
         let at = self.0.now().wall;
-        self.0.outbox().registry(|registry| {
+        self.0.outbox_of(tenant).registry(|registry| {
             let keys = registry.keys().filter(|key| key.tenant.as_ref() == Some(tenant));
             let keys = keys.map(|key| Command::Record(Record::KeyDeleted { id: key.id.clone(), at }));
             let endpoints = registry.endpoints().filter(|endpoint| endpoint.tenant == *tenant);

@@ -11,6 +11,7 @@ use super::life::check_files;
 use super::world::{ATTEMPT_SECONDS_MAX, Inner, Posted, World, wall};
 use super::{consumers, tenants, types, walks};
 use crate::context::Context;
+use crate::context::home::Home;
 use crate::delivery::rebuilding;
 use crate::delivery::retention::{self, Keep};
 use crate::domain::{
@@ -228,7 +229,7 @@ pub(super) async fn create_endpoint(context: &Context, world: &World) {
 }
 
 pub(super) fn any_endpoint(context: &Context, world: &World) -> Option<Endpoint> {
-    let all: Vec<_> = context.outbox().endpoints();
+    let all: Vec<_> = context.outbox_of(Home::All).endpoints();
     if all.is_empty() {
         return None;
     }
@@ -243,7 +244,7 @@ fn busy_endpoint(context: &Context, world: &World) -> Option<Endpoint> {
         let chosen = !busy.is_empty() && inner.chance.percent(50);
         chosen.then(|| *inner.chance.pick(&busy))
     })?;
-    context.outbox().registry(|registry| registry.endpoint(busy).map(|known| Endpoint::clone(known)))
+    context.outbox_of(busy).registry(|registry| registry.endpoint(busy).map(|known| Endpoint::clone(known)))
 }
 
 async fn change_endpoint(context: &Context, world: &World) {
@@ -315,7 +316,7 @@ async fn change_ordering(context: &Context, world: &World) {
             is_wanted.then(|| (*inner.chance.pick(&pending), ordering(&mut inner.chance)))
         });
         let Some((number, ordering)) = drawn else { return };
-        let known = context.outbox().endpoint(number);
+        let known = context.outbox_of(number).endpoint(number);
         let Some(known) = known else { return };
         let result = Endpoints(context).update(Endpoint { ordering, ..Endpoint::clone(&known) }, None).await;
         check_change(world, &format!("order {} by {ordering:?}", number.0), &result);
@@ -379,7 +380,7 @@ async fn delete_endpoint(context: &Context, world: &World) {
 
 /// Resumes every closed endpoint, like an operator after an outage.
 pub(super) async fn reopen(context: &Context, world: &World) {
-    let all: Vec<_> = context.outbox().endpoints();
+    let all: Vec<_> = context.outbox_of(Home::All).endpoints();
     for endpoint in all {
         if endpoint.status != EndpointStatus::Active {
             let mut endpoint = Endpoint::clone(&endpoint);
@@ -465,7 +466,7 @@ async fn operate_on_delivery(context: &Context, world: &World) {
 
 async fn replay(context: &Context, world: &World, key: DeliveryKey) {
     let Some(event) = world.with(|inner| inner.model.oracle.events.get(&key.event).cloned()) else { return };
-    let id = context.outbox().registry(|registry| registry.id_of(key.endpoint).cloned());
+    let id = context.outbox_of(key.endpoint).registry(|registry| registry.id_of(key.endpoint).cloned());
     let chosen = id.filter(|_| world.chance(|chance| chance.percent(50))).map(|id| vec![id]);
     let result = Replays(context).of_event(&ALL_TENANTS, &event.tenant, &event.id, chosen, None).await;
     check_change(world, &format!("replay {}", key.event), &result);

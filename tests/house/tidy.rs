@@ -39,6 +39,17 @@ fn every_file_opens_with_a_module_comment() {
     }
 }
 
+/// Callers name what they know about their data, so that several outboxes can follow.
+#[test]
+fn outbox_is_reached_by_the_home_of_the_data() {
+    let with_field: Vec<_> =
+        all().into_iter().filter(|(_, text)| text.contains("shared.outbox")).map(|(name, _)| name).collect();
+    assert_eq!(with_field, ["context/home.rs"]);
+    for (name, text) in all() {
+        assert!(!text.contains(".outbox()"), "src/{name} reaches an outbox without a home");
+    }
+}
+
 /// A layer and its permitted imports.
 const LAYERS: [(&str, &[&str]); 23] = [
     ("limits", &[]),

@@ -5,6 +5,7 @@
 mod windows;
 
 use super::*;
+use crate::context::home::Home;
 use crate::context::responses::{Answer, Keyed, Remember, Remembered};
 use crate::delivery::retention;
 use crate::domain::{
@@ -102,7 +103,7 @@ async fn endpoint_paused_during_descriptor_shortage_gets_nothing() {
     assert_eq!(Endpoints(&life.context).explain(number).await.unwrap().in_flight, 1);
     let context = life.context.clone();
     let paused = async move {
-        let known = context.outbox().endpoint(number).unwrap();
+        let known = context.outbox_of(number).endpoint(number).unwrap();
         let status = EndpointStatus::Paused;
         Endpoints(&context).update(Endpoint { status, ..Endpoint::clone(&known) }, None).await
     };
@@ -128,7 +129,7 @@ async fn descriptor_shortage_keeps_the_callback_of_a_handshake() {
     life.run_for(Duration::from_secs(60)).await;
     let tries = world.with(|inner| inner.happened["exhausted"]);
     assert!((30..=61).contains(&tries), "{tries} tries in a minute");
-    let known = life.context.outbox().endpoint(number).unwrap();
+    let known = life.context.outbox_of(number).endpoint(number).unwrap();
     assert_eq!(known.handshake.as_ref().unwrap().callbacks.len(), 1, "unsent callbacks were committed");
     world.with(|inner| inner.exhausted = false);
     life.run_for(Duration::from_secs(2)).await;
@@ -259,7 +260,7 @@ async fn request(
         Remembered::Same(answer) if answer == remember.answer => return Ok(()),
         other => panic!("{act:?}: unexpected stored response {other:?}"),
     }
-    let known = context.outbox().endpoint(delivery.endpoint).unwrap();
+    let known = context.outbox_of(delivery.endpoint).endpoint(delivery.endpoint).unwrap();
     match act {
         Act::CreateEndpoint => Endpoints(&context).create(new, Some(remember)).await.map(drop),
         Act::ChangeEndpoint => {
@@ -372,7 +373,7 @@ async fn late_cancellation_stores_no_response() {
     run_without_writer(&mut life, Duration::from_secs(2)).await;
     let delivery = DeliveryKey { event: published.await.unwrap().unwrap().position, endpoint };
     assert_eq!(world.with(|inner| inner.happened["sent"]), 1);
-    assert_eq!(life.context.outbox().pending_commits().0, 1, "the outcome waits");
+    assert_eq!(life.context.outbox_of(Home::All).pending_commits().0, 1, "the outcome waits");
     let context = life.context.clone();
     let cancelled =
         tokio::spawn(async move { Deliveries(&context).cancel(&Scope(None), delivery, Some(keyed())).await });
@@ -410,7 +411,7 @@ async fn start_reordering(life: &mut Life, is_killed: bool) -> EndpointNumber {
     let (context, drafts) = (life.context.clone(), vec![draft(&life.world); 5]);
     run_task(life, async move { Events(&context).publish_batch(drafts, None).await }).await.unwrap();
     assert_eq!(pending_and_waiting(life, number).await, (5, 4));
-    let known = life.context.outbox().endpoint(number).unwrap();
+    let known = life.context.outbox_of(number).endpoint(number).unwrap();
     let changed = Endpoint { ordering: Ordering::None, ..Endpoint::clone(&known) };
     let context = life.context.clone();
     let changing = tokio::spawn(async move { Endpoints(&context).update(changed, None).await });
@@ -468,7 +469,7 @@ async fn delivery_retried_during_a_retention_pass_does_not_expire() {
         retention::pass(&context, keep, &mut retention::retention(&context, keep)).await
     });
     // The pass has read the deliveries, and the first deaths wait for their commit.
-    while life.context.outbox().pending_commits().0 == 0 {
+    while life.context.outbox_of(Home::All).pending_commits().0 == 0 {
         tokio::task::yield_now().await;
         life.step_state();
     }

@@ -1,6 +1,7 @@
 //! Erasures, and checks that the content is gone.
 
 use super::*;
+use crate::context::home::Home;
 use crate::maintenance::erasure::Erasures;
 use crate::service::Erasure;
 
@@ -45,7 +46,7 @@ pub(super) async fn erase(context: &Context, world: &World) {
 /// Removes erased content from the disk. The start of the next life compares the files.
 pub(super) async fn remove_from_disk(context: &Context, world: &World) {
     let contents = world.with(|inner| inner.model.contents());
-    let result = Erasures::new(context.outbox().clone()).pass(context.now().wall).await;
+    let result = Erasures::new(context.outbox_of(Home::All).clone()).pass(context.now().wall).await;
     match result {
         Ok(pass) => {
             world.note(format_args!("erasure pass: {pass:?}"));

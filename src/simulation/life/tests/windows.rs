@@ -16,7 +16,9 @@ fn new_world() -> World {
 }
 
 fn known(life: &Life, number: EndpointNumber) -> Option<Endpoint> {
-    life.context.outbox().registry(|registry| registry.endpoint(number).map(|known| Endpoint::clone(known)))
+    life.context
+        .outbox_of(number)
+        .registry(|registry| registry.endpoint(number).map(|known| Endpoint::clone(known)))
 }
 
 /// Changes an endpoint and waits for the result.
