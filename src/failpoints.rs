@@ -112,8 +112,6 @@ pub(crate) enum Mutation {
     SkipUnread,
     /// The tail still claims the events that it has dropped.
     TailGap,
-    /// A restart loses the horizon of forgotten events.
-    ForgetHorizon,
     /// A message under a lease is leased again.
     LeaseTwice,
     /// A receipt ends a lease that is not its own.

@@ -23,9 +23,9 @@ pub(super) struct Sending<'a> {
 }
 
 impl Sending<'_> {
-    /// The reply, or a failure of the attempt in its place, and the facts of the request if there was
-    /// one. A receiver that rejects a kept access
-    /// token gets the request once more, with a new token.
+    /// The reply, or a failure of the attempt in its place; and the facts of the request, if there
+    /// was one. A receiver that rejects a kept access token gets the request once more, with a new
+    /// token.
     pub(super) async fn reply(&self) -> Result<SentReply, NotSent> {
         let authorizations = Authorizations(self.context);
         let authorization = match authorizations.header(self.endpoint, None).await {

@@ -3,8 +3,8 @@
 //! Owns the tenants' numbers, the slots that each holds, and their order of turns. The rule is
 //! [`SharedSlots`]: tenants below their share have precedence. Within each of the two classes
 //! tenants take turns, and only a send uses up a turn. So a tenant that waits for a slot that it
-//! may take is passed over at most once by each other tenant. A tenant whose lane made a reservation
-//! in its turn keeps its place meanwhile.
+//! may take is passed over at most once by each other tenant. A tenant keeps its place while a
+//! reservation of its lane is written.
 //!
 //! With one tenant no rule applies: the tenant may take every slot.
 

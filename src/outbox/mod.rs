@@ -38,10 +38,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 
-use crate::domain::{
-    ApiKey, Endpoint, EndpointNumber, Horizon, Position, Quotas, StreamName, Tenant, Timestamp,
-};
-use crate::failpoints::{self, Mutation};
+use crate::domain::{ApiKey, Endpoint, EndpointNumber, Position, Quotas, StreamName, Tenant, Timestamp};
 use crate::limits;
 use crate::outbox::decide::{CommitEnvironment, CommittedGroup, Committer};
 use crate::outbox::draft::Unavailable;
@@ -222,9 +219,7 @@ impl Outbox {
         let board = Arc::new(UsageBoard::default());
         board.update(state.applied(), state.watch_usage());
         let freshness = Arc::new(Freshness::new(registry.clone(), applied.clone()));
-        let is_horizon_kept = !failpoints::is_active(Mutation::ForgetHorizon);
-        let horizon = if is_horizon_kept { state.horizon().horizon } else { Horizon::default() };
-        let tail = Arc::new(Tail::new(reader.last_position(), horizon));
+        let tail = Arc::new(Tail::new(reader.last_position(), state.horizon().horizon));
         let committer = Committer::new(journal, registry.clone(), board.clone(), environment);
         let matcher = committer.matcher().clone();
         let writer = CommitThread::new(

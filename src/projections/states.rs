@@ -24,7 +24,7 @@ use crate::limits;
 const PART_DELIVERIES: u32 = 32;
 /// The first part of endpoints beside the targets.
 const PART_OF_OTHERS: u32 = 1 << 31;
-/// Largest entry: its numbers, its last error, and the differences of the positions of its attempts.
+/// Largest entry: its numbers, its last error, and the differences of its attempts' positions.
 const ENTRY_BYTES_MAX: usize = 64 + limits::LAST_ERROR_BYTES_MAX + 10 * limits::ATTEMPTS_KEPT_MAX;
 const _: () = assert!(PART_DELIVERIES as usize * ENTRY_BYTES_MAX <= limits::STATE_VALUE_BYTES_MAX);
 const _: () = assert!(limits::EVENT_TARGETS_MAX < PART_OF_OTHERS as usize);

@@ -121,8 +121,8 @@ impl Requests<'_> {
     /// that header.
     ///
     /// # Errors
-    /// When the template fails for the event, a secret cannot be opened, or a stored setting is no
-    /// longer valid.
+    /// When the template fails for the event, a secret cannot be opened, or a stored setting is
+    /// invalid.
     pub(crate) fn build(
         self,
         endpoint: &Endpoint,

@@ -14,7 +14,11 @@ use crate::service::types::{FeedError, FeedPage, FeedStart, WaitError};
 /// Reads from the cursor to the end of the log.
 pub(super) async fn read_on(context: &Context, world: &World) {
     let (filter, feed) = (FeedFilter::default(), Feed(context));
-    let events = world.chance(|chance| chance.within(1, 5)) as usize;
+    let (events, is_new) = world.chance(|chance| (chance.within(1, 5) as usize, chance.percent(30)));
+    if is_new {
+        // A reader that never read before, or comes back after a long time.
+        world.with(|inner| inner.feed_cursor = Position(0));
+    }
     loop {
         let after = world.with(|inner| inner.feed_cursor);
         let begun = feed.begin(&filter, FeedStart::After(after));
@@ -77,8 +81,8 @@ fn begin_again(world: &World, after: Position, oldest: Position) -> bool {
     is_right
 }
 
-/// Checks the position where a reader that lost events begins again: it is the recorded horizon, and
-/// the event there may be forgotten.
+/// Checks the position where a reader that lost events begins again: it is the recorded horizon,
+/// and the event there may be forgotten.
 pub(super) fn check_oldest(world: &World, filter: &FeedFilter, after: Position, oldest: Position) -> bool {
     let violation = world.with(|inner| {
         let horizon = inner.model.oracle.horizon.horizon;

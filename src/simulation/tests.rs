@@ -134,8 +134,6 @@ fn nothing_is_lost_in_any_seed() {
         "consumersCommitted",
         "consumersFenced",
         "rowsAdded",
-        "rowsRepaired",
-        "instancesFenced",
         "consumersGone",
         "erased",
         "streamsErased",
@@ -355,11 +353,6 @@ fn cursor_past_unread_events_is_caught() {
 #[test]
 fn gap_in_the_tail_is_caught() {
     assert_caught(Mutation::TailGap);
-}
-
-#[test]
-fn horizon_lost_on_restart_is_caught() {
-    assert_caught(Mutation::ForgetHorizon);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! instance that dies in between leaves a gap between cursor and position, which the next one fills
 //! from the feed. Each event must be in the read model once, in the order of the log.
 //!
-//! `BALTO_TEST_ROUNDS` sets the number of kills (default 16), `BALTO_TEST_SEED` the random choices.
+//! `BALTO_TEST_ROUNDS` sets the number of kills (default 8), `BALTO_TEST_SEED` the random choices.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -14,10 +14,10 @@ use std::time::Duration;
 use fastrand::Rng;
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, number, say, seed, serve};
+use crate::support::{Daemon, Progress, number, say, seed, serve};
 
 const INSTANCES: usize = 2;
-const PUBLISHERS: usize = 4;
+const PUBLISHERS: usize = 2;
 
 /// A cursor, and the positions of the events up to it.
 type Rows = (u64, Vec<u64>);
@@ -72,6 +72,16 @@ impl Shared {
 
     fn committed(&self) -> u64 {
         self.observed.lock().unwrap().committed
+    }
+
+    /// Waits for this many more acknowledged commits.
+    async fn until_commits(&self, more: u64) {
+        let count = || self.observed.lock().unwrap().commits;
+        let (goal, mut progress) = (count() + more, Progress::from(0));
+        while count() < goal {
+            assert!(progress.goes_on(count()), "only {} of {goal} commits", count());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }
 
@@ -137,17 +147,19 @@ impl Instance {
         }
     }
 
-    /// Adds rows that a commit covers without them. Then reads a page. `None`: there is no event.
+    /// Adds rows that a commit covers without them. Then reads a page. `None`: no event.
     async fn read(&mut self, until_head: bool) -> Result<Option<Held>, Died> {
         let from = self.place().await?;
         self.repair(from).await?;
         let limit = self.random.usize(1..60);
         let wait = if until_head { "0s" } else { "50ms" };
         let page = self.get(&format!("/consumers/balances/events?limit={limit}&wait={wait}")).await?;
-        let to = position(&page["next"]);
-        // Another instance may commit meanwhile.
+        let (to, rows) = (position(&page["next"]), positions(&page));
+        // A commit is a record of the log as well, so `next` never stays.
+        let is_over = until_head && rows.is_empty() && page["caughtUp"] == true;
+        // Another instance may commit first.
         tokio::time::sleep(Duration::from_millis(self.random.u64(0..6))).await;
-        Ok((to > from).then(|| Held { from, to, rows: positions(&page) }))
+        Ok((to > from && !is_over).then_some(Held { from, to, rows }))
     }
 
     async fn repair(&self, place: u64) -> Result<(), Died> {
@@ -215,7 +227,7 @@ async fn publish(shared: Arc<Shared>, api: String) {
         let results = answer["results"].as_array().into_iter().flatten().step_by(2);
         let published: Vec<_> = results.filter_map(|one| one["position"].as_u64()).collect();
         shared.observe(|seen| seen.published.extend(published));
-        tokio::time::sleep(Duration::from_millis(15)).await;
+        tokio::time::sleep(Duration::from_millis(40)).await;
     }
 }
 
@@ -241,7 +253,7 @@ async fn read_model_of_two_instances_survives_repeated_kills() {
         random: random.fork(),
     };
     let mut held: Vec<Option<Held>> = (0..INSTANCES).map(|_| None).collect();
-    let rounds = number("BALTO_TEST_ROUNDS").unwrap_or(16);
+    let rounds = number("BALTO_TEST_ROUNDS").unwrap_or(8);
     for _ in 0..rounds {
         let mut daemon = Daemon::spawn(serve(&data, &["--dev"]));
         daemon.until_ready().await;
@@ -252,7 +264,8 @@ async fn read_model_of_two_instances_survives_repeated_kills() {
             .drain(..)
             .map(|held| tokio::spawn(instance(&daemon, &mut random).run(held, false)))
             .collect();
-        tokio::time::sleep(Duration::from_millis(random.u64(100..700))).await;
+        shared.until_commits(random.u64(1..10)).await;
+        tokio::time::sleep(Duration::from_millis(random.u64(0..30))).await;
         daemon.kill();
         for publisher in publishers {
             publisher.await.unwrap();
@@ -274,7 +287,7 @@ async fn read_model_of_two_instances_survives_repeated_kills() {
         assert!(log.binary_search(position).is_ok(), "BALTO_TEST_SEED={seed}: {position} is lost");
     }
     let Observed { commits, fenced, repaired, .. } = seen;
-    assert!(commits > 20 && fenced > 0 && repaired > 0, "{commits} commits, {fenced} fenced, {repaired}");
+    assert!(fenced > 0 && repaired > 0, "{commits} commits, {fenced} fenced, {repaired} repaired");
     assert_eq!(daemon.terminate(), Some(0));
     let verified = std::process::Command::new(env!("CARGO_BIN_EXE_balto"))
         .args(["verify", "--data-dir"])

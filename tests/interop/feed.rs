@@ -1,5 +1,5 @@
 //! Streams of events, followed by SSE libraries of other authors: npm `eventsource` and PyPI
-//! `httpx-sse`. A proxy cuts, splits and delays the responses, and the daemon is killed meanwhile.
+//! `httpx-sse`. A proxy cuts, splits and delays the responses, and the daemon is killed.
 //! Each reader must see each event of its stream once and in order, or learn what was forgotten.
 
 use std::collections::{BTreeMap, VecDeque};

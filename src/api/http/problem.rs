@@ -425,10 +425,7 @@ impl Problem {
             Self::Unauthorized => "send `Authorization: Bearer <key>` with a valid key".to_owned(),
             Self::KeyExpired { at } => expired_detail(*at),
             Self::UidTaken => "choose another uid, or change the endpoint that has it".to_owned(),
-            Self::TooManyWrongKeys { retry_after } => format!(
-                "too many wrong keys from this address; try again in {} s",
-                retry_seconds(*retry_after)
-            ),
+            Self::TooManyWrongKeys { retry_after } => wrong_keys_detail(*retry_after),
             Self::TooManyTests { retry_after } => format!(
                 "an endpoint gets at most {} test events per minute; try again in {} s",
                 limits::TEST_SENDS_MAX,
@@ -448,7 +445,7 @@ impl Problem {
                 "retention has removed the versions below {first_version}; read from there with `fromVersion=oldest`"
             ),
             Self::OfPart { cause, .. } => cause.detail(),
-            Self::ConsumerMoved { actual } => moved_detail(*actual),
+            Self::ConsumerMoved { actual } => body::moved_detail(*actual),
             Self::NotCaughtUp { position } => late_detail(*position),
             Self::EventErased => "its content was erased, so it cannot be delivered again".to_owned(),
             Self::RequestInFlight => "repeat the request after the first one has completed".to_owned(),
@@ -563,8 +560,8 @@ fn rejection_detail(rejection: &Rejection) -> String {
     }
 }
 
-fn moved_detail(actual: Position) -> String {
-    format!("the consumer is at {actual}; another instance may have committed, so read from there")
+fn wrong_keys_detail(retry_after: Duration) -> String {
+    format!("too many wrong keys from this address; try again in {} s", retry_seconds(retry_after))
 }
 
 fn expired_detail(at: Timestamp) -> String {

@@ -181,8 +181,8 @@ fn changed_layout_of_the_state_is_reported() {
     }
 }
 
-/// Kinds of rows that [`missing_changed_or_added_row_is_detected`] damages: all, except the checksum
-/// row, which every write replaces.
+/// Kinds of rows that [`missing_changed_or_added_row_is_detected`] damages: all, except the
+/// checksum row, which every write replaces.
 fn damaged_tags() -> impl Iterator<Item = u8> {
     known_tags().filter(|tag| *tag != b'0')
 }

@@ -65,3 +65,37 @@ pub(super) fn get_consumer(r: &mut Reader<'_>) -> Result<Consumer, CodecError> {
         place: ConsumerPlace { position: Position(r.get_varint()?), moved_at: get_option(r, get_time)? },
     })
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::domain::Timestamp;
+
+    fn time(millis: u64) -> Timestamp {
+        Timestamp::from_millis(millis)
+    }
+
+    pub(in crate::storage::format) fn consumer() -> Consumer {
+        Consumer {
+            key: ConsumerKey { tenant: Some("acme".parse().unwrap()), name: "pet-search".parse().unwrap() },
+            filter: ConsumerFilter {
+                types: vec!["pet.*".parse().unwrap()],
+                streams: StreamChoice::One("pet-1".parse().unwrap()),
+            },
+            description: "Search".into(),
+            created_at: time(1_000),
+            updated_at: time(2_000),
+            place: ConsumerPlace { position: Position(300), moved_at: Some(time(3_000)) },
+        }
+    }
+
+    pub(in crate::storage::format) fn bare_consumer() -> Consumer {
+        Consumer {
+            key: ConsumerKey { tenant: None, name: "a".parse().unwrap() },
+            filter: ConsumerFilter::default(),
+            description: "".into(),
+            place: ConsumerPlace::default(),
+            ..consumer()
+        }
+    }
+}

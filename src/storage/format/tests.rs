@@ -7,13 +7,14 @@ use bytes::Bytes;
 use super::*;
 use crate::codec::Malformed;
 use crate::domain::{
-    Asked, Attempt, ClientCertificate, Consent, Consumer, ConsumerFilter, ConsumerKey, ConsumerPlace,
-    DeadReason, DisabledReason, EndedLease, Endpoint, EndpointAuth, EndpointNumber, EndpointStatus,
-    EndpointTransport, ErrorClass, Event, Exchange, Format, Handshake, Hold, LeaseEnd, LeaseKey, Network,
-    Next, Ordering, QueueTarget, Quota, QuotaOverride, QuotaOverrides, RateLimit, RequestShape, RetryPolicy,
-    Sealed, Secret, SecretKind, SignaturePreset, SignatureScheme, StreamChoice, TakenFrom, TakenMessage,
-    TenantDelivery, TenantSettings, Timestamp, Trigger, VersionPin,
+    Asked, Attempt, ClientCertificate, Consent, Consumer, ConsumerFilter, DeadReason, DisabledReason,
+    EndedLease, Endpoint, EndpointAuth, EndpointNumber, EndpointStatus, EndpointTransport, ErrorClass, Event,
+    Exchange, Format, Handshake, Hold, LeaseEnd, LeaseKey, Network, Next, Ordering, QueueTarget, Quota,
+    QuotaOverride, QuotaOverrides, RateLimit, RequestShape, RetryPolicy, Sealed, Secret, SecretKind,
+    SignaturePreset, SignatureScheme, StreamChoice, TakenFrom, TakenMessage, TenantDelivery, TenantSettings,
+    Timestamp, Trigger, VersionPin,
 };
+use crate::storage::format::consumer::tests::{bare_consumer, consumer};
 use crate::storage::format::endpoint::{get_handshake, put_handshake};
 use crate::storage::format::event_type::tests::sample_type;
 use crate::storage::format::exchange::tests::{bare_exchange, exchange};
@@ -166,30 +167,6 @@ fn tenant() -> TenantSettings {
         created_at: time(1_000),
         updated_at: time(2_000),
         revision: Position(77),
-    }
-}
-
-fn consumer() -> Consumer {
-    Consumer {
-        key: ConsumerKey { tenant: Some("acme".parse().unwrap()), name: "pet-search".parse().unwrap() },
-        filter: ConsumerFilter {
-            types: vec!["pet.*".parse().unwrap()],
-            streams: StreamChoice::One("pet-1".parse().unwrap()),
-        },
-        description: "Search".into(),
-        created_at: time(1_000),
-        updated_at: time(2_000),
-        place: ConsumerPlace { position: Position(300), moved_at: Some(time(3_000)) },
-    }
-}
-
-fn bare_consumer() -> Consumer {
-    Consumer {
-        key: ConsumerKey { tenant: None, name: "a".parse().unwrap() },
-        filter: ConsumerFilter::default(),
-        description: "".into(),
-        place: ConsumerPlace::default(),
-        ..consumer()
     }
 }
 
@@ -537,7 +514,7 @@ fn golden_bytes_of_a_hold() {
         due: time(400),
         attempt: Arc::new(held_attempt()),
     });
-    // Retried at 99, held until 7000 by revision 12, after 86400123 ms, 300 ms late, without an exchange.
+    // Retried at 99, held until 7000 by revision 12, after 86400123 ms, 300 ms late. No exchange.
     let golden = "026301d8360c01fbb89929ac020000";
     assert!(hex(&bytes).ends_with(golden), "{}", hex(&bytes));
 }

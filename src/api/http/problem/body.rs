@@ -4,7 +4,7 @@ use serde::{Serialize, ser::SerializeMap};
 
 use super::{FieldError, Problem, expected_text};
 use crate::api::v1::event_types::model::IncompatibilityBody;
-use crate::domain::{Expected, Rejection};
+use crate::domain::{Expected, Position, Rejection};
 
 impl Serialize for Problem {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -76,4 +76,8 @@ impl Problem {
             _ => "`incompatibilities` says what an earlier version lacks; change the schema, add migrations both ways, or repeat with `?force=true`".to_owned(),
         }
     }
+}
+
+pub(super) fn moved_detail(actual: Position) -> String {
+    format!("the consumer is at {actual}; another instance may have committed, so read from there")
 }
