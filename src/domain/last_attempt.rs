@@ -47,8 +47,13 @@ impl LastAttempt {
     /// The result in an erased event: the same as of [`Attempt::erased`].
     #[must_use]
     pub fn erased(&self) -> Self {
-        let text = erased_text(self.status);
-        let failure = self.failure.clone().map(|failure| LastFailure { text: text.into(), ..failure });
+        let failure = self.failure.clone().map(|failure| {
+            let text = match failure.class {
+                ErrorClass::Template => TEMPLATE_TEXT.into(),
+                _ => erased_text(self.status).into(),
+            };
+            LastFailure { text, ..failure }
+        });
         Self { status: self.status, failure }
     }
 }

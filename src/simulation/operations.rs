@@ -39,7 +39,7 @@ pub(super) static ALL_TENANTS: Scope = Scope(None);
 
 /// Performs one operation and waits for its result.
 pub(super) async fn operate(context: Context, world: World) {
-    let dice = world.chance(|chance| chance.within(0, 111));
+    let dice = world.chance(|chance| chance.within(0, 107));
     match dice {
         0..38 => publish(&context, &world).await,
         38..48 => appends::append(&context, &world).await,
@@ -58,7 +58,7 @@ pub(super) async fn operate(context: Context, world: World) {
         73..82 => operate_on_delivery(&context, &world).await,
         82..90 if world.plan().keep.is_some() => run_retention_pass(&context, &world).await,
         92..94 => tenants::change_tenant(&context, &world).await,
-        94..96 | 107..=110 => {
+        94..96 | 107 => {
             while world.chance(|chance| chance.percent(80)) {
                 consumers::change_consumer(&context, &world).await;
             }

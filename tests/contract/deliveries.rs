@@ -315,6 +315,7 @@ async fn dead_letters_are_found_redriven_and_purged_by_every_filter() {
         (json!({"endpointId": first["id"]}), 2),
         (json!({"tenant": "acme"}), 1),
         (json!({"type": "b"}), 2),
+        (json!({"type": "*"}), 4),
         (json!({"reason": "refused"}), 2),
         (json!({"reason": "attemptsExhausted", "tenant": "acme"}), 0),
         (json!({"since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z"}), 0),
@@ -339,7 +340,7 @@ async fn dead_letters_are_found_redriven_and_purged_by_every_filter() {
         (json!({"endpointId": "ep_mistyped"}), "/endpointId"),
         (json!({"reason": "boredom"}), "/reason"),
         (json!({"since": "2026-01-02T00:00:00Z", "until": "2026-01-01T00:00:00Z"}), "/until"),
-        (json!({"type": "a.#"}), "/type"),
+        (json!({"type": "a.##"}), "/type"),
         (json!({"limit": 1}), "/limit"),
     ] {
         for path in ["/dead-letters/redrive", "/dead-letters/purge"] {

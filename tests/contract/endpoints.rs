@@ -83,7 +83,7 @@ async fn invalid_endpoint_is_refused_with_pointers_and_not_stored() {
         (json!({"rateLimit": [5]}), "validation_failed", "/rateLimit"),
         (json!({"ordering": "strict"}), "validation_failed", "/ordering"),
         (json!({"format": "xml"}), "validation_failed", "/format"),
-        (json!({"signature": "svix"}), "validation_failed", "/signature"),
+        (json!({"signature": "hmac"}), "validation_failed", "/signature"),
         (json!({"retry": {"schedule": []}}), "validation_failed", "/retry/schedule"),
         (json!({"retry": {"schedule": ["1s"], "maxAttempts": 2}}), "validation_failed", "/retry"),
         (json!({"retry": {"jitter": 2}}), "validation_failed", "/retry/jitter"),

@@ -54,7 +54,7 @@ fn every_invalid_member_has_a_pointer() {
         (json!({"maxInFlight": 1001}), "/maxInFlight"),
         (json!({"ordering": "strict"}), "/ordering"),
         (json!({"format": "xml"}), "/format"),
-        (json!({"signature": "svix"}), "/signature"),
+        (json!({"signature": "hmac"}), "/signature"),
         (json!({"handshake": {}}), "/handshake/origin"),
         (json!({"handshake": {"origin": ""}}), "/handshake/origin"),
         (json!({"handshake": {"origin": "a_b.example"}}), "/handshake/origin"),
