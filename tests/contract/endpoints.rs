@@ -96,7 +96,7 @@ async fn invalid_endpoint_is_refused_with_pointers_and_not_stored() {
             "validation_failed",
             "/sensitiveHeaders/X-A",
         ),
-        (json!({"status": "paused"}), "validation_failed", "/status"),
+        (json!({"status": "disabled"}), "validation_failed", "/status"),
         (json!({"id": "ep_x"}), "validation_failed", "/id"),
     ];
     for (mut body, code, pointer) in rows {

@@ -289,7 +289,7 @@ async fn unknown_member_is_named() {
 
 /// Objects within bodies: each member with a value that is valid, or that is checked after the
 /// names.
-const INNER: [(&str, &[(&str, &str)]); 9] = [
+const INNER: [(&str, &[(&str, &str)]); 12] = [
     ("headers", &[("X-A", "\"1\"")]),
     ("sensitiveHeaders", &[("X-A", "\"1\"")]),
     ("rateLimit", &[("limit", "1"), ("per", "\"1s\""), ("burst", "1")]),
@@ -308,6 +308,9 @@ const INNER: [(&str, &[(&str, &str)]); 9] = [
     ("clientCertificate", &[("certificate", "\"x\""), ("key", "\"x\"")]),
     ("handshake", &[("origin", "\"a.example\""), ("rate", "1"), ("callback", "false")]),
     ("versions", &[("1.0", "\"1.0\"")]),
+    ("auth", &[("basic", "null"), ("oauth2", "null")]),
+    ("request", &[("method", "\"PUT\""), ("body", "\"x\"")]),
+    ("event", &[("type", "\"a\""), ("data", "1")]),
     ("quotas", &[("endpoints", "1"), ("storedBytes", "\"off\""), ("eventsPerSecond", "1")]),
     ("delivery", &[("maxInFlight", "1"), ("timeout", "\"1s\"")]),
 ];
