@@ -11,7 +11,7 @@ use super::disk_reserve::DiskShortage;
 use super::draft::Unavailable;
 use super::health::{Activity, DiskThread};
 use super::{Outbox, StateMessage};
-use crate::domain::{Position, Timestamp};
+use crate::domain::{Position, Record, Timestamp};
 use crate::storage::journal::{JournalReader, ReadError};
 use crate::storage::state::{RebuildSite, ReplaceError, State, StateError};
 
@@ -64,6 +64,12 @@ pub fn fold_to(state: &mut State, reader: &JournalReader, until: Position) -> Re
         for (position, record) in frame? {
             if position > until {
                 break;
+            }
+            // The reader hides content that is still in the files.
+            if let Record::EventErased { event, at, .. } = &record
+                && reader.hides(*event)
+            {
+                state.add_pending_erasure(*event, *at);
             }
             let mut is_complete = false;
             while !is_complete {

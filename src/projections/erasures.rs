@@ -21,7 +21,7 @@ fn key(event: Position) -> Vec<u8> {
     Key::new(b'H').position(event).0
 }
 
-pub(super) fn put(rows: &mut dyn Rows, event: Position, at: Timestamp) {
+pub fn put(rows: &mut dyn Rows, event: Position, at: Timestamp) {
     let mut value = Vec::with_capacity(8);
     put_varint(&mut value, at.millis());
     rows.put(&key(event), value);

@@ -109,7 +109,7 @@ async fn curl_of(daemon: &Daemon, delivery: &str, query: &str) -> String {
     text
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn curl_command_sends_the_request_of_the_attempt() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;

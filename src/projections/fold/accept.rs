@@ -40,7 +40,9 @@ impl Step<'_> {
             order: order_hash(ordering_key(event)),
             bytes: event.stored_bytes(),
             targets: TargetList::write(self.rows, self.position, &event.targets),
-            erased_at: event.erased_at,
+            // The record of the erasure sets it, also if this record has lost the content: what
+            // preceded the erasure still applies.
+            erased_at: None,
         };
         self.count_type(event);
         self.count_event(&event.tenant, event.accepted_at);

