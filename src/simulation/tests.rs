@@ -15,7 +15,7 @@ const SEEDS: u64 = 300;
 /// Maximum number of seeds in which a mutation must be detected.
 const SEEDS_PER_BUG: u64 = 800;
 /// Number of seeds that must detect it.
-const SEEDS_THAT_SHOW: usize = 3;
+const SEEDS_THAT_SHOW: usize = 2;
 /// Number of trace lines in a failure report.
 const LINES_SHOWN: usize = 60;
 
