@@ -192,11 +192,7 @@ async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
         bounds,
         until_draining(&run),
     ));
-    let (mut delivery, mut background) = spawn_tasks(&setup, &context, dispatcher, &run, &supervisor);
-    background.spawn_blocking({
-        let api = api.clone();
-        move || api.build_documents()
-    });
+    let (mut delivery, background) = spawn_tasks(&setup, &context, dispatcher, &run, &supervisor);
     supervisor.tell(DaemonState::Ready(None));
 
     let on_hangup = || reload::begin(&setup, &courier, &context, &api, &supervisor);

@@ -1,11 +1,12 @@
 //! Documents that name the registered event types: webhooks in the OpenAPI document, and AsyncAPI.
 //!
-//! Each document is built at the start of the daemon, and once per later revision of the types. Its
-//! size is bounded: types that do not fit are left out, and the document says so.
+//! Each document is built once per revision of the types. Its size is bounded: types that do not
+//! fit are left out, and the document says so.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use axum::http::{HeaderMap, header};
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use crate::api::Call;
@@ -14,7 +15,6 @@ use crate::api::http::public_document::PublicDocument;
 use crate::api::http::reply::Reply;
 use crate::api::http::response::Json;
 use crate::api::openapi;
-use crate::context::Context;
 use crate::domain::{TypeDefinition, TypeVersion};
 use crate::limits;
 use crate::service::EventTypes;
@@ -33,21 +33,18 @@ impl RevisedDocument {
         if has_tag(&call.headers, &tag) {
             return Reply::not_modified().with_header("etag", &tag);
         }
-        let document = self.of(revision);
+        let document = {
+            let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match &*known {
+                Some((of, document)) if *of == revision => document.clone(),
+                _ => known.insert((revision, Arc::default())).1.clone(),
+            }
+        };
         let bytes = if document.get().is_some() { 0 } else { limits::HEAVY_WORK_BYTES };
+        let build = || PublicDocument::new(Bytes::from(build(&types).to_string()));
         let reply = |document: &PublicDocument| document.reply(&call.headers);
-        let work = || reply(document.get_or_init(|| PublicDocument::of(&build(&types))));
-        let reply = call.heavy_work(bytes, work).await;
+        let reply = call.heavy_work(bytes, || reply(document.get_or_init(build))).await;
         reply.with_header("etag", &tag)
-    }
-
-    /// The document of a revision, which may not be built yet.
-    fn of(&self, revision: TypesRevision) -> Arc<OnceLock<PublicDocument>> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*known {
-            Some((of, document)) if *of == revision => document.clone(),
-            _ => known.insert((revision, Arc::default())).1.clone(),
-        }
     }
 }
 
@@ -71,15 +68,6 @@ pub async fn asyncapi(call: &Call) -> Result<Json<Map<String, Value>>, Problem> 
 pub struct Documents {
     openapi: RevisedDocument,
     asyncapi: RevisedDocument,
-}
-
-impl Documents {
-    /// Builds the documents for the present types. Blocks for the time of two compressions.
-    pub(in crate::api) fn build(&self, context: &Context) {
-        let (revision, types) = EventTypes(context).all();
-        self.openapi.of(revision).get_or_init(|| PublicDocument::of(&openapi_document(&types)));
-        self.asyncapi.of(revision).get_or_init(|| PublicDocument::of(&asyncapi_document(&types)));
-    }
 }
 
 /// The newest versions that fit, and whether that is all.
@@ -264,16 +252,6 @@ mod tests {
             updated_at: Timestamp::ZERO,
             revision: Position(1),
         })
-    }
-
-    #[tokio::test]
-    async fn documents_of_the_start_are_the_documents_of_requests() {
-        let (context, _dispatcher, _directory) = crate::service::tests::context();
-        let documents = Documents::default();
-        documents.build(&context);
-        let (revision, _) = EventTypes(&context).all();
-        assert!(documents.openapi.of(revision).get().is_some());
-        assert!(documents.asyncapi.of(revision).get().is_some());
     }
 
     #[test]

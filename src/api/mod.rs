@@ -139,11 +139,6 @@ impl Api {
         })
     }
 
-    /// Builds the public documents, so that no request waits for them. Blocks.
-    pub fn build_documents(&self) {
-        self.documents.build(&self.context);
-    }
-
     /// Replaces the configuration, from the next request on.
     pub fn reconfigure(&self, config: ApiConfig) {
         self.config.store(Arc::new(config));

@@ -95,8 +95,7 @@ async fn address_without_key_has_a_connection_limit() {
     let limits =
         [("BALTO__SERVER__MAX_CONNECTIONS_PER_ADDRESS", "8"), ("BALTO__SERVER__UNLIMITED_NETWORKS", "")];
     let daemon = daemon(data.path(), &limits).await;
-    // The daemon builds the document in its first moments. A request that waits for it does not
-    // count as a slow reader.
+    // The first request builds the document.
     answers_soon(&daemon, ADMIN, "GET", "/openapi.json", "", 200).await;
     let mut readers = Vec::new();
     for _ in 0..40 {

@@ -98,10 +98,10 @@ async fn kept_token_is_shared_and_renewed_after_a_revocation() {
 async fn expired_token_is_renewed_before_the_request() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
-    let server = TokenServer::start(1);
+    let server = TokenServer::start(4);
     daemon.post("/endpoints", &server.endpoint(SECRET).to_string()).await;
     assert_eq!(delivered(&daemon).await["status"], "delivered");
-    tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(4_100)).await;
     assert_eq!(delivered(&daemon).await["status"], "delivered");
     let log = server.log().await;
     assert_eq!((&log["tokens"], &log["rejected"]), (&json!(2), &json!(0)), "{log}");

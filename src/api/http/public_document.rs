@@ -8,7 +8,6 @@ use axum::http::{HeaderMap, header};
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use serde_json::Value;
 
 use crate::api::http::reply::Reply;
 
@@ -19,11 +18,6 @@ pub struct PublicDocument {
 }
 
 impl PublicDocument {
-    #[must_use]
-    pub fn of(document: &Value) -> Self {
-        Self::new(Bytes::from(document.to_string()))
-    }
-
     /// `plain` is serialised JSON.
     #[must_use]
     pub fn new(plain: Bytes) -> Self {
