@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::domain::{EndpointId, Position, Record, Timestamp};
 use crate::outbox::registry::Registry;
+use crate::projections::LaneChange;
 use crate::storage::data_directory::{ClaimError, STATE, failed};
 use crate::storage::journal::{AppendError, Journal, JournalError, JournalReader, OpenReport, ReadError};
 use crate::storage::progress::{OnProgress, WorkProgress};
@@ -148,14 +149,7 @@ fn replay(
             Err(error @ ReadError::Io(_)) => return Err(OpenError::Read(error)),
         };
         for (position, record) in frame {
-            let mut is_complete = false;
-            while !is_complete {
-                is_complete = state.apply_step(position, &record, false, &mut changes).is_complete;
-                changes.clear();
-                if state.needs_checkpoint() {
-                    state.checkpoint(Timestamp::default())?;
-                }
-            }
+            apply_replayed(state, position, &record, &mut changes)?;
             replayed += 1;
         }
         progress(WorkProgress { done: state.applied().0, total: end.0 });
@@ -163,6 +157,25 @@ fn replay(
     state.skip_to(end);
     state.checkpoint(Timestamp::default())?;
     Ok(replayed)
+}
+
+/// Applies a record of the journal, with a checkpoint when one is due. `changes` is for reuse: no
+/// lane needs the changes of a replay.
+pub(super) fn apply_replayed(
+    state: &mut State,
+    position: Position,
+    record: &Record,
+    changes: &mut Vec<LaneChange>,
+) -> Result<(), StateError> {
+    let mut is_complete = false;
+    while !is_complete {
+        is_complete = state.apply_step(position, record, false, changes).is_complete;
+        changes.clear();
+        if state.needs_checkpoint() {
+            state.checkpoint(Timestamp::default())?;
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn registry_of(state: &State, reader: &JournalReader) -> Registry {

@@ -10,8 +10,9 @@ use super::apply_thread::ApplyThread;
 use super::disk_reserve::DiskShortage;
 use super::draft::Unavailable;
 use super::health::{Activity, DiskThread};
+use super::opening::apply_replayed;
 use super::{Outbox, StateMessage};
-use crate::domain::{Position, Record, Timestamp};
+use crate::domain::{Position, Record};
 use crate::storage::journal::{JournalReader, ReadError};
 use crate::storage::state::{RebuildSite, ReplaceError, State, StateError};
 
@@ -26,8 +27,6 @@ pub enum RebuildError {
     Journal(#[from] ReadError),
     #[error("{0}")]
     State(StateError),
-    #[error("the daemon is stopping")]
-    Stopped,
     #[error(transparent)]
     Outbox(#[from] Unavailable),
 }
@@ -71,14 +70,7 @@ pub fn fold_to(state: &mut State, reader: &JournalReader, until: Position) -> Re
             {
                 state.add_pending_erasure(*event, *at);
             }
-            let mut is_complete = false;
-            while !is_complete {
-                is_complete = state.apply_step(position, &record, false, &mut changes).is_complete;
-                changes.clear();
-                if state.needs_checkpoint() {
-                    state.checkpoint(Timestamp::default())?;
-                }
-            }
+            apply_replayed(state, position, &record, &mut changes)?;
         }
         if state.applied() >= until {
             break;
@@ -165,5 +157,105 @@ impl ApplyThread {
         // The caller may have gone away.
         let _gone = reply.send(result).is_err();
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::domain::{
+        Attempt, DeadReason, DeliveryKey, Endpoint, EndpointNumber, Event, Next, Tenant, Timestamp, Trigger,
+    };
+    use crate::outbox::ReadModel;
+    use crate::storage::disk::MemoryDisk;
+    use crate::storage::journal::{Journal, JournalOptions};
+
+    const EVENT: Position = Position(2);
+
+    fn erased_at() -> Timestamp {
+        Timestamp::from_millis(9_000)
+    }
+
+    /// A delivered event that was sent again, without success, before it was erased.
+    fn records() -> Vec<Record> {
+        let endpoint = crate::rules::tests::endpoint(1, Tenant::DEFAULT, &[]);
+        let event = Event { targets: [EndpointNumber(1)].into(), ..crate::rules::tests::event() };
+        let due = event.first_due();
+        let delivery = DeliveryKey { event: EVENT, endpoint: EndpointNumber(1) };
+        let finished = |due, next| Record::AttemptFinished {
+            delivery,
+            due,
+            attempt: Arc::new(Attempt { next, ..Attempt::for_tests() }),
+        };
+        vec![
+            Record::EndpointPut(Arc::new(Endpoint { revision: Position(1), ..endpoint })),
+            Record::EventAccepted(Arc::new(event)),
+            finished(due, Next::Delivered),
+            Record::DeliveriesRevived {
+                deliveries: vec![delivery],
+                trigger: Trigger::Manual,
+                at: erased_at(),
+            },
+            finished(erased_at(), Next::Dead(DeadReason::AttemptsExhausted)),
+            Record::EventErased {
+                event: EVENT,
+                tenant: Tenant::DEFAULT.parse().unwrap(),
+                at: erased_at(),
+                reason: "asked for".into(),
+            },
+            Record::DeadLettersPurged { deliveries: vec![delivery], at: erased_at() },
+        ]
+    }
+
+    fn state(directory: &tempfile::TempDir, name: &str) -> State {
+        State::open(&directory.path().join(name), Position(0)).unwrap()
+    }
+
+    fn journal(records: &[Record]) -> Journal {
+        let mut journal = Journal::open(Arc::new(MemoryDisk::new()), JournalOptions::new(1)).unwrap().0;
+        journal.append(Timestamp::from_millis(1), &[records]).unwrap();
+        journal
+    }
+
+    #[test]
+    fn rebuild_after_an_erasure_repeats_what_preceded_it() {
+        let records = records();
+        let directory = tempfile::tempdir().unwrap();
+        let (mut original, last) = (state(&directory, "original"), Position(records.len() as u64));
+        for (position, record) in (1..).map(Position).zip(&records) {
+            original.apply(position, record, false, &mut Vec::new());
+        }
+        original.end_group();
+        let journal = journal(&records);
+        assert!(journal.reader().hides(EVENT));
+        let mut rebuilt = state(&directory, "rebuilt");
+        fold_to(&mut rebuilt, &journal.reader(), last).unwrap();
+        assert_eq!(rebuilt.deliveries_of(EVENT), original.deliveries_of(EVENT));
+        assert_eq!(
+            rebuilt.pending_erasures(Position(0), 9),
+            [(EVENT, erased_at())],
+            "the content is in the files"
+        );
+
+        // Afterwards the files have lost the content, and nothing is hidden.
+        let erased: Vec<_> = (1..)
+            .map(Position)
+            .zip(&records)
+            .map(|(position, record)| {
+                if record.content_of(position) == Some(EVENT) {
+                    record.erased(erased_at())
+                } else {
+                    record.clone()
+                }
+            })
+            .collect();
+        let erased = self::journal(&erased);
+        erased.reader().end_hiding(&[EVENT]);
+        let mut rebuilt = state(&directory, "again");
+        fold_to(&mut rebuilt, &erased.reader(), last).unwrap();
+        assert_eq!(rebuilt.deliveries_of(EVENT), original.deliveries_of(EVENT));
+        assert_eq!(rebuilt.pending_erasures(Position(0), 9), []);
     }
 }

@@ -7,7 +7,7 @@ use super::rows::{Key, Rows, u64_at};
 use crate::codec::{Reader, put_varint};
 use crate::domain::{EndpointNumber, Timestamp};
 
-const HOUR_MILLIS: u64 = 3_600_000;
+pub const HOUR_MILLIS: u64 = 3_600_000;
 
 /// Upper ends of the latency classes in milliseconds. The last class is open.
 pub const LATENCY_CLASSES: [u64; 24] = [

@@ -12,7 +12,7 @@ use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::outbox::read_model::ReadModel;
 use crate::outbox::registry::Used;
 use crate::outbox::unit::{Command, Outcome};
-use crate::projections::stats::hour_of;
+use crate::projections::stats::{HOUR_MILLIS, hour_of};
 use crate::projections::tenant_hours::TenantHour;
 use crate::projections::usage::Usage;
 
@@ -54,7 +54,6 @@ pub struct TenantDeletion {
 /// The counts of the current hour, and of the hour before the part that the last 60 minutes
 /// overlap.
 fn last_hour(state: &dyn ReadModel, tenant: &Tenant, now: Timestamp) -> TenantHour {
-    const HOUR_MILLIS: u64 = 3_600_000;
     let mut sum = TenantHour::default();
     for (hour, counts) in state.tenant_hours(Some(tenant), now.minus(Duration::from_millis(HOUR_MILLIS)), now)
     {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::support::{Daemon, Receiver};
+use super::support::{Daemon, Receiver, answer};
 use super::{ADMIN, call_as, is_problem, key, keyed, text};
 
 const REASON: &str = r#"{"reason": "request 7"}"#;
@@ -226,4 +226,26 @@ async fn erased_stream_keeps_its_versions() {
     let viewer = key(&daemon, "viewer", None).await;
     let refused = call_as(&daemon, &viewer, "POST", "/streams/customer-9/erase", REASON).await;
     is_problem(&refused, 403, "forbidden", "viewer");
+}
+
+#[tokio::test]
+async fn rebuild_after_an_erasure_keeps_the_history() {
+    let data = tempfile::tempdir().unwrap();
+    let mut daemon = keyed(data.path()).await;
+    daemon.key = Some(ADMIN.to_owned());
+    let receiver = Receiver::start(|number, _| answer(if number == 0 { 200 } else { 500 })).await;
+    let hook = json!({"url": receiver.url, "retry": {"maxAttempts": 1}}).to_string();
+    daemon.post("/endpoints", &hook).await;
+    daemon.post("/events", r#"{"type": "a", "id": "chosen", "data": "canary"}"#).await;
+    let event = daemon.until("/events/chosen", |event| event["status"] == "delivered").await;
+    let path = format!("/deliveries/{}", text(&event["deliveries"][0], "id"));
+    daemon.post(&format!("{path}/retry"), "").await;
+    daemon.until(&path, |delivery| delivery["status"] == "dead").await;
+    until_done(&daemon, "chosen").await;
+    let before = daemon.get(&path).await;
+    assert_eq!((&before["status"], &before["attemptCount"]), (&json!("cancelled"), &json!(2)), "{before}");
+    daemon.post("/projections/state/rebuild", "").await;
+    daemon.until("/projections", |page| page["data"][0]["rebuild"]["status"] == "completed").await;
+    assert_eq!(daemon.get(&path).await, before);
+    until_done(&daemon, "chosen").await;
 }

@@ -98,6 +98,7 @@ struct Health {
 fn erase_attempt(attempt: &Attempt) -> Attempt {
     let mut attempt = attempt.clone();
     attempt.reply = Bytes::new();
+    attempt.exchange.headers.clear();
     if let Some((_, text)) = &mut attempt.error {
         let status = attempt.status.map(|status| format!("status {status}").into());
         *text = status.unwrap_or_else(|| "erased".into());

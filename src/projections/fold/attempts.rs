@@ -17,9 +17,8 @@ impl Step<'_> {
     /// retention may have removed earlier deliveries of the queue from the journal.
     pub(super) fn finish(&mut self, delivery: DeliveryKey, due: Timestamp, attempt: &Attempt) {
         let key = DueKey { due, event: delivery.event };
-        self.count_attempt(delivery.endpoint, attempt.started_at, attempt.duration);
-        let is_delivered = attempt.next == Next::Delivered;
-        self.hour(delivery.endpoint, attempt.started_at).delivered += u64::from(is_delivered);
+        let hour = self.count_attempt(delivery.endpoint, attempt.started_at, attempt.duration);
+        hour.delivered += u64::from(attempt.next == Next::Delivered);
         self.update_health(delivery.endpoint, attempt);
         let place = match pending::due_row(self.rows, delivery.endpoint, key) {
             Some(row) => Some(Place { due, kind: PlaceKind::Sendable, row }),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Step;
 use crate::domain::{ApiKey, EndpointNumber, KeyId, Tenant, Timestamp};
+use crate::projections::stats::Hour;
 use crate::projections::usage::Usage;
 
 impl Step<'_> {
@@ -22,12 +23,19 @@ impl Step<'_> {
         self.fold.tallies.tenant_hour(self.rows, tenant, at).events += 1;
     }
 
-    /// Counts an attempt or a lease in the hour of `at`.
-    pub(super) fn count_attempt(&mut self, endpoint: EndpointNumber, at: Timestamp, duration: Duration) {
-        self.hour(endpoint, at).count_attempt(duration);
+    /// Counts an attempt or a lease in the hour of `at`. Returns the endpoint's counts of that hour.
+    pub(super) fn count_attempt(
+        &mut self,
+        endpoint: EndpointNumber,
+        at: Timestamp,
+        duration: Duration,
+    ) -> &mut Hour {
         if let Some(tenant) = self.fold.tenants.get(&endpoint) {
             self.fold.tallies.tenant_hour(self.rows, tenant, at).attempts += 1;
         }
+        let hour = self.hour(endpoint, at);
+        hour.count_attempt(duration);
+        hour
     }
 
     pub(super) fn put_key(&mut self, key: &ApiKey) {
