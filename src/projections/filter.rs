@@ -1,13 +1,13 @@
 //! Filters of lists.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::Arc;
 
 use super::dead::Letter;
 use super::pages::EventEntry;
-use super::reads::DeliveryFacts;
 use crate::domain::{
-    DeadReason, EndpointNumber, EventType, Pattern, Position, StreamName, Tenant, Timestamp,
+    DeadReason, EndpointNumber, EventType, LastAttempt, Pattern, Position, StreamName, Tenant, Timestamp,
 };
 
 /// Filters of lists; each list documents those that it uses. `since` (inclusive) and `until`
@@ -23,9 +23,7 @@ pub struct Filter {
     /// Events from the first to the second position.
     pub positions: Option<(Position, Position)>,
     pub endpoints: Option<EndpointChoice>,
-    /// Status code of the last attempt.
-    pub last_status: Option<u16>,
-    pub failure: Option<FailureKind>,
+    pub last_attempt: Option<LastAttemptFilter>,
     /// First characters of the event's id. The state has no ids, so the service applies it.
     pub event_id_start: Option<Box<str>>,
     pub stream: Option<StreamName>,
@@ -38,13 +36,24 @@ pub struct Filter {
     pub until: Option<Timestamp>,
 }
 
-/// How the last attempt failed, as far as the state knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailureKind {
-    /// By a status that is not 2xx.
-    Status,
-    /// Without a status.
-    NoStatus,
+/// A condition on the last attempt of a delivery.
+#[derive(Clone)]
+pub struct LastAttemptFilter(Arc<dyn Fn(&LastAttempt) -> bool + Send + Sync>);
+
+impl LastAttemptFilter {
+    pub fn new(wants: impl Fn(&LastAttempt) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(wants))
+    }
+
+    pub(super) fn wants(&self, last: &LastAttempt) -> bool {
+        (self.0)(last)
+    }
+}
+
+impl fmt::Debug for LastAttemptFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LastAttemptFilter")
+    }
 }
 
 /// Some endpoints.
@@ -78,19 +87,6 @@ impl Filter {
     pub(super) fn wants_endpoint(&self, endpoint: EndpointNumber) -> bool {
         self.endpoint.is_none_or(|wanted| wanted == endpoint)
             && self.endpoints.as_ref().is_none_or(|endpoints| endpoints.has(endpoint))
-    }
-
-    /// Whether the filter needs more of a delivery than its state.
-    pub(super) fn needs_result(&self) -> bool {
-        self.last_status.is_some() || self.failure.is_some()
-    }
-
-    pub(super) fn wants_result(&self, facts: &DeliveryFacts) -> bool {
-        self.last_status.is_none_or(|status| facts.last.status == Some(status))
-            && self.failure.is_none_or(|kind| match kind {
-                FailureKind::Status => facts.last.status.is_some_and(|status| !(200..300).contains(&status)),
-                FailureKind::NoStatus => facts.last.status.is_none() && !facts.attempts.is_empty(),
-            })
     }
 
     pub(super) fn wants_event(&self, event: &EventEntry) -> bool {

@@ -5,7 +5,7 @@
 use std::ops::ControlFlow;
 
 use super::dead::Letter;
-pub use super::filter::{EndpointChoice, FailureKind, Filter};
+pub use super::filter::{EndpointChoice, Filter, LastAttemptFilter};
 use super::pages::{EventEntry, first_position, page_of};
 use super::states::{PageStates, StateEntry, StatePlace, state_of};
 use super::{Rows, dead, leases, pages, pending};
@@ -274,7 +274,7 @@ fn next_start(rows: &dyn Rows, filter: &Filter, stopped: Option<u64>) -> Option<
 }
 
 /// Deliveries by descending event and endpoint. Filters: tenant, endpoint, endpoints, event,
-/// positions, event_type, types, delivery_state, last_status, failure, since, until.
+/// positions, event_type, types, delivery_state, last_attempt, since, until.
 pub fn deliveries(
     rows: &dyn Rows,
     filter: &Filter,
@@ -312,7 +312,8 @@ pub fn deliveries(
             let word = state.as_ref().map_or(DeliveryState::Pending, |entry| entry.state).as_str();
             if filter.wants_endpoint(endpoint) && filter.delivery_state.is_none_or(|wanted| wanted == word) {
                 let facts = delivery_facts(rows, event, key, state.as_ref());
-                items.extend(Some(facts).filter(|facts| filter.wants_result(facts)));
+                let is_wanted = filter.last_attempt.as_ref().is_none_or(|wanted| wanted.wants(&facts.last));
+                items.extend(is_wanted.then_some(facts));
             }
             if items.len() > limit {
                 return ControlFlow::Break(());
@@ -340,7 +341,7 @@ pub fn deliveries(
 const RESULT_ENTRIES: usize = 16;
 
 /// Dead letters, newest death first. Filters: tenant, endpoint, endpoints, positions, event_type,
-/// types, reason, last_status, failure, since, until.
+/// types, reason, last_attempt, since, until.
 pub fn dead_letters(rows: &dyn Rows, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Letter> {
     let mut items = Vec::new();
     let mut examined = 0;
@@ -359,13 +360,13 @@ pub fn dead_letters(rows: &dyn Rows, filter: &Filter, after: Option<Cursor>, lim
         if !filter.wants_letter(&letter) {
             return ControlFlow::Continue(());
         }
-        if filter.needs_result() {
+        if let Some(wanted) = &filter.last_attempt {
             examined += RESULT_ENTRIES;
+            if !delivery(rows, letter.delivery).is_some_and(|facts| wanted.wants(&facts.last)) {
+                return ControlFlow::Continue(());
+            }
         }
-        let has_result = || delivery(rows, letter.delivery).is_some_and(|facts| filter.wants_result(&facts));
-        if !filter.needs_result() || has_result() {
-            items.push(letter);
-        }
+        items.push(letter);
         ControlFlow::Continue(())
     });
     Found { items, next: next.filter(|_| !complete) }

@@ -13,7 +13,7 @@ pub use crate::outbox::draft::{
 pub use crate::outbox::registry::ConsumerStatus;
 pub use crate::outbox::tail::FeedEvent;
 pub use crate::projections::lag::Lag;
-pub use crate::projections::reads::{Cursor, FailureKind, Filter};
+pub use crate::projections::reads::{Cursor, Filter, LastAttemptFilter};
 pub use crate::projections::streams::Head;
 pub use crate::schemas::json::compact;
 pub use crate::schemas::registered::{VersionIncompatibility, value_of};

@@ -14,16 +14,18 @@ mod params;
 
 pub use params::*;
 
+use crate::api::http::auth::Audience;
 use crate::api::http::heavy_work::off_thread;
 use crate::api::http::problem::{FieldError, Problem};
 use crate::api::http::response::Json;
 use crate::api::text;
+use crate::api::v1::disclosure;
 use crate::domain::{
-    DeadReason, EndpointNumber, ErrorClass, EventType, Pattern, Position, Tenant, Timestamp,
+    DeadReason, EndpointNumber, EventType, LastAttempt, Pattern, Position, Tenant, Timestamp,
 };
 use crate::limits;
 use crate::rules::patterns::{canonical, check_pattern};
-use crate::service::types::{Cursor, FailureKind, Filter, Page};
+use crate::service::types::{Cursor, Filter, LastAttemptFilter, Page};
 
 /// Layout version of a cursor. With another version a cursor is rejected, not misread.
 const CURSOR_VERSION: u8 = 1;
@@ -348,20 +350,31 @@ impl Query {
         if let Some(error) = types.as_ref().and_then(|pattern| check_pattern(&canonical(pattern)).err()) {
             return Err(Problem::parameter("type", error.to_string()));
         }
-        let last_status = match self.text("statusCode").map(|text| (text.len(), text.parse::<u16>())) {
+        Ok(Filter { tenant, types, since, until, ..Filter::default() })
+    }
+
+    /// Parses `statusCode` and `errorClass`, as this audience sees the last attempt.
+    ///
+    /// # Errors
+    /// 422 for another number or word.
+    pub fn last_attempt(&self, audience: Audience) -> Result<Option<LastAttemptFilter>, Problem> {
+        let status = match self.text("statusCode").map(|text| (text.len(), text.parse::<u16>())) {
             None => None,
             Some((3, Ok(status @ 100..=599))) => Some(status),
             Some(_) => {
-                return Err(Problem::parameter(
-                    "statusCode",
-                    "must be a whole number from 100 to 599".to_owned(),
-                ));
+                let detail = "must be a whole number from 100 to 599".to_owned();
+                return Err(Problem::parameter("statusCode", detail));
             }
         };
-        let failure = self.word("errorClass", ERROR_CLASSES)?.map(|class| {
-            if class == ErrorClass::Status.as_str() { FailureKind::Status } else { FailureKind::NoStatus }
-        });
-        Ok(Filter { tenant, types, last_status, failure, since, until, ..Filter::default() })
+        let class = self.word("errorClass", ERROR_CLASSES)?;
+        if status.is_none() && class.is_none() {
+            return Ok(None);
+        }
+        let shown = move |last: &LastAttempt| Some(disclosure::last_failure(last, audience)?.class);
+        Ok(Some(LastAttemptFilter::new(move |last| {
+            status.is_none_or(|status| last.status == Some(status))
+                && class.is_none_or(|class| shown(last) == Some(class))
+        })))
     }
 
     /// Parses `since` and `until`. The window may be empty.

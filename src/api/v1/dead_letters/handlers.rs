@@ -5,13 +5,13 @@ use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::{Nothing, Optional, Required};
 use crate::api::http::response::{Accepted, Json, NoContent};
 use crate::api::v1::CountBody;
-use crate::api::v1::deliveries::handlers::{ClassSearch, filter_by_endpoint, limit_by_id};
+use crate::api::v1::deliveries::handlers::{PageSearch, filter_by_endpoint, limit_by_id};
 use crate::api::v1::deliveries::model::DeliveryBody;
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found, text};
 use crate::domain::{DeliveryId, EndpointId, Pattern, QueueName, Tenant};
 use crate::rules::patterns::{canonical, check_pattern};
-use crate::service::types::{DeadLetterView, Filter};
+use crate::service::types::Filter;
 use crate::service::{DeadLetters, Endpoints, Queues};
 
 /// `GET /v1/dead-letters`
@@ -19,6 +19,7 @@ pub async fn list(call: &Call) -> Result<Json<ListBody<DeadLetterBody>>, Problem
     let tenant = call.principal.tenant_filter(call.query.get("tenant")?)?;
     let mut filter = call.query.delivery_filters(tenant)?;
     let (mut after, limit) = (call.query.cursor(List::DeadLetters)?, call.query.limit()?);
+    filter.last_attempt = call.query.last_attempt(call.principal.audience())?;
     filter.reason = call.query.word("reason", lists::REASONS)?.and_then(lists::parse_reason);
     if !filter_by_endpoint(call, &mut filter)? {
         return Ok(lists::empty_reply());
@@ -26,10 +27,10 @@ pub async fn list(call: &Call) -> Result<Json<ListBody<DeadLetterBody>>, Problem
     let Some(filter) = limit_by_id(call, filter).await? else { return Ok(lists::empty_reply()) };
     let audience = call.principal.audience();
     let scope = &call.principal.scope;
-    let search = ClassSearch::new(call)?;
+    let search = PageSearch::start(call);
     let page = loop {
-        let mut page = DeadLetters(&call.api.context).list(scope, filter.clone(), after, limit).await?;
-        if search.is_done(call, &mut page, |letter: &DeadLetterView| &letter.delivery) {
+        let page = DeadLetters(&call.api.context).list(scope, filter.clone(), after, limit).await?;
+        if search.is_done(call, &page) {
             break page;
         }
         after = page.next;

@@ -8,12 +8,11 @@ use crate::api::http::auth::Access;
 use crate::api::http::problem::Problem;
 use crate::api::http::request::Nothing;
 use crate::api::http::response::{Accepted, Json, PlainText};
-use crate::api::v1::disclosure;
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::domain::{DeliveryId, EndpointId, EventId, QueueName};
 use crate::limits;
-use crate::service::types::{DeliveryView, Filter, Page, RequestError, RequestSecrets, parse_id_start};
+use crate::service::types::{Filter, Page, RequestError, RequestSecrets, parse_id_start};
 use crate::service::{Deliveries, Endpoints, Events, Queues, Requests, Searches};
 
 /// `GET /v1/deliveries`
@@ -21,6 +20,7 @@ pub async fn list(call: &Call) -> Result<Json<ListBody<DeliveryBody>>, Problem> 
     let tenant = call.principal.tenant_filter(call.query.get("tenant")?)?;
     let mut filter = call.query.delivery_filters(tenant)?;
     let (mut after, limit) = (call.query.cursor(List::Deliveries)?, call.query.limit()?);
+    filter.last_attempt = call.query.last_attempt(call.principal.audience())?;
     filter.delivery_state = call.query.word("status", lists::DELIVERY_STATUSES)?;
     let event_id: Option<EventId> = call.query.get("eventId")?;
     let (scope, lookup) = call.event_scope()?;
@@ -36,10 +36,10 @@ pub async fn list(call: &Call) -> Result<Json<ListBody<DeliveryBody>>, Problem> 
     let Some(filter) = limit_by_id(call, filter).await? else { return Ok(lists::empty_reply()) };
     let audience = call.principal.audience();
     let scope = &call.principal.scope;
-    let search = ClassSearch::new(call)?;
+    let search = PageSearch::start(call);
     let page = loop {
-        let mut page = Deliveries(&call.api.context).list(scope, filter.clone(), after, limit).await?;
-        if search.is_done(call, &mut page, |view| view) {
+        let page = Deliveries(&call.api.context).list(scope, filter.clone(), after, limit).await?;
+        if search.is_done(call, &page) {
             break page;
         }
         after = page.next;
@@ -48,27 +48,22 @@ pub async fn list(call: &Call) -> Result<Json<ListBody<DeliveryBody>>, Problem> 
     Ok(lists::page_reply(&call.path, &call.query, List::Deliveries, &page, data))
 }
 
-/// A search for facts that the state does not have, page by page: the class of the last failure
-/// that the caller may see, and the id of an event.
-pub struct ClassSearch {
-    class: Option<&'static str>,
+/// A search page by page. A page can be empty without being the last one when `q` is the start of an
+/// event's id, which the state does not have.
+pub struct PageSearch {
     started: Duration,
 }
 
-impl ClassSearch {
-    /// # Errors
-    /// 422 for an unknown class.
-    pub fn new(call: &Call) -> Result<Self, Problem> {
-        let class = call.query.word("errorClass", lists::ERROR_CLASSES)?;
-        Ok(Self { class, started: call.api.context.now().monotonic })
+impl PageSearch {
+    #[must_use]
+    pub fn start(call: &Call) -> Self {
+        Self { started: call.api.context.now().monotonic }
     }
 
-    /// Removes the items of other classes from a page. Returns whether to answer with it: it has an
-    /// item, or is the last one, or [`limits::LIST_SEARCH_MAX`] has passed.
-    pub fn is_done<T>(&self, call: &Call, page: &mut Page<T>, view: fn(&T) -> &DeliveryView) -> bool {
-        let shown =
-            |item: &T| Some(disclosure::last_failure(&view(item).last, call.principal.audience())?.class);
-        page.items.retain(|item| self.class.is_none() || shown(item) == self.class);
+    /// Whether to answer with this page: it has an item, or is the last one, or
+    /// [`limits::LIST_SEARCH_MAX`] has passed.
+    #[must_use]
+    pub fn is_done<T>(&self, call: &Call, page: &Page<T>) -> bool {
         let searched = call.api.context.now().monotonic.saturating_sub(self.started);
         !page.items.is_empty() || page.next.is_none() || searched >= limits::LIST_SEARCH_MAX
     }
