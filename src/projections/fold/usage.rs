@@ -23,7 +23,7 @@ impl Step<'_> {
         self.fold.tallies.tenant_hour(self.rows, tenant, at).events += 1;
     }
 
-    /// Counts an attempt or a lease in the hour of `at`. Returns the endpoint's counts of that hour.
+    /// Counts an attempt or a lease in the hour of `at`. Returns the endpoint's counts of it.
     pub(super) fn count_attempt(
         &mut self,
         endpoint: EndpointNumber,

@@ -48,8 +48,8 @@ pub async fn list(call: &Call) -> Result<Json<ListBody<DeliveryBody>>, Problem> 
     Ok(lists::page_reply(&call.path, &call.query, List::Deliveries, &page, data))
 }
 
-/// A search page by page. A page can be empty without being the last one when `q` is the start of an
-/// event's id, which the state does not have.
+/// A search page by page. A page can be empty without being the last one when `q` is the start of
+/// an event's id, which the state does not have.
 pub struct PageSearch {
     started: Duration,
 }
