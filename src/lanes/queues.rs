@@ -1,6 +1,6 @@
 //! The lanes of all queues. A lane is polled only after a change or at its wake-up time.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::queue::{QueueAction, QueueLane, QueuePolicy, QueueReport};
@@ -18,7 +18,7 @@ struct QueueEntry {
 /// All queues of this process.
 #[derive(Debug, Default)]
 pub struct QueueLanes {
-    queues: HashMap<EndpointNumber, QueueEntry>,
+    queues: BTreeMap<EndpointNumber, QueueEntry>,
     /// Queues to poll. They take turns.
     ready: VecDeque<EndpointNumber>,
     asleep: BTreeSet<(Duration, EndpointNumber)>,

@@ -228,6 +228,24 @@ pub fn queue_head(rows: &dyn Rows, endpoint: EndpointNumber, order: OrderHash) -
     Some((DueKey { due, event: Position(u64_at(&key, 13)) }, row))
 }
 
+/// The due key of the sendable delivery in a queue. `None` while a worker has taken one.
+pub fn sendable_of(rows: &dyn Rows, endpoint: EndpointNumber, order: OrderHash) -> Option<DueKey> {
+    let prefix = queue_prefix(endpoint, order);
+    let mut found = None;
+    rows.scan(&prefix, &after_prefix(&prefix), &mut |key, value| {
+        let event = Position(u64_at(key, 13));
+        let queued = Reader::new(value).get_varint().ok().map(Timestamp::from_millis);
+        let moved_to = detail(rows, DeliveryKey { event, endpoint }).map(|detail| detail.due);
+        let mut places = queued.into_iter().chain(moved_to).map(|due| DueKey { due, event });
+        found = places.find(|key| due_row(rows, endpoint, *key).is_some());
+        match found.is_some() || is_leased(rows, key) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
+    found
+}
+
 /// Reads sendable deliveries after `after` in lane order. Returns them and whether they are all.
 pub fn refill(
     rows: &dyn Rows,

@@ -27,10 +27,9 @@ use crate::service::bulk::Deaths;
 use crate::service::deliveries::Deliveries;
 use crate::service::receipts::Receipt;
 
-/// How often, and at which interval, a receipt is judged again while another request about it is
-/// in progress.
-const BUSY_TRIES: u32 = 50;
-const BUSY_PAUSE: Duration = Duration::from_millis(5);
+/// First and longest pause before a receipt is judged again while another request about it is in
+/// progress.
+const BUSY_PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(64));
 
 closed_list! {
     /// Result of one receipt.
@@ -94,7 +93,7 @@ impl Leases<'_> {
     /// Applies the action to the lease of each receipt. Returns the results in order, durable.
     ///
     /// # Errors
-    /// When nothing was committed.
+    /// When the outbox is unavailable. A repeated request then gets the results.
     pub async fn end(
         self,
         receipts: &[Receipt],
@@ -108,7 +107,7 @@ impl Leases<'_> {
                 open.push(receipt.key);
             }
         }
-        let mut tries = 0;
+        let mut pause = BUSY_PAUSE.0;
         while !open.is_empty() {
             let judged = self.judge(&open).await?;
             let mut held = Vec::new();
@@ -117,9 +116,9 @@ impl Leases<'_> {
             for (key, judged) in open.iter().zip(judged) {
                 match judged {
                     JudgedLease::Held(lease) => held.push((*key, lease)),
-                    JudgedLease::Busy if tries < BUSY_TRIES => busy.push(*key),
+                    JudgedLease::Busy => busy.push(*key),
                     JudgedLease::Unknown => unknown.push(*key),
-                    JudgedLease::Busy | JudgedLease::Stale => {
+                    JudgedLease::Stale => {
                         known.insert(*key, ReceiptStatus::Stale.into());
                     }
                 }
@@ -127,9 +126,11 @@ impl Leases<'_> {
             self.end_held(held, action, reason, &mut known).await?;
             self.judge_ended(unknown, action, &mut known).await?;
             open = busy;
-            tries += 1;
             if !open.is_empty() {
-                tokio::time::sleep(BUSY_PAUSE).await;
+                tokio::time::sleep(pause).await;
+                pause = (2 * pause).min(BUSY_PAUSE.1);
+                // Fails while the state cannot answer, which may be why the lease is busy.
+                self.0.outbox_of(self.queue()).read(|state| state.applied()).await?;
             }
         }
         if *action != LeaseAction::Ack {

@@ -11,9 +11,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::chance::Chance;
-use super::operations;
 use super::receivers::{Behavior, CALLBACK_BASE, Receivers};
 use super::world::{self, World, wall};
+use super::{operations, workers};
 use crate::context::environment::Environment;
 use crate::context::{Context, Settings};
 use crate::delivery::{Run, assemble};
@@ -37,6 +37,9 @@ const DRAIN_MAX: Duration = Duration::from_secs(600);
 
 /// Simulated time in which writes must resume after a full disk.
 const RECOVERY_MAX: Duration = Duration::from_secs(5);
+
+/// A comparison of the state looks at one of this many events and lists. The last one looks at all.
+const SAMPLE: u64 = 4;
 
 /// How a life ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +121,7 @@ impl Life {
         let mut state =
             State::with_rows(RowStore::Memory(world.rows.clone()), end).map_err(|error| error.to_string())?;
         let replayed = catch_up(&mut state, &journal, &mut |_| ()).map_err(|error| error.to_string())?;
-        world.with(|inner| inner.model.compare(&state, wall()))?;
+        world.with(|inner| inner.model.compare(&state, wall(), SAMPLE))?;
         world.note(format_args!("life begins at {end}, {replayed} replayed, {} torn", report.torn_bytes));
         let admission = AdmissionLimits { bytes: 1 << 24, commands: 10_000 };
         let source = Box::new(SimulatedSource(chance));
@@ -319,7 +322,7 @@ impl Life {
         let state = self.state.state();
         if self.reordered && self.world.with(|inner| inner.model.last()) == state.applied() {
             self.reordered = false;
-            if let Err(violation) = self.world.with(|inner| inner.model.compare(state, wall())) {
+            if let Err(violation) = self.world.with(|inner| inner.model.compare(state, wall(), SAMPLE)) {
                 self.world.record_violation(violation);
             }
         }
@@ -478,7 +481,11 @@ impl Life {
         if self.is_over() && (self.writer_ended || !self.world.is_alive()) {
             return End::PowerCut;
         }
-        if let Err(violation) = self.world.with(|inner| inner.model.compare(self.state.state(), wall())) {
+        let compared = self.world.with(|inner| {
+            let share = if inner.healed { 1 } else { SAMPLE };
+            inner.model.compare(self.state.state(), wall(), share)
+        });
+        if let Err(violation) = compared {
             self.world.record_violation(violation);
         }
         self.world.count("stops");
@@ -498,7 +505,10 @@ impl Life {
         let deadline = tokio::time::Instant::now() + DRAIN_MAX;
         loop {
             let (context, world) = (self.context.clone(), self.world.clone());
-            self.clients.spawn(async move { operations::reopen(&context, &world).await });
+            self.clients.spawn(async move {
+                operations::reopen(&context, &world).await;
+                workers::finish(&context, &world).await;
+            });
             self.run_for(Duration::from_secs(5)).await;
             while self.clients.try_join_next().is_some() {}
             if self.is_over() {

@@ -10,6 +10,7 @@ mod receivers;
 mod chance;
 mod consumers;
 mod feed;
+mod leases;
 mod life;
 mod model;
 mod operations;
@@ -18,6 +19,7 @@ mod tenants;
 mod tests;
 mod types;
 mod walks;
+mod workers;
 mod world;
 
 use std::cell::RefCell;

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::leases::LeaseModel;
 use super::operations::part_of;
 use super::world::RETRY_AFTER_SECONDS;
 use crate::domain::{
@@ -50,6 +51,7 @@ pub(super) struct Model {
     /// Records whose content was erased, but may still be in the files.
     contents: BTreeMap<Position, Record>,
     pub(super) oracle: Oracle,
+    pub(super) leases: LeaseModel,
     /// Durable moves of consumers: from and to.
     pub(super) consumer_moves: BTreeSet<(ConsumerKey, Position, Position)>,
     /// Last change of a delivery by an operator or a deletion. Lanes may lag behind it.
@@ -96,6 +98,13 @@ impl Model {
             | Record::DeadLettersPurged { deliveries, .. }
             | Record::DeliveriesReordered { deliveries, .. } => all(deliveries),
             Record::EventErased { event, .. } => self.may_be_removed(*event),
+            Record::MessagesLeased { messages, .. } => {
+                messages.iter().all(|taken| self.may_be_removed(taken.event))
+            }
+            Record::LeasesEnded { ends, .. } => ends.iter().all(|ended| self.may_be_removed(ended.key.event)),
+            Record::LeasesExtended { leases, .. } => {
+                leases.iter().all(|lease| self.may_be_removed(lease.event))
+            }
             Record::RequestAnswered { .. } | Record::EventRejected { .. } => self.keep.is_some(),
             Record::RateReserved { endpoint, .. } => {
                 self.keep.is_some() && !self.oracle.is_rested_on(*endpoint, position)
@@ -108,9 +117,6 @@ impl Model {
             | Record::TenantDeleted { .. }
             | Record::TypePut(_)
             | Record::TypeDeleted { .. }
-            | Record::MessagesLeased { .. }
-            | Record::LeasesEnded { .. }
-            | Record::LeasesExtended { .. }
             | Record::ConsumerPut(_)
             | Record::ConsumerDeleted { .. } => false,
             Record::ConsumerMoved { key, .. } => !self.oracle.consumers.is_last_move(key, position),
@@ -186,7 +192,9 @@ impl Model {
                 self.check_key(position, idempotency, self.latest)?;
             }
         }
+        self.leases.check(record, &self.oracle, self.clock_jumps)?;
         self.oracle.apply(position, record);
+        self.leases.apply(position, record, &self.oracle);
         if let Record::EventErased { event, .. } = record {
             self.erase(*event);
         }
@@ -415,17 +423,17 @@ impl Model {
         self.ids.get(&(tenant.clone(), id.clone())).copied()
     }
 
-    /// Compares all queries of a state with the oracle.
+    /// Compares the queries of a state with the oracle: all, or one of `share`.
     ///
     /// # Errors
     /// The difference.
-    pub(super) fn compare(&self, state: &State, now: Timestamp) -> Result<(), String> {
+    pub(super) fn compare(&self, state: &State, now: Timestamp, share: u64) -> Result<(), String> {
         let mut oracle = self.oracle.clone();
         let all = self.oracle.events.keys().copied();
         oracle.forgotten = all.filter(|position| self.may_be_removed(*position)).collect();
         // A clock that was set back does not revive expired keys.
         let now = now.max(self.latest);
-        compare(&oracle, state, Moment { now, rebuilt: self.keep.is_some(), limit: 7 })
+        compare(&oracle, state, Moment { now, rebuilt: self.keep.is_some(), limit: 7, share })
     }
 
     /// Whether the endpoint is deleted, paused or disabled.
@@ -447,6 +455,18 @@ impl Model {
             | Record::DeliveriesCancelled { deliveries, .. }
             | Record::DeliveriesDied { deliveries, .. }
             | Record::DeadLettersPurged { deliveries, .. } => deliveries.clone(),
+            Record::MessagesLeased { queue, messages, .. } => {
+                let key = |event| DeliveryKey { event, endpoint: *queue };
+                messages.iter().map(|taken| key(taken.event)).collect()
+            }
+            Record::LeasesEnded { queue, ends, .. } => {
+                let key = |event| DeliveryKey { event, endpoint: *queue };
+                ends.iter().map(|ended| key(ended.key.event)).collect()
+            }
+            Record::LeasesExtended { queue, leases, .. } => {
+                let key = |event| DeliveryKey { event, endpoint: *queue };
+                leases.iter().map(|lease| key(lease.event)).collect()
+            }
             Record::DeliveriesReordered { .. }
             | Record::EndpointPut(_)
             | Record::EndpointDeleted { .. }
@@ -463,10 +483,7 @@ impl Model {
             | Record::RateReserved { .. }
             | Record::RequestAnswered { .. }
             | Record::EventRejected { .. }
-            | Record::EventErased { .. }
-            | Record::MessagesLeased { .. }
-            | Record::LeasesEnded { .. }
-            | Record::LeasesExtended { .. } => Vec::new(),
+            | Record::EventErased { .. } => Vec::new(),
         });
         deliveries.collect()
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::chance::Chance;
 use super::life::check_files;
 use super::world::{ATTEMPT_SECONDS_MAX, Inner, Posted, World, wall};
-use super::{consumers, tenants, types, walks};
+use super::{consumers, tenants, types, walks, workers};
 use crate::context::Context;
 use crate::context::home::Home;
 use crate::delivery::rebuilding;
@@ -40,6 +40,9 @@ pub(super) static ALL_TENANTS: Scope = Scope(None);
 /// Performs one operation and waits for its result.
 pub(super) async fn operate(context: Context, world: World) {
     let dice = world.chance(|chance| chance.within(0, 107));
+    if world.plan().queues && world.chance(|chance| chance.percent(30)) {
+        return workers::work(&context, &world).await;
+    }
     match dice {
         0..38 => publish(&context, &world).await,
         38..48 => appends::append(&context, &world).await,
@@ -155,10 +158,12 @@ pub(super) fn new_endpoint(inner: &mut Inner) -> Endpoint {
     let number = inner.model.endpoints.len() + 1;
     let (orders, operators) = (inner.plan.orders, inner.plan.operator && number == 2);
     let tenant = tenant(inner);
-    let crowded = inner.plan.crowded;
+    let (crowded, queues) = (inner.plan.crowded, inner.plan.queues);
     let chance = &mut inner.chance;
     let id = format!("ep_{number}_{:x}", chance.next());
-    Endpoint {
+    let queue = (queues && !operators && chance.percent(50))
+        .then(|| (Duration::from_millis(chance.within(200, 3_000)), chance.within(2, 8) as u32));
+    let endpoint = Endpoint {
         number: EndpointNumber(0),
         tenant: if operators { Tenant::OPERATOR.parse().expect("a legal tenant") } else { tenant },
         transport: EndpointTransport::Http,
@@ -188,6 +193,10 @@ pub(super) fn new_endpoint(inner: &mut Inner) -> Endpoint {
         created_at: wall(),
         updated_at: wall(),
         revision: Position(0),
+    };
+    match queue {
+        Some((visibility, deliveries_max)) => workers::as_queue(endpoint, visibility, deliveries_max),
+        None => endpoint,
     }
 }
 
@@ -253,7 +262,14 @@ async fn change_endpoint(context: &Context, world: &World) {
     };
     let what = world.with(|inner| {
         let chance = &mut inner.chance;
-        match chance.within(0, 9) {
+        let dice = chance.within(0, 9);
+        let is_queue = endpoint.queue().is_some();
+        match dice {
+            5.. if is_queue => {
+                endpoint.event_types = patterns(chance);
+                endpoint.max_in_flight = in_flight(chance);
+                "queue"
+            }
             0 | 1 => {
                 endpoint.status = EndpointStatus::Paused;
                 "pause"

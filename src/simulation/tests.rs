@@ -19,6 +19,78 @@ const SEEDS_THAT_SHOW: usize = 2;
 /// Number of trace lines in a failure report.
 const LINES_SHOWN: usize = 60;
 
+/// Counters that a run must have: it proves nothing about faults that never occurred.
+const WANTED: &[&str] = &[
+    "sent",
+    "accepted",
+    "operatorEvents",
+    "duplicate",
+    "rejected",
+    "rejectedAgain",
+    "appends",
+    "appendsRejected",
+    "appendsRepeated",
+    "streamsRead",
+    "otherBatches",
+    "mismatches",
+    "delivered",
+    "dead",
+    "redriven",
+    "replayed",
+    "cancelled",
+    "changedInFlight",
+    "endpointsDeleted",
+    "eventsRead",
+    "powerCuts",
+    "kills",
+    "stops",
+    "tornTails",
+    "statesLost",
+    "unacknowledgedRecords",
+    "fullDisks",
+    "diskErrors",
+    "clockJumps",
+    "refused",
+    "handshakeRequests",
+    "callbacksUsed",
+    "retained",
+    "rebuilt",
+    "feedPages",
+    "feedGone",
+    "expired",
+    "reordered",
+    "recordsRemoved",
+    "stalls",
+    "readErrors",
+    "shortages",
+    "exhausted",
+    "walkedPages",
+    "backups",
+    "tenantsAtLimit",
+    "reachedInBulk",
+    "quotaRefused",
+    "tenantsChanged",
+    "tenantsDeleted",
+    "consumersDefined",
+    "consumersCommitted",
+    "consumersFenced",
+    "rowsAdded",
+    "consumersGone",
+    "erased",
+    "streamsErased",
+    "erasedOnDisk",
+    "typesChanged",
+    "messagesReceived",
+    "workersDied",
+    "acked",
+    "requeued",
+    "refusedByWorkers",
+    "released",
+    "extended",
+    "staleReceipts",
+    "goneReceipts",
+];
+
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a number, got {text:?}")))
@@ -78,69 +150,7 @@ fn nothing_is_lost_in_any_seed() {
     let seeds = first..first + number("BALTO_TEST_SEEDS").unwrap_or(SEEDS);
     let happened = run_all(seeds.clone()).unwrap_or_else(|story| panic!("{story}"));
     println!("seeds {seeds:?}: {happened:?}");
-    // A run proves nothing about faults that never occurred.
-    let wanted = [
-        "sent",
-        "accepted",
-        "operatorEvents",
-        "duplicate",
-        "rejected",
-        "rejectedAgain",
-        "appends",
-        "appendsRejected",
-        "appendsRepeated",
-        "streamsRead",
-        "otherBatches",
-        "mismatches",
-        "delivered",
-        "dead",
-        "redriven",
-        "replayed",
-        "cancelled",
-        "changedInFlight",
-        "endpointsDeleted",
-        "eventsRead",
-        "powerCuts",
-        "kills",
-        "stops",
-        "tornTails",
-        "statesLost",
-        "unacknowledgedRecords",
-        "fullDisks",
-        "diskErrors",
-        "clockJumps",
-        "refused",
-        "handshakeRequests",
-        "callbacksUsed",
-        "retained",
-        "rebuilt",
-        "feedPages",
-        "feedGone",
-        "expired",
-        "reordered",
-        "recordsRemoved",
-        "stalls",
-        "readErrors",
-        "shortages",
-        "exhausted",
-        "walkedPages",
-        "backups",
-        "tenantsAtLimit",
-        "reachedInBulk",
-        "quotaRefused",
-        "tenantsChanged",
-        "tenantsDeleted",
-        "consumersDefined",
-        "consumersCommitted",
-        "consumersFenced",
-        "rowsAdded",
-        "consumersGone",
-        "erased",
-        "streamsErased",
-        "erasedOnDisk",
-        "typesChanged",
-    ];
-    for what in wanted {
+    for what in WANTED {
         assert!(
             happened.contains_key(what) || seeds.end - seeds.start < SEEDS,
             "{what} never occurred: {happened:?}"
@@ -363,6 +373,21 @@ fn readable_content_after_an_erasure_is_caught() {
 #[test]
 fn content_that_stays_on_disk_is_caught() {
     assert_caught(Mutation::KeepErasedBytes);
+}
+
+#[test]
+fn lease_that_ends_early_is_caught() {
+    assert_caught(Mutation::ExpireEarly);
+}
+
+#[test]
+fn leases_lost_on_restart_are_caught() {
+    assert_caught(Mutation::ForgetLease);
+}
+
+#[test]
+fn released_lease_that_counts_is_caught() {
+    assert_caught(Mutation::CountRelease);
 }
 
 #[test]

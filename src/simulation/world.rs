@@ -16,6 +16,7 @@ use super::read_models::ReadModel;
 use super::receivers::Receiver;
 use crate::context::clock::Clock;
 use crate::domain::{ConsumerKey, DeliveryKey, EndpointId, EndpointNumber, Now, Position, Timestamp};
+use crate::service::receipts::Receipt;
 use crate::storage::disk::MemoryDisk;
 use crate::storage::state::row_store::memory::{MemoryRows, PowerState};
 
@@ -89,6 +90,8 @@ pub(super) struct Plan {
     /// Three tenants with very different loads share few slots. The receivers of the busiest are
     /// slow.
     pub(super) crowded: bool,
+    /// Some endpoints are queues.
+    pub(super) queues: bool,
     pub(super) crashes: bool,
     pub(super) disk_faults: bool,
     pub(super) clock_jumps: bool,
@@ -128,6 +131,7 @@ impl Plan {
             shortages: chance.percent(30),
             slow_reads: chance.percent(50),
             operator: operations.is_multiple_of(3),
+            queues: !crowded && operations % 5 < 2,
             max_in_flight: *chance.pick(if crowded { &[3, 8, 10] } else { &[1, 3, 20] }),
             host_max_in_flight: [0, 1, 2, 20][operations as usize % 4],
             segment_bytes: *chance.pick(&[600, 3_000, 1 << 20]),
@@ -204,6 +208,8 @@ pub(super) struct Inner {
     pub(super) posted: BTreeMap<u64, Posted>,
     pub(super) appends: Vec<Append>,
     pub(super) callbacks: Vec<Callback>,
+    /// The last receipts that workers got.
+    pub(super) receipts: Vec<Receipt>,
     pub(super) life: u32,
     pub(super) stopping: bool,
     /// The outbox may refuse requests until then, because of a full disk.
@@ -262,6 +268,7 @@ impl World {
             feed_cursor: Position(0),
             read_models: BTreeMap::new(),
             callbacks: Vec::new(),
+            receipts: Vec::new(),
             life: 0,
             stopping: false,
             sick_until: Timestamp::ZERO,

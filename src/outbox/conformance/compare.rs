@@ -1,5 +1,7 @@
 //! Compares every answer of a read model with the oracle's.
 
+mod streams;
+
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::time::Duration;
@@ -7,7 +9,7 @@ use std::time::Duration;
 use super::oracle::Oracle;
 use crate::domain::{
     DeadReason, DeliveryKey, DeliveryState, DeliveryStatus, DueKey, EndpointNumber, EventStatus, EventType,
-    EventVersion, Ordering, Position, Progress, StreamName, Tenant, Timestamp,
+    EventVersion, HeldLease, Ordering, Position, Progress, StreamName, Tenant, Timestamp,
 };
 use crate::limits::PAGE_ITEMS_MAX;
 use crate::outbox::{ConsumerReads as _, ReadModel};
@@ -15,11 +17,9 @@ use crate::projections::counters::Lane;
 use crate::projections::reads::{Cursor, Filter, Found};
 use crate::projections::retention::Cutoffs;
 use crate::projections::stats::Hour;
-use crate::projections::streams::Head;
 use crate::projections::tenant_hours::TenantHour;
 use crate::projections::type_usage::TypeUsage;
 use crate::projections::usage::Usage;
-use crate::rules::feed::{FeedFilter, FeedStreams};
 
 /// Maximum number of pages of one list. More pages indicate an endless list.
 const PAGES_MAX: usize = 10_000;
@@ -33,6 +33,14 @@ pub(crate) struct Moment {
     pub(crate) rebuilt: bool,
     /// Items per page.
     pub(crate) limit: usize,
+    /// Compares one of this many events, filters and streams, chosen by the time. 1 compares all.
+    pub(crate) share: u64,
+}
+
+impl Moment {
+    fn picks(&self, number: u64) -> bool {
+        number % self.share == self.now.millis() % self.share
+    }
 }
 
 /// # Errors
@@ -47,7 +55,7 @@ pub(crate) fn compare(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) ->
     let oracle = &oracle;
     same("the position", &oracle.applied(), &found.applied())?;
     same("the horizon", &oracle.horizon(), &found.horizon())?;
-    for position in (0..=oracle.last.0 + 1).map(Position) {
+    for position in (0..=oracle.last.0 + 1).filter(|number| moment.picks(*number)).map(Position) {
         event(oracle, found, position, moment)?;
     }
     for endpoint in endpoints(oracle) {
@@ -57,21 +65,20 @@ pub(crate) fn compare(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) ->
     overdue(oracle, found, moment)?;
     same("endpoints with counters", &with_counters(oracle), &with_counters(found))?;
     totals(oracle, found, moment)?;
-    for (number, filter) in filters(oracle).into_iter().enumerate() {
+    let filters = filters(oracle).into_iter().enumerate();
+    for (number, filter) in filters.filter(|(number, _)| moment.picks(*number as u64)) {
         // Uses small pages for the unfiltered list and for a sample of the others, because they are
         // slow.
         let small = number == 0 || number as u64 % 8 == moment.now.millis() % 8;
         lists(oracle, found, &filter, if small { moment.limit } else { PAGE_ITEMS_MAX })?;
     }
-    for filter in feed_filters(oracle) {
-        feed(oracle, found, &filter, moment.limit)?;
-    }
+    streams::feeds(oracle, found, moment)?;
     usage(oracle, found)?;
     tenant_hours(oracle, found, moment)?;
     type_usage(oracle, found, moment)?;
     requests(oracle, found, moment)?;
     consumers(oracle, found)?;
-    streams(oracle, found, moment)
+    streams::streams(oracle, found, moment)
 }
 
 fn same<T: PartialEq + Debug>(what: &str, expected: &T, found: &T) -> Result<(), String> {
@@ -122,6 +129,7 @@ fn lane(
     if !(moment.rebuilt && is_less()) {
         same(&format!("the health of {endpoint:?}"), &expected.failing, &counted.failing)?;
     }
+    leases(oracle, found, endpoint, moment)?;
     let what = format!("the reservation of {endpoint:?}");
     same(&what, &oracle.reservation(endpoint), &found.reservation(endpoint))?;
     let all = sendable(oracle, found, endpoint, moment)?;
@@ -149,8 +157,8 @@ fn lane(
             return Err(format!("pending for {endpoint:?}: {read:?} of {pending:?}"));
         }
     }
-    let oldest = all.first().map(|(key, _)| oracle.events[&key.event].accepted_at);
-    same(&format!("the oldest of {endpoint:?}"), &oldest, &found.oldest_pending(endpoint))?;
+    let what = format!("the oldest of {endpoint:?}");
+    same(&what, &oracle.oldest_pending(endpoint), &found.oldest_pending(endpoint))?;
     misplaced(oracle, found, endpoint)?;
     due_behind(oracle, found, endpoint, &all, moment)
 }
@@ -340,6 +348,25 @@ fn overdue(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) -> Result<(),
     Ok(())
 }
 
+/// Compares the leases of a queue, read in pages.
+fn leases(
+    oracle: &Oracle,
+    found: &dyn ReadModel,
+    queue: EndpointNumber,
+    moment: Moment,
+) -> Result<(), String> {
+    let mut read: Vec<(Position, HeldLease)> = Vec::new();
+    loop {
+        let after = read.last().map_or(Position(0), |(event, _)| *event);
+        let page = found.leases(queue, after, moment.limit);
+        if page.is_empty() {
+            let expected = oracle.leases(queue, Position(0), usize::MAX);
+            return same(&format!("the leases of {queue:?}"), &expected, &read);
+        }
+        read.extend(page);
+    }
+}
+
 fn is_part(part: &Hour, of: &Hour) -> bool {
     let numbers = |hour: &Hour| {
         let mut all = vec![hour.attempts, hour.delivered, hour.dead, hour.cancelled];
@@ -431,40 +458,6 @@ fn lists(oracle: &Oracle, found: &dyn ReadModel, filter: &Filter, limit: usize) 
     Ok(())
 }
 
-/// One filter of the feed of each kind, and a combination.
-fn feed_filters(oracle: &Oracle) -> Vec<FeedFilter> {
-    let mut all = vec![FeedFilter::default()];
-    let stream = oracle.streams.keys().next().map(|(_, stream)| stream.clone());
-    let event = oracle.events.values().next();
-    let tenant = event.map(|event| event.tenant.clone());
-    let exact = event.map(|event| event.event_type.as_str().parse().expect("a type is a pattern"));
-    all.push(FeedFilter { tenant: tenant.clone(), ..FeedFilter::default() });
-    all.push(FeedFilter { types: exact.into_iter().collect(), ..FeedFilter::default() });
-    let streams = FeedStreams::Prefix("".into());
-    all.push(FeedFilter { types: vec!["*".parse().expect("a pattern")], tenant, streams });
-    all.extend(stream.map(|name| FeedFilter { streams: FeedStreams::One(name), ..FeedFilter::default() }));
-    all
-}
-
-/// Compares the events of a feed, read in steps.
-fn feed(oracle: &Oracle, found: &dyn ReadModel, filter: &FeedFilter, limit: usize) -> Result<(), String> {
-    for until in [oracle.last, Position(oracle.last.0 / 2)] {
-        let expected = oracle.feed(filter, Position(0), until, usize::MAX).events;
-        let (mut read, mut after) = (Vec::new(), Position(0));
-        while after < until {
-            let step = found.feed(filter, after, until, limit);
-            let ends_at = step.events.last().is_none_or(|last| *last <= step.looked_at);
-            if step.looked_at <= after || step.events.len() > limit || !ends_at {
-                return Err(format!("a look after {after} up to {until} found {step:?}"));
-            }
-            read.extend(step.events);
-            after = step.looked_at;
-        }
-        same(&format!("the feed {filter:?} up to {until}"), &expected, &read)?;
-    }
-    Ok(())
-}
-
 /// Reads a list from its first page to its last.
 pub(super) fn walk<T>(
     limit: usize,
@@ -522,56 +515,4 @@ fn consumers(oracle: &Oracle, found: &dyn ReadModel) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-fn streams(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) -> Result<(), String> {
-    // Retention may remove a stream's first event, never its last.
-    let same_head = |what: &str, expected: Option<Head>, head: Option<Head>| {
-        let is_later = |head: &Head, expected: &Head| moment.rebuilt && head.first_at >= expected.first_at;
-        let head = head.map(|head| match expected {
-            Some(expected) if is_later(&head, &expected) => Head { first_at: expected.first_at, ..head },
-            _ => head,
-        });
-        same(what, &expected, &head)
-    };
-    for (tenant, stream) in oracle.streams.keys() {
-        let what = format!("stream {stream} of {tenant}");
-        same_head(&what, oracle.stream(tenant, stream), found.stream(tenant, stream))?;
-        let last = oracle.streams[&(tenant.clone(), stream.clone())].version;
-        for versions in [1..=u64::MAX, 1..=1, 2..=7, last / 2..=last, last..=last + 9, last + 1..=last + 2] {
-            let expected = oracle.stream_positions(tenant, stream, versions.clone());
-            let positions = found.stream_positions(tenant, stream, versions.clone());
-            same(&format!("versions {versions:?} of {what}"), &expected, &positions)?;
-        }
-        let times = oracle.events.values().step_by(5).map(|event| event.accepted_at);
-        for until in times.chain([moment.now.plus(Duration::from_secs(1)), Timestamp::ZERO]) {
-            let expected = oracle.stream_version_before(tenant, stream, until);
-            let version = found.stream_version_before(tenant, stream, until);
-            same(&format!("the version of {what} before {until:?}"), &expected, &version)?;
-        }
-    }
-    let tenants: BTreeSet<&Tenant> = oracle.streams.keys().map(|(tenant, _)| tenant).collect();
-    for tenant in tenants {
-        for prefix in ["", "s", "stream-1", "order-", "zz"] {
-            let expected = oracle.streams(tenant, prefix, None, usize::MAX);
-            let mut all: Vec<(StreamName, Head)> = Vec::new();
-            loop {
-                let after = all.last().map(|(stream, _)| stream.clone());
-                let page = found.streams(tenant, prefix, after.as_ref(), moment.limit);
-                if page.is_empty() {
-                    break;
-                }
-                all.extend(page);
-            }
-            same("the number of streams", &expected.len(), &all.len())?;
-            for ((name, expected), (found_name, head)) in expected.into_iter().zip(all) {
-                same("a name of a stream", &name, &found_name)?;
-                same_head(&format!("stream {name} of {tenant} in a list"), Some(expected), Some(head))?;
-            }
-        }
-    }
-    let never = "never".parse::<StreamName>().expect("a legal name");
-    let default: Tenant = Tenant::DEFAULT.parse().expect("legal");
-    same("a stream that never was", &None, &found.stream(&default, &never))?;
-    same("its positions", &Vec::new(), &found.stream_positions(&default, &never, 1..=9))
 }

@@ -9,6 +9,7 @@ mod atomic;
 pub(crate) mod compare;
 pub(crate) mod consumers;
 mod disk;
+mod leases;
 mod memory;
 pub(crate) mod oracle;
 mod outcomes;
@@ -135,6 +136,9 @@ fn passes<S: Store>(name: &str, seeds: u64, also: &[&str], make: fn(u64) -> S) {
         "PowerCut",
         "StateLost",
         "checkpoints",
+        "leased",
+        "leases ended",
+        "extended",
         "retained",
         "erased",
         "erasure passes",

@@ -5,12 +5,14 @@
 //! correct when its answers equal the oracle's.
 
 mod answers;
+mod erased;
+pub(crate) mod leases;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use erased::{erase, erase_attempt};
 
 use crate::domain::{
     Attempt, Consumer, ConsumerKey, ConsumerPlace, DeliveryKey, DeliveryState, DueKey, EndpointNumber,
@@ -44,15 +46,6 @@ fn longest(holds: &[(Timestamp, Position)]) -> Option<(Timestamp, Position)> {
     holds.iter().find(|hold| hold.0 == until).copied()
 }
 
-/// The event without its content.
-fn erase(event: &Event, at: Timestamp) -> Event {
-    let mut event = event.clone();
-    event.metadata = None;
-    event.attributes.retain(|(name, _)| **name == *"traceparent");
-    (event.data, event.erased_at) = (Bytes::new(), Some(at));
-    event
-}
-
 /// The host of a URL as tests write them, without a port.
 fn host_of(url: &str) -> String {
     url.split('/').nth(2).unwrap_or_default().to_owned()
@@ -75,6 +68,8 @@ pub(crate) struct Delivery {
     pub(crate) queue: Option<String>,
     /// Pending, and a lane may send it.
     pub(crate) sendable: bool,
+    /// Pending, and a worker has taken it.
+    pub(crate) lease: Option<leases::Lease>,
 }
 
 /// Results of the attempts at an endpoint.
@@ -95,27 +90,20 @@ struct Health {
     changed: Option<(Timestamp, EndpointStatus)>,
 }
 
-fn erase_attempt(attempt: &Attempt) -> Attempt {
-    let mut attempt = attempt.clone();
-    attempt.reply = Bytes::new();
-    attempt.exchange.headers.clear();
-    if let Some((_, text)) = &mut attempt.error {
-        let status = attempt.status.map(|status| format!("status {status}").into());
-        *text = status.unwrap_or_else(|| "erased".into());
-    }
-    attempt
-}
-
 /// The oracle. See the module.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Oracle {
     pub(crate) last: Position,
     pub(crate) events: BTreeMap<Position, Arc<Event>>,
     pub(crate) deliveries: BTreeMap<DeliveryKey, Delivery>,
+    /// Numbers of queues, also of deleted ones.
+    pub(crate) queues: BTreeSet<EndpointNumber>,
     /// Of live endpoints.
     orderings: BTreeMap<EndpointNumber, Ordering>,
     health: BTreeMap<EndpointNumber, Health>,
-    attempts: Vec<(EndpointNumber, Arc<Attempt>)>,
+    tries: Vec<leases::Try>,
+    /// Endpoint and time of each success.
+    successes: Vec<(EndpointNumber, Timestamp)>,
     /// End times of the attempts that requested a hold, by position.
     finished_at: BTreeMap<Position, Timestamp>,
     /// Deliveries that ended without success.
@@ -140,17 +128,24 @@ pub(crate) struct Oracle {
 }
 
 impl Oracle {
-    /// Applies a horizon, or an event type: events count from its first registration on.
+    /// Applies the smaller records. The events of a type count from its first registration on.
     fn apply_small(&mut self, position: Position, record: &Record) {
         match record {
             Record::HorizonMoved { horizon, .. } => {
                 self.horizon = RecordedHorizon { horizon: *horizon, record: position };
             }
+            Record::KeyPut(key) => drop(self.keys.insert(key.id.clone(), key.tenant.clone())),
+            Record::KeyDeleted { id, .. } => drop(self.keys.remove(id)),
+            Record::EventErased { event, at, .. } => {
+                if let Some(known) = self.events.get_mut(event).filter(|known| known.erased_at.is_none()) {
+                    *known = Arc::new(erase(known, *at));
+                }
+            }
             Record::TypePut(definition) => {
                 self.types.entry(definition.name.clone()).or_insert(position);
             }
             Record::TypeDeleted { name, .. } => drop(self.types.remove(name)),
-            _ => {}
+            _ => self.apply_leases(position, record),
         }
     }
 
@@ -163,6 +158,7 @@ impl Oracle {
                 self.finish(position, *delivery, *due, attempt)
             }
             Record::EndpointPut(endpoint) => {
+                self.queues.extend(endpoint.queue().map(|_| endpoint.number));
                 self.orderings.insert(endpoint.number, endpoint.ordering);
                 self.tenants.insert(endpoint.number, endpoint.tenant.clone());
                 let health = self.health.entry(endpoint.number).or_default();
@@ -184,16 +180,20 @@ impl Oracle {
                 self.orderings.remove(endpoint);
                 self.reservations.remove(endpoint);
             }
-            Record::KeyPut(key) => drop(self.keys.insert(key.id.clone(), key.tenant.clone())),
-            Record::KeyDeleted { id, .. } => drop(self.keys.remove(id)),
-            Record::TenantPut(_) | Record::TenantDeleted { .. } => {}
             Record::ConsumerPut(_) | Record::ConsumerMoved { .. } | Record::ConsumerDeleted { .. } => {
                 self.consumers.apply(position, record);
             }
-            Record::MessagesLeased { .. } | Record::LeasesEnded { .. } | Record::LeasesExtended { .. } => {}
-            Record::HorizonMoved { .. } | Record::TypePut(_) | Record::TypeDeleted { .. } => {
-                self.apply_small(position, record);
-            }
+            Record::MessagesLeased { .. }
+            | Record::LeasesEnded { .. }
+            | Record::LeasesExtended { .. }
+            | Record::HorizonMoved { .. }
+            | Record::TenantPut(_)
+            | Record::TenantDeleted { .. }
+            | Record::EventErased { .. }
+            | Record::KeyPut(_)
+            | Record::KeyDeleted { .. }
+            | Record::TypePut(_)
+            | Record::TypeDeleted { .. } => self.apply_small(position, record),
             Record::DeliveriesRevived { deliveries, trigger, at } => {
                 deliveries.iter().for_each(|key| self.revive(*key, *trigger, *at));
             }
@@ -223,14 +223,9 @@ impl Oracle {
             Record::RequestAnswered { idempotency, .. } | Record::EventRejected { idempotency, .. } => {
                 self.remember(position, idempotency);
             }
-            Record::RateReserved { endpoint, reservation } if self.orderings.contains_key(endpoint) => {
-                self.reservations.entry(*endpoint).or_default().push((*reservation, position));
-            }
-            // The endpoint was deleted, or never was.
-            Record::RateReserved { .. } => {}
-            Record::EventErased { event, at, .. } => {
-                if let Some(known) = self.events.get_mut(event).filter(|known| known.erased_at.is_none()) {
-                    *known = Arc::new(erase(known, *at));
+            Record::RateReserved { endpoint, reservation } => {
+                if self.orderings.contains_key(endpoint) {
+                    self.reservations.entry(*endpoint).or_default().push((*reservation, position));
                 }
             }
         }
@@ -244,6 +239,11 @@ impl Oracle {
             Record::AttemptFinished { delivery, due, attempt } if erased(&delivery.event).is_some() => {
                 let (delivery, due, attempt) = (*delivery, *due, Arc::new(erase_attempt(attempt)));
                 Record::AttemptFinished { delivery, due, attempt }
+            }
+            Record::LeasesEnded { queue, ends, at, reason: Some(_) }
+                if ends.first().is_some_and(|ended| erased(&ended.key.event).is_some()) =>
+            {
+                Record::LeasesEnded { queue: *queue, ends: ends.clone(), at: *at, reason: None }
             }
             other => other.clone(),
         }
@@ -319,12 +319,15 @@ impl Oracle {
         let sendable = queue.as_ref().is_none_or(|queue| self.queued(key.endpoint, queue).next().is_none());
         let state = DeliveryState::Pending;
         let settled = None;
-        let delivery = Delivery { state, due, progress, attempts, last, settled, queue, sendable };
+        let lease = None;
+        let delivery = Delivery { state, due, progress, attempts, last, settled, queue, sendable, lease };
         self.deliveries.insert(key, delivery);
     }
 
     fn finish(&mut self, position: Position, key: DeliveryKey, due: Timestamp, attempt: &Arc<Attempt>) {
-        self.attempts.push((key.endpoint, attempt.clone()));
+        let Attempt { started_at: at, duration, .. } = **attempt;
+        self.tries.push(leases::Try { endpoint: key.endpoint, at, duration });
+        self.successes.extend((attempt.next == Next::Delivered).then_some((key.endpoint, at)));
         let health = self.health.entry(key.endpoint).or_default();
         if attempt.error.is_none() {
             (health.failures, health.last_success) = (Vec::new(), position);
@@ -378,6 +381,9 @@ impl Oracle {
             return;
         }
         (known.state, known.settled) = (state, Some((at, position)));
+        if known.lease.is_some_and(|lease| !known.attempts.contains(&lease.position)) {
+            known.attempts = known.attempts_with_lease();
+        }
         if state != DeliveryState::Delivered {
             self.ends.push((key.endpoint, at, state));
         }
@@ -386,10 +392,12 @@ impl Oracle {
 
     fn leave_queue(&mut self, key: DeliveryKey) {
         let Some(known) = self.deliveries.get_mut(&key) else { return };
-        let was_its_turn = std::mem::take(&mut known.sendable);
+        let was_its_turn = known.is_first();
+        (known.sendable, known.lease) = (false, None);
         if let Some(queue) = known.queue.take().filter(|_| was_its_turn) {
             let next = self.queued(key.endpoint, &queue).min();
-            if let Some(next) = next.and_then(|next| self.deliveries.get_mut(&next)) {
+            let next = next.and_then(|next| self.deliveries.get_mut(&next));
+            if let Some(next) = next.filter(|next| !next.is_first()) {
                 next.sendable = true;
             }
         }
@@ -398,7 +406,8 @@ impl Oracle {
     /// Moves a pending delivery to its current queue. It becomes the last there, or sendable if the
     /// queue is empty.
     fn reorder(&mut self, key: DeliveryKey) {
-        let known = self.deliveries.get(&key).filter(|known| known.state == DeliveryState::Pending).cloned();
+        let is_placed = |known: &&Delivery| known.state == DeliveryState::Pending && known.lease.is_none();
+        let known = self.deliveries.get(&key).filter(is_placed).cloned();
         if let Some(known) = known.filter(|known| known.queue != self.queue(key)) {
             self.leave_queue(key);
             self.add(key, known.due, known.progress, known.attempts, known.last);
@@ -422,7 +431,9 @@ impl Oracle {
         match known {
             Some(known) if known.state == DeliveryState::Pending => {
                 if let Some(known) = self.deliveries.get_mut(&key) {
-                    (known.due, known.progress) = (at, progress);
+                    known.progress = progress;
+                    // A lease stays.
+                    known.due = if known.lease.is_some() { known.due } else { at };
                 }
             }
             Some(known) => self.add(key, at, progress, known.attempts, known.last),
@@ -492,11 +503,11 @@ impl Oracle {
             tenant: event.tenant.as_str().into(),
             event_type: event.event_type.as_str().into(),
             attempts_made: known.progress.attempts,
-            attempts: known.attempts.clone(),
-            due: is_pending.then_some(known.due),
+            attempts: known.attempts_with_lease(),
+            due: is_pending.then(|| known.due_or_lease_end()),
             settled_at: known.settled.map(|(at, _)| at).filter(|_| !is_pending),
             last: self.last_attempt(key, known),
-            lease: None,
+            lease: known.held(),
         }
     }
 

@@ -140,8 +140,12 @@ impl<S: Store> Work<S> {
                 let units = (0..self.random.u32(1..4)).map(|_| vec![self.consumer()]).collect();
                 self.submit(units)
             }
-            60..76 => {
+            60..71 => {
                 let units = (0..self.random.u32(1..6)).filter_map(|_| self.attempt()).collect();
+                self.submit(units)
+            }
+            71..76 => {
+                let units = (0..self.random.u32(1..6)).filter_map(|_| self.lease()).collect();
                 self.submit(units)
             }
             76..84 => {
@@ -308,8 +312,13 @@ impl<S: Store> Work<S> {
         let updated_at = old.as_ref().map(|old| old.updated_at).filter(|_| self.percent(30));
         let number = old.as_ref().map_or(EndpointNumber(0), |old| old.number);
         let id = old.as_ref().map(|old| old.id.clone());
+        let transport = match &old {
+            Some(old) => old.transport.clone(),
+            None => self.transport(),
+        };
         Command::PutEndpoint(Box::new(Endpoint {
             number,
+            transport,
             id: id.unwrap_or_else(|| format!("ep_{}", self.random.u64(..)).parse().expect("a legal id")),
             tenant: old.map_or_else(|| tenant.parse().expect("a legal tenant"), |old| old.tenant.clone()),
             url: url.into(),
@@ -356,7 +365,7 @@ impl<S: Store> Work<S> {
     fn attempt(&mut self) -> Option<Vec<Command>> {
         let late = self.percent(8);
         let wanted = if late { |_| true } else { |state| state == DeliveryState::Pending };
-        let key = self.delivery(wanted)?;
+        let key = self.delivery(wanted).filter(|key| !self.oracle.oracle.queues.contains(&key.endpoint))?;
         let known = self.oracle.oracle.deliveries[&key].clone();
         let due = if self.percent(6) { known.due.plus(Duration::from_millis(1)) } else { known.due };
         let duration = Duration::from_millis(self.random.choice([0, 3, 700, 90_000]).expect("four"));
@@ -459,6 +468,7 @@ impl<S: Store> Work<S> {
             now: self.now,
             rebuilt: self.rebuilt,
             limit: self.random.choice([2, 7, 250]).expect("three"),
+            share: 1,
         };
         let oracle = &self.oracle.oracle;
         self.store.ask(&mut |found| compare(oracle, found, moment))?;
@@ -528,6 +538,9 @@ impl<S: Store> Work<S> {
             | Record::DeadLettersPurged { deliveries, .. }
             | Record::DeliveriesReordered { deliveries, .. } => deliveries.iter().all(|key| gone(&key.event)),
             Record::EventErased { event, .. } => gone(event),
+            Record::MessagesLeased { messages, .. } => messages.iter().all(|taken| gone(&taken.event)),
+            Record::LeasesEnded { ends, .. } => ends.iter().all(|ended| gone(&ended.key.event)),
+            Record::LeasesExtended { leases, .. } => leases.iter().all(|lease| gone(&lease.event)),
             Record::RequestAnswered { idempotency, .. } | Record::EventRejected { idempotency, .. } => {
                 !remembered(&idempotency.scope)
             }
@@ -539,9 +552,6 @@ impl<S: Store> Work<S> {
             | Record::TenantDeleted { .. }
             | Record::TypePut(_)
             | Record::TypeDeleted { .. }
-            | Record::MessagesLeased { .. }
-            | Record::LeasesEnded { .. }
-            | Record::LeasesExtended { .. }
             | Record::ConsumerPut(_)
             | Record::ConsumerDeleted { .. } => false,
             Record::ConsumerMoved { key, .. } => !oracle.consumers.is_last_move(key, position),

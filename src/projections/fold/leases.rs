@@ -44,10 +44,19 @@ impl Step<'_> {
         self.changes.push(LaneChange::Taken { endpoint: queue, taken, lease });
     }
 
+    /// Takes a message from its lane. The queue order is not checked: retention may have removed
+    /// earlier messages of the queue from the journal, so that a rebuilt state has another order.
     fn take_due(&mut self, key: DeliveryKey, due: Timestamp) -> Option<Row> {
-        let due = DueKey { due, event: key.event };
-        let row = pending::due_row(self.rows, key.endpoint, due)?;
-        self.remove_due_key(key.endpoint, due);
+        let due_key = DueKey { due, event: key.event };
+        if let Some(row) = pending::due_row(self.rows, key.endpoint, due_key) {
+            self.remove_due_key(key.endpoint, due_key);
+            return Some(row);
+        }
+        let place = self.find_place(key).filter(|place| place.kind == PlaceKind::Waiting && place.due == due);
+        let row = place?.row;
+        // The message that may be sent waits behind this one now. None may be sent under a lease.
+        let first = pending::sendable_of(self.rows, key.endpoint, row.order?)?;
+        self.remove_due_key(key.endpoint, first);
         Some(row)
     }
 

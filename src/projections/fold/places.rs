@@ -106,7 +106,12 @@ impl Step<'_> {
     /// Makes the next delivery of a queue sendable after a sendable or leased one has left.
     pub(super) fn release_next(&mut self, endpoint: EndpointNumber, left: &Place) {
         let Some(order) = left.row.order.filter(|_| left.kind != PlaceKind::Waiting) else { return };
-        if let Some((key, mut row)) = pending::queue_head(self.rows, endpoint, order) {
+        let head = pending::queue_head(self.rows, endpoint, order);
+        let is_first = |event| {
+            let delivery = DeliveryKey { event, endpoint };
+            self.find_place(delivery).is_some_and(|place| place.kind != PlaceKind::Waiting)
+        };
+        if let Some((key, mut row)) = head.filter(|(key, _)| !is_first(key.event)) {
             row.order = Some(order);
             let lane = self.lane(endpoint);
             lane.waiting = lane.waiting.saturating_sub(1);

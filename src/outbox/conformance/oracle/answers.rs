@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use super::*;
-use crate::domain::OnDisk;
+use crate::domain::{HeldLease, OnDisk};
 use crate::projections::erasures::ErasureFacts;
 use crate::projections::tenant_hours::TenantHour;
 
@@ -39,7 +39,7 @@ impl ReadModel for Oracle {
         let health = self.health.get(&endpoint).cloned().unwrap_or_default();
         Lane {
             pending: count(|known| known.state == DeliveryState::Pending),
-            waiting: count(|known| known.state == DeliveryState::Pending && !known.sendable),
+            waiting: count(|known| known.state == DeliveryState::Pending && !known.is_first()),
             dead: count(|known| matches!(known.state, DeliveryState::Dead(_))),
             failing: health.failures.iter().fold(None, |known, attempt| Some(Failing::after(known, attempt))),
             last_success: health.last_success,
@@ -94,14 +94,15 @@ impl ReadModel for Oracle {
             .deliveries
             .iter()
             .filter(|(key, known)| key.endpoint == endpoint && known.state == DeliveryState::Pending);
-        let misplaced = own.filter(|(key, known)| known.queue != self.queue_by(ordering, **key));
+        let misplaced =
+            own.filter(|(key, known)| known.lease.is_none() && known.queue != self.queue_by(ordering, **key));
         Misplaced { deliveries: misplaced.map(|(key, _)| *key).collect(), next: None }
     }
 
     fn due_behind(&self, endpoint: EndpointNumber, _: OrderHash, now: Timestamp, _: usize) -> DueBehind {
         let mut first = BTreeMap::new();
         for (key, known) in &self.deliveries {
-            let waits = known.state == DeliveryState::Pending && !known.sendable && known.due <= now;
+            let waits = known.state == DeliveryState::Pending && !known.is_first() && known.due <= now;
             if key.endpoint == endpoint && waits {
                 first.entry(&known.queue).or_insert(known.due);
             }
@@ -109,13 +110,15 @@ impl ReadModel for Oracle {
         DueBehind { oldest: first.into_values().min(), ..DueBehind::default() }
     }
 
-    fn leases(&self, _: EndpointNumber, _: Position, _: usize) -> Vec<(Position, crate::domain::HeldLease)> {
-        Vec::new()
+    fn leases(&self, queue: EndpointNumber, after: Position, limit: usize) -> Vec<(Position, HeldLease)> {
+        let own = self.deliveries.iter().filter(|(key, _)| key.endpoint == queue && key.event > after);
+        own.filter_map(|(key, known)| Some((key.event, known.held()?))).take(limit).collect()
     }
 
     fn oldest_pending(&self, endpoint: EndpointNumber) -> Option<Timestamp> {
-        let first = self.sendable(endpoint, None, 1).0.first().map(|(key, _)| key.event)?;
-        Some(self.events[&first].accepted_at)
+        let sendable = self.sendable(endpoint, None, 1).0.first().map(|(key, _)| key.event);
+        let leased = self.leases(endpoint, Position(0), 1).first().map(|(event, _)| *event);
+        sendable.into_iter().chain(leased).map(|event| self.events[&event].accepted_at).min()
     }
 
     fn statistics(&self, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Hour {
@@ -124,11 +127,12 @@ impl ReadModel for Oracle {
             (hour(since)..=hour(until)).contains(&hour(at)) && hour(at) >= hour(self.hours_from)
         };
         let mut sum = Hour::default();
-        for (other, attempt) in &self.attempts {
-            if *other == endpoint && within(attempt.started_at) {
+        let of_endpoint = |(other, at): &&(EndpointNumber, Timestamp)| *other == endpoint && within(*at);
+        sum.delivered = self.successes.iter().filter(of_endpoint).count() as u64;
+        for one in &self.tries {
+            if one.endpoint == endpoint && within(one.at) {
                 sum.attempts += 1;
-                sum.delivered += u64::from(attempt.next == Next::Delivered);
-                let millis = attempt.duration.as_millis();
+                let millis = one.duration.as_millis();
                 let class = LATENCY_CLASSES.iter().position(|end| u128::from(*end) >= millis);
                 sum.latency[class.unwrap_or(LATENCY_CLASSES.len())] += 1;
             }
@@ -143,8 +147,9 @@ impl ReadModel for Oracle {
     fn hours(&self, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Vec<(u64, Hour)> {
         let length = u64::try_from(HOUR.as_millis()).expect("an hour");
         let start = |hour: u64| Timestamp::from_millis(hour * length);
-        let attempts = self.attempts.iter().map(|(_, attempt)| attempt.started_at);
-        let times = attempts.chain(self.ends.iter().map(|(_, at, _)| *at));
+        let tries = self.tries.iter().map(|one| one.at);
+        let successes = self.successes.iter().map(|(_, at)| *at);
+        let times = tries.chain(successes).chain(self.ends.iter().map(|(_, at, _)| *at));
         let hours: BTreeSet<u64> = times.map(|at| at.millis() / length).collect();
         let within = (since.millis() / length)..=(until.millis() / length);
         let counted = hours.into_iter().filter(|hour| within.contains(hour));
@@ -167,8 +172,8 @@ impl ReadModel for Oracle {
             hours.entry(hour(event.accepted_at)).or_default().events += 1;
         }
         let of_tenant = |number| self.tenants.get(number).is_some_and(is_its);
-        for (_, attempt) in self.attempts.iter().filter(|(number, _)| of_tenant(number)) {
-            hours.entry(hour(attempt.started_at)).or_default().attempts += 1;
+        for one in self.tries.iter().filter(|one| of_tenant(&one.endpoint)) {
+            hours.entry(hour(one.at)).or_default().attempts += 1;
         }
         let is_kept =
             |number: u64| (hour(since)..=hour(until)).contains(&number) && number >= hour(self.hours_from);
@@ -217,7 +222,8 @@ impl ReadModel for Oracle {
             let event = &self.events[&key.event];
             let cutoff = if event.stream.is_some() { cutoffs.stream_events } else { cutoffs.events };
             let pending = known.state == DeliveryState::Pending;
-            pending && cutoff.is_some_and(|cutoff| event.accepted_at < cutoff && known.due < cutoff)
+            let due = known.due_or_lease_end();
+            pending && cutoff.is_some_and(|cutoff| event.accepted_at < cutoff && due < cutoff)
         };
         let deliveries = self.deliveries.iter().filter(is_overdue).map(|(key, _)| *key).collect();
         Overdue { deliveries, next: None }

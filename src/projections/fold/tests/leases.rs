@@ -64,6 +64,23 @@ fn leased_message_is_taken_by_naming_its_last_lease_only() {
     assert_eq!(journal.lane().pending, 1);
 }
 
+/// Retention may have removed earlier messages of the queue, so that a rebuilt state has another
+/// order than the state that leased the message.
+#[test]
+fn waiting_message_is_taken_before_the_first_of_its_queue() {
+    let mut journal = queue(Ordering::Endpoint);
+    let keys = [journal.event(), journal.event(), journal.event()];
+    assert_eq!(journal.sendable(), [keys[0].event]);
+    let lease = journal.take(keys[1], 1_000);
+    assert_eq!(journal.held(keys[1]).map(|lease| lease.position), Some(lease));
+    assert_eq!((journal.sendable(), journal.lane().waiting), (Vec::new(), 2));
+    journal.take(keys[0], 1_001);
+    assert_eq!(journal.held(keys[0]), None, "one of the queue is leased");
+    journal.end(keys[1], lease, LeaseEnd::Acked, 1_002);
+    assert_eq!(journal.facts(keys[1]).state, DeliveryState::Delivered);
+    assert_eq!((journal.sendable(), journal.lane().waiting), (vec![keys[0].event], 1));
+}
+
 #[test]
 fn stale_receipt_ends_nothing() {
     let mut journal = queue(Ordering::None);
