@@ -270,7 +270,7 @@ mod tests {
         let data = json!({"a": items}).to_string();
         let facts = EventFacts { data: data.as_bytes(), ..EventFacts::default() };
         let content = EventContent::new(&facts);
-        let wanted: Vec<Value> = (0..100).map(|number| json!(-number)).collect();
+        let wanted: Vec<Value> = (1..=100).map(|number| json!(-number)).collect();
         for (filter, comparisons) in [
             (json!({"data": {"a": {"b": -1}}}), 1),
             (json!({"data": {"a": "x"}}), 1),

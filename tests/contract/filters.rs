@@ -110,7 +110,7 @@ async fn replay_applies_the_filter_and_tests_and_redrives_do_not() {
         events.push(order(&daemon, total).await);
     }
     let filter = json!({"data": {"total": {"$gte": 100}}});
-    let more = json!({"uid": "a", "filter": filter, "retry": {"schedule": ["0s"]}});
+    let more = json!({"uid": "a", "filter": filter, "retry": {"maxAttempts": 1}});
     let made = endpoint(&daemon, &receiver, more).await;
     daemon.post("/queues", &json!({"name": "q", "filter": filter}).to_string()).await;
     let since = r#"{"since": "2026-01-01T00:00:00Z"}"#;

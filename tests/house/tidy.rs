@@ -71,7 +71,7 @@ const LAYERS: [(&str, &[&str]); 24] = [
         "outbox",
         &["limits", "panics", "codec", "domain", "filters", "projections", "rules", "schemas", "storage"],
     ),
-    ("maintenance", &["limits", "panics", "domain", "projections", "outbox", "storage"]),
+    ("maintenance", &["limits", "panics", "domain", "filters", "projections", "outbox", "storage"]),
     ("courier", &["limits", "panics", "domain"]),
     (
         "context",
