@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::domain::{Endpoint, Position, Record, StreamName, Tenant, Timestamp};
+use crate::filters::parse_stored;
 use crate::outbox::registry::Registry;
 use crate::outbox::{ReadModel, registry_of};
 use crate::storage::data_directory::{FORMAT, FORMAT_FILE, JOURNAL, LOCK_FILE};
@@ -335,6 +336,12 @@ impl RecordCheck<'_> {
             let text = format!(
                 "journal: the record of endpoint {id} at {position} was written for position {revision}"
             );
+            self.problems.add_at(here, text);
+        }
+        if let Record::EndpointPut(found) = record
+            && found.selection.filter.as_deref().is_some_and(|filter| parse_stored(filter).is_none())
+        {
+            let text = format!("journal: the filter of endpoint {} at {position} is unreadable", found.id);
             self.problems.add_at(here, text);
         }
         let Record::EventAccepted(event) = record else { return };

@@ -6,9 +6,9 @@ use super::fields::{
     CodecError, get_list, get_name, get_number, get_option, get_pair, get_time, put_list, put_option,
     put_pair, put_text, put_time,
 };
-use super::record::{ERASED_EVENT_LAYOUT, get_idempotency, put_idempotency};
+use super::record::{ERASED_EVENT_LAYOUT, LABELLED_EVENT_LAYOUT, get_idempotency, put_idempotency};
 use crate::codec::{Reader, put_bytes, put_varint};
-use crate::domain::Event;
+use crate::domain::{Event, Label};
 
 pub(super) fn put_event(out: &mut Vec<u8>, event: &Event) {
     put_text(out, event.id.as_str());
@@ -30,11 +30,13 @@ pub(super) fn put_event(out: &mut Vec<u8>, event: &Event) {
     put_list(out, &event.idempotency, put_idempotency);
     if let Some(at) = event.erased_at {
         put_time(out, at);
+    } else if !event.labels.is_empty() {
+        put_list(out, &event.labels, |out, label| put_text(out, label.as_str()));
     }
 }
 
 pub(super) fn get_event(r: &mut Reader<'_>, layout: u8) -> Result<Event, CodecError> {
-    Ok(Event {
+    let mut event = Event {
         id: get_name(r)?,
         tenant: get_name(r)?,
         event_type: get_name(r)?,
@@ -44,11 +46,68 @@ pub(super) fn get_event(r: &mut Reader<'_>, layout: u8) -> Result<Event, CodecEr
         stream: get_option(r, |r| Ok((get_name(r)?, r.get_varint()?)))?,
         ordering_key: get_option(r, get_name)?,
         deliver_at: get_option(r, get_time)?,
+        labels: Vec::new(),
         metadata: get_option(r, |r| Ok(Bytes::copy_from_slice(r.get_bytes()?)))?,
         attributes: get_list(r, 2, get_pair)?,
         data: Bytes::copy_from_slice(r.get_bytes()?),
         targets: get_list(r, 1, get_number)?,
         idempotency: get_list(r, 33, get_idempotency)?,
-        erased_at: if layout < ERASED_EVENT_LAYOUT { None } else { Some(get_time(r)?) },
-    })
+        erased_at: if layout == ERASED_EVENT_LAYOUT { Some(get_time(r)?) } else { None },
+    };
+    if layout == LABELLED_EVENT_LAYOUT {
+        event.labels = get_labels(r)?;
+    }
+    Ok(event)
+}
+
+/// One or more.
+fn get_labels(r: &mut Reader<'_>) -> Result<Vec<Label>, CodecError> {
+    let labels: Vec<Label> = get_list(r, 2, get_name)?;
+    if labels.is_empty() {
+        Err(CodecError::UnknownValue { what: "number of labels", found: 0 })
+    } else {
+        Ok(labels)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::domain::{Endpoint, EventSelection, Record};
+    use crate::rules::tests::{endpoint, event};
+    use crate::storage::format::{decode, encode};
+
+    pub(crate) fn sample_selection() -> EventSelection {
+        let filter = Some(r#"{"data":{"a":1}}"#.into());
+        EventSelection { filter, labels: vec!["eu".parse().unwrap(), "us".parse().unwrap()] }
+    }
+
+    pub(crate) fn labelled_event(event: Event) -> Event {
+        Event { labels: sample_selection().labels, ..event }
+    }
+
+    fn hex(record: &Record) -> String {
+        let mut bytes = Vec::new();
+        encode(record, &mut bytes);
+        assert_eq!(decode(&bytes).as_ref(), Ok(record));
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// As in `golden.txt`: these bytes never change.
+    #[test]
+    fn golden_bytes_of_labels_and_a_filter() {
+        let plain = hex(&Record::EventAccepted(event().into()));
+        let labelled = hex(&Record::EventAccepted(labelled_event(event()).into()));
+        assert_eq!(labelled, format!("0103{}0202657502{}", &plain[4..], "7573"));
+        let selective = Endpoint { selection: sample_selection(), ..endpoint(1, "a", &[]) };
+        let filter = "1611107b2264617461223a7b2261223a317d7d";
+        let golden = format!("02{filter}1707020265750275{}", "73");
+        let bytes = hex(&Record::EndpointPut(selective.into()));
+        assert!(bytes.ends_with(&golden), "{bytes}");
+        // A layout without labels has none, and a layout with labels has one or more.
+        let none = format!("0103{}00", &plain[4..]);
+        let bytes: Vec<u8> =
+            (0..none.len()).step_by(2).map(|at| u8::from_str_radix(&none[at..at + 2], 16).unwrap()).collect();
+        assert!(decode(&bytes).is_err());
+    }
 }

@@ -8,6 +8,7 @@ use crate::domain::{Attempt, Event, Timestamp};
 pub(super) fn erase(event: &Event, at: Timestamp) -> Event {
     let mut event = event.clone();
     event.metadata = None;
+    event.labels.clear();
     event.attributes.retain(|(name, _)| **name == *"traceparent");
     (event.data, event.erased_at) = (Bytes::new(), Some(at));
     event
