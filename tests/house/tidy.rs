@@ -51,8 +51,9 @@ fn outbox_is_reached_by_the_home_of_the_data() {
 }
 
 /// A layer and its permitted imports.
-const LAYERS: [(&str, &[&str]); 23] = [
+const LAYERS: [(&str, &[&str]); 24] = [
     ("limits", &[]),
+    ("nearest", &[]),
     ("panics", &[]),
     ("codec", &[]),
     ("unique_json", &[]),
@@ -64,7 +65,7 @@ const LAYERS: [(&str, &[&str]); 23] = [
     ("templates", &["limits", "domain"]),
     ("vault", &["domain"]),
     ("metrics", &["domain", "lanes"]),
-    ("config", &["limits", "domain", "rules"]),
+    ("config", &["limits", "nearest", "domain", "rules"]),
     ("storage", &["limits", "panics", "codec", "domain", "projections"]),
     ("outbox", &["limits", "panics", "codec", "domain", "projections", "rules", "schemas", "storage"]),
     ("maintenance", &["limits", "panics", "domain", "projections", "outbox", "storage"]),
@@ -122,7 +123,7 @@ const LAYERS: [(&str, &[&str]); 23] = [
             "service",
         ],
     ),
-    ("api", &["limits", "panics", "unique_json", "domain", "rules", "context", "service"]),
+    ("api", &["limits", "nearest", "panics", "unique_json", "domain", "rules", "context", "service"]),
     (
         "daemon",
         &[
@@ -143,7 +144,7 @@ const LAYERS: [(&str, &[&str]); 23] = [
             "vault",
         ],
     ),
-    ("cli", &["limits", "domain", "rules", "config", "courier", "daemon"]),
+    ("cli", &["limits", "nearest", "domain", "rules", "config", "courier", "daemon"]),
 ];
 
 #[test]
