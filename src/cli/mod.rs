@@ -16,6 +16,8 @@ mod endpoints;
 mod events;
 mod feed;
 mod files;
+mod generated;
+mod keys;
 pub mod listen;
 mod output;
 mod overview;
@@ -23,6 +25,7 @@ mod projections;
 mod queues;
 mod stop;
 mod streams;
+mod table;
 mod tenants;
 mod types;
 mod work;
@@ -100,7 +103,7 @@ enum Command {
     /// Manage endpoints, the subscriber URLs.
     #[command(subcommand)]
     Endpoints(Box<endpoints::EndpointsCommand>),
-    /// List, show and replay events.
+    /// Publish many, list, show, replay and erase events.
     #[command(subcommand)]
     Events(events::EventsCommand),
     /// List streams, show their events, append.
@@ -127,6 +130,9 @@ enum Command {
     Queues(Box<queues::QueuesCommand>),
     /// Run a command for each message of a queue.
     Work(Box<work::WorkArgs>),
+    /// Manage API keys.
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// List, show, change and remove tenants.
     #[command(subcommand)]
     Tenants(tenants::TenantsCommand),
@@ -160,8 +166,14 @@ enum Command {
     Backup(backup::BackupArgs),
     /// Create a data directory from a backup.
     Restore(RestoreArgs),
+    /// Print the completions of a shell.
+    Completions(generated::CompletionsArgs),
+    /// Write the manual pages.
+    Man(generated::ManArgs),
     /// Print the OpenAPI 3.1 document of the HTTP API.
     Openapi,
+    /// Print the AsyncAPI 3.0 document of the daemon's registered event types.
+    Asyncapi,
 }
 
 impl Command {
@@ -265,6 +277,13 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Restore(args) => return Ok(files::print_findings(&(backend.restore)(&args)?, cli.json)?),
         Command::Openapi => output::line((backend.openapi)()?.trim_end())?,
+        Command::Completions(args) => args.run()?,
+        Command::Man(args) => args.run()?,
+        Command::Asyncapi => {
+            let session = session()?;
+            let document = block_on(async { Ok(session.client.get(&["v1", "asyncapi.json"], &[]).await?) })?;
+            output::json_line(document.trim_end())?;
+        }
         Command::Demo => block_on(demo::run())?,
         Command::Listen(args) => block_on(listen::run(args, cli.json))?,
         Command::Backup(args) => block_on(args.run(&session()?))?,
@@ -282,6 +301,7 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Queues(command) => block_on(command.run(&session()?))?,
         Command::Work(args) => block_on(args.run(session()?))?,
+        Command::Keys(command) => block_on(command.run(&session()?))?,
         Command::Tenants(command) => block_on(command.run(&session()?))?,
         Command::Types(command) => block_on(command.run(&session()?))?,
         Command::Stats(args) => block_on(args.run(&session()?))?,

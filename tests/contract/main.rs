@@ -13,6 +13,7 @@ mod authorization;
 mod changes;
 mod cloudevents;
 mod command_line;
+mod commands;
 mod consumers;
 mod conventions;
 mod deliveries;
