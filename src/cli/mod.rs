@@ -96,7 +96,7 @@ enum Command {
     Serve(ServeArgs),
     /// Run a tour: a daemon, receivers, retries, a dead letter and its redrive.
     Demo,
-    /// Receive webhooks: verify their signatures, print them, fail on purpose.
+    /// Receive webhooks: verify their signatures, print them, relay them, fail on purpose.
     Listen(listen::ListenArgs),
     /// Post an event.
     Send(Box<events::SendArgs>),
@@ -285,7 +285,7 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
             output::json_line(document.trim_end())?;
         }
         Command::Demo => block_on(demo::run())?,
-        Command::Listen(args) => block_on(listen::run(args, cli.json))?,
+        Command::Listen(args) => block_on(listen::run(args, cli.ca_file.as_deref(), cli.json))?,
         Command::Backup(args) => block_on(args.run(&session()?))?,
         Command::Send(args) => block_on(args.run(&session()?))?,
         Command::Endpoints(command) => block_on(command.run(&session()?))?,
