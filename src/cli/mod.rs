@@ -8,6 +8,7 @@
 mod args;
 mod backup;
 mod client;
+mod code;
 mod consumers;
 mod dead_letters;
 mod deliveries;
@@ -17,6 +18,7 @@ mod events;
 mod feed;
 mod files;
 mod generated;
+mod import;
 mod keys;
 pub mod listen;
 mod output;
@@ -139,6 +141,13 @@ enum Command {
     /// List, show, register, check and remove event types.
     #[command(subcommand)]
     Types(types::TypesCommand),
+    /// Create and change endpoints, queues and event types, as a file has them.
+    Apply(code::ApplyArgs),
+    /// Print endpoints, queues and event types as a file for `balto apply`.
+    Export(code::ExportArgs),
+    /// Import the subscriptions of another product.
+    #[command(subcommand)]
+    Import(import::ImportCommand),
     /// Show counts and latencies over all endpoints, or those of a tenant.
     Stats(overview::StatsArgs),
     /// List lanes with pending deliveries, and why they wait.
@@ -304,6 +313,9 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Keys(command) => block_on(command.run(&session()?))?,
         Command::Tenants(command) => block_on(command.run(&session()?))?,
         Command::Types(command) => block_on(command.run(&session()?))?,
+        Command::Apply(args) => block_on(args.run(&session()?))?,
+        Command::Export(args) => block_on(args.run(&session()?))?,
+        Command::Import(command) => block_on(command.run(&session()?, cli.ca_file.as_deref()))?,
         Command::Stats(args) => block_on(args.run(&session()?))?,
         Command::Lanes(args) => block_on(args.run(&session()?))?,
     }

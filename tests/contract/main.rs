@@ -8,6 +8,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod as_code;
 mod attempts;
 mod authorization;
 mod changes;
