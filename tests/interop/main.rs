@@ -11,4 +11,5 @@ mod feed;
 mod judges;
 mod metrics;
 mod openapi;
+mod packaging;
 mod token_server;
