@@ -23,6 +23,7 @@
 //! | [`service`] | one small type for each API resource: decide, commit, then act | wire formats |
 //! | [`delivery`] | the delivery loop, attempts, background jobs | wire formats |
 //! | [`api`] | HTTP shape, authentication, status codes | the outbox |
+//! | `nearest` | which known name is nearest to an unknown one | anything |
 //! | `panics` | which panics end the process | anything |
 //! | `unique_json` | JSON values without duplicate members | their meaning |
 //! | [`templates`] | bodies that endpoints describe | where its output goes |
@@ -105,6 +106,7 @@ pub mod lanes;
 pub mod limits;
 pub mod maintenance;
 pub mod metrics;
+mod nearest;
 pub mod outbox;
 mod panics;
 pub mod projections;

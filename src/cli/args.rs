@@ -35,15 +35,15 @@ pub(crate) fn duration_text(text: &str) -> Result<String, String> {
     duration(text).map(|_| text.to_owned())
 }
 
-/// An id, which becomes a segment of a path: other characters (above all `..`) could name another
-/// resource.
+/// An id or a uid, which becomes a segment of a path: other characters, and dots alone, could name
+/// another resource.
 pub(crate) fn id(text: &str) -> Result<String, String> {
-    let well_formed =
-        !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+    let well_formed = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
+        && text.bytes().any(|b| b != b'.');
     if well_formed {
         Ok(text.to_owned())
     } else {
-        Err("an id consists of letters, digits, `_` and `-`".into())
+        Err("an id consists of letters, digits, `_`, `-` and `.`".into())
     }
 }
 
@@ -136,7 +136,8 @@ mod tests {
     #[test]
     fn ids_contain_no_path_characters() {
         assert_eq!(id("evt_01J-x"), Ok("evt_01J-x".to_owned()));
-        for wrong in ["", "..", "a/b", "a?b", "a b", "ä"] {
+        assert_eq!(id("crm.main"), Ok("crm.main".to_owned()));
+        for wrong in ["", ".", "..", "a/b", "a?b", "a b", "ä"] {
             assert!(id(wrong).is_err(), "`{wrong}` passed for an id");
         }
     }

@@ -144,19 +144,7 @@ impl Client {
         if !matches!(url.scheme(), "http" | "https") || url.cannot_be_a_base() {
             return Err(super::usage(format!("`{base}` is not an http or https URL")));
         }
-        let builder = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(ANSWER_TIMEOUT)
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy();
-        let builder = if url.scheme() == "https" {
-            builder.tls_backend_preconfigured(tls_config(ca_file)?)
-        } else {
-            // Plain HTTP needs no certificate authorities: a machine without any can use it.
-            tls::install_provider();
-            builder.tls_certs_only([])
-        };
-        let http = builder.build().context("cannot set up the HTTP client")?;
+        let http = http_client(&url, ca_file, ANSWER_TIMEOUT)?;
         Ok(Self { base: url, key, http })
     }
 
@@ -313,6 +301,27 @@ impl Client {
     }
 }
 
+/// A client for the server of `url`. It follows no redirects and uses no proxy.
+pub(crate) fn http_client(
+    url: &Url,
+    ca_file: Option<&Path>,
+    timeout: Duration,
+) -> anyhow::Result<reqwest::Client> {
+    let builder = reqwest::Client::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(timeout)
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy();
+    let builder = if url.scheme() == "https" {
+        builder.tls_backend_preconfigured(tls_config(ca_file)?)
+    } else {
+        // Plain HTTP needs no certificate authorities: a machine without any can use it.
+        tls::install_provider();
+        builder.tls_certs_only([])
+    };
+    builder.build().context("cannot set up the HTTP client")
+}
+
 /// The verifier of the courier: it also accepts a trusted self-signed certificate (CA:TRUE) as the
 /// server's own, which reqwest's default verifier refuses.
 fn tls_config(ca_file: Option<&Path>) -> anyhow::Result<rustls::ClientConfig> {
@@ -356,7 +365,7 @@ fn with_json(request: RequestBuilder, body: Option<String>) -> RequestBuilder {
 }
 
 /// The innermost error has the cause ("connection refused"); the outer ones only the place.
-fn root_cause(error: &reqwest::Error) -> String {
+pub(crate) fn root_cause(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return "timed out".to_owned();
     }

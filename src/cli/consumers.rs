@@ -49,6 +49,17 @@ pub(crate) enum ConsumersCommand {
         #[arg(long, value_name = "POSITION")]
         to: String,
     },
+    /// Move a consumer forward, as its program does after its work.
+    Commit {
+        #[command(flatten)]
+        target: Target,
+        /// A cursor of the feed, at least the present position.
+        #[arg(long, value_name = "CURSOR")]
+        position: String,
+        /// The position that the consumer must have now.
+        #[arg(long, value_name = "CURSOR")]
+        from: Option<String>,
+    },
     /// Delete a consumer.
     Rm(Target),
 }
@@ -128,6 +139,14 @@ impl ConsumersCommand {
             }
             Self::Reset { target, to } => {
                 let (path, body) = (["v1", "consumers", &target.name, "reset"], json!({"to": to}));
+                session.show(&client.post_to(&path, &target.query().0, body.to_string()).await?)
+            }
+            Self::Commit { target, position, from } => {
+                let path = ["v1", "consumers", &target.name, "commit"];
+                let mut body = json!({"position": position});
+                if let Some(from) = from {
+                    body["from"] = json!(from);
+                }
                 session.show(&client.post_to(&path, &target.query().0, body.to_string()).await?)
             }
             Self::Rm(target) => {

@@ -3,11 +3,17 @@
 //! Owns: the translation of options into the members of an endpoint, for a creation and a merge
 //! patch. A request contains only the given options; the daemon has the defaults.
 
+mod identity;
+mod past;
+mod rate;
 mod request;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
 
+use identity::IdentityOptions;
+use past::{PreviewArgs, ReplayArgs};
+use rate::{Rate, header, header_members};
 use request::RequestOptions;
 
 use super::args::{self, Paging, QueryArgs};
@@ -58,11 +64,11 @@ pub(crate) enum EndpointsCommand {
         paging: Paging,
     },
     /// Show an endpoint.
-    Show(Id),
+    Show(EndpointName),
     /// Change the given options. `--rate none` removes the rate.
     Update {
         #[command(flatten)]
-        id: Id,
+        id: EndpointName,
         /// The new URL.
         #[arg(long)]
         url: Option<String>,
@@ -70,15 +76,15 @@ pub(crate) enum EndpointsCommand {
         options: Box<EndpointOptions>,
     },
     /// Pause delivery. Deliveries wait.
-    Pause(Id),
+    Pause(EndpointName),
     /// Resume delivery of a paused or disabled endpoint.
-    Resume(Id),
+    Resume(EndpointName),
     /// Show the signing secret.
-    Secret(Id),
+    Secret(EndpointName),
     /// Replace the signing secret. Both sign during the overlap.
     RotateSecret {
         #[command(flatten)]
-        id: Id,
+        id: EndpointName,
         /// Time for which the old secret signs, too [default: 24h].
         #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
         overlap: Option<String>,
@@ -90,30 +96,41 @@ pub(crate) enum EndpointsCommand {
         secret_type: Option<SecretType>,
     },
     /// Show the public keys for v1a signatures.
-    PublicKeys(Id),
+    PublicKeys(EndpointName),
     /// Discard the receiver's consent and request it again now.
-    Handshake(Id),
+    Handshake(EndpointName),
     /// Send a test event to this endpoint alone.
-    Test(Id),
+    Test(EndpointName),
     /// Try a filter on an event, or count the stored events that would be delivered.
     TestFilter {
         #[command(flatten)]
-        id: Id,
+        id: EndpointName,
         #[command(flatten)]
         trial: FilterTrialArgs,
     },
+    /// Show the request that an event would become, without sending it.
+    Preview(PreviewArgs),
+    /// Deliver past events, also those that are older than the endpoint.
+    Replay(ReplayArgs),
     /// Remove an endpoint; its pending deliveries become dead letters.
-    Rm(Id),
+    Rm(EndpointName),
     /// Show outcomes, success rate, latency and backlog.
-    Stats(Id),
+    Stats(EndpointName),
     /// Show the waiting deliveries of the lane and the reason.
-    Lane(Id),
+    Lane(EndpointName),
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Id {
+pub(crate) struct EndpointName {
+    /// The id of an endpoint, or its uid.
     #[arg(value_name = "ENDPOINT_ID", value_parser = args::id)]
     id: String,
+}
+
+impl EndpointName {
+    fn as_str(&self) -> &str {
+        &self.id
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -171,6 +188,8 @@ pub(crate) struct EndpointOptions {
     #[arg(long)]
     format: Option<Format>,
     #[command(flatten)]
+    identity: IdentityOptions,
+    #[command(flatten)]
     request: RequestOptions,
     /// Request the receiver's consent first (CloudEvents web hooks), with this DNS name as the
     /// sender; `default` is the daemon's name, `none` needs no consent.
@@ -222,49 +241,9 @@ struct Retry {
     max_age: Option<String>,
 }
 
-/// A rate, or `none` to remove it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Rate {
-    Unlimited,
-    Limited { limit: u32, per: String },
-}
-
-impl Rate {
-    fn parse(text: &str) -> Result<Self, String> {
-        if text == "none" {
-            return Ok(Self::Unlimited);
-        }
-        let expected = || format!("`{text}` is not a rate: write a rate such as 100/1s, or none");
-        let (limit, per) = text.split_once('/').ok_or_else(expected)?;
-        let limit = limit.parse().map_err(|_| expected())?;
-        // Many people write `100/s`.
-        let per =
-            if per.starts_with(|c: char| c.is_ascii_digit()) { per.to_owned() } else { format!("1{per}") };
-        args::duration(&per).map_err(|_| expected())?;
-        Ok(Self::Limited { limit, per })
-    }
-}
-
-fn header(text: &str) -> Result<(String, String), String> {
-    match text.split_once(':') {
-        Some((name, value)) if !name.trim().is_empty() => {
-            Ok((name.trim().to_owned(), value.trim().to_owned()))
-        }
-        _ => Err(format!("`{text}` is not a header: write a header such as `X-Env: prod`")),
-    }
-}
-
 /// The text of a file.
 fn text_of(path: &str) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|error| error.to_string())
-}
-
-/// An empty value removes a header.
-fn header_members(headers: &[(String, String)]) -> Option<Value> {
-    let members = headers.iter().map(|(name, value)| {
-        (name.clone(), if value.is_empty() { Value::Null } else { Value::from(value.as_str()) })
-    });
-    non_empty(members.collect())
 }
 
 fn word(value: &impl ValueEnum) -> Value {
@@ -299,6 +278,7 @@ impl Retry {
 impl EndpointOptions {
     fn members(&self) -> Map<String, Value> {
         let mut members = Map::new();
+        self.identity.add_to(&mut members);
         set(&mut members, "description", self.description.clone());
         let types = (!self.event_types.is_empty()).then(|| self.event_types.clone());
         set(&mut members, "eventTypes", types);
@@ -422,16 +402,18 @@ impl EndpointsCommand {
             Self::Resume(id) => act(session, id, "resume", "is active").await,
             Self::Handshake(id) => act(session, id, "handshake", "is asked for consent again").await,
             Self::Test(id) => act(session, id, "test", "receives a test event").await,
+            Self::Preview(arguments) => arguments.run(session).await,
+            Self::Replay(arguments) => arguments.run(session).await,
         }
     }
 }
 
-async fn look(session: &Session, id: &Id, part: &[&str]) -> anyhow::Result<()> {
+async fn look(session: &Session, id: &EndpointName, part: &[&str]) -> anyhow::Result<()> {
     let path = [&["v1", "endpoints", id.id.as_str()], part].concat();
     session.show(&session.client.get(&path, &[]).await?)
 }
 
-async fn act(session: &Session, id: &Id, action: &str, words: &str) -> anyhow::Result<()> {
+async fn act(session: &Session, id: &EndpointName, action: &str, words: &str) -> anyhow::Result<()> {
     let answer = session.client.post(&["v1", "endpoints", &id.id, action], None).await?;
     session.done(&answer, &format!("{} {words}.", id.id))
 }
@@ -548,15 +530,6 @@ mod tests {
         assert!(creation(&["https://h/", "--burst", "5"]).unwrap_err().is::<UsageError>());
         assert!(creation(&["https://h/", "--header", "X-Env:"]).unwrap_err().is::<UsageError>());
         assert_eq!(creation(&["https://h/", "--rate", "none"]).unwrap(), json!({"url": "https://h/"}));
-    }
-
-    #[test]
-    fn rate_is_a_number_per_duration() {
-        assert_eq!(Rate::parse("10/s"), Ok(Rate::Limited { limit: 10, per: "1s".into() }));
-        assert_eq!(Rate::parse("10/5m"), Ok(Rate::Limited { limit: 10, per: "5m".into() }));
-        for wrong in ["10", "/1s", "10/", "x/1s", "10/1y"] {
-            assert!(Rate::parse(wrong).is_err(), "`{wrong}` passed for a rate");
-        }
     }
 
     #[test]

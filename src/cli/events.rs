@@ -3,6 +3,8 @@
 //! Owns: the request bodies of events. `data` is sent byte for byte as given, after a check that it
 //! is JSON.
 
+mod publish;
+
 use std::io::Read as _;
 
 use anyhow::Context as _;
@@ -167,9 +169,11 @@ pub(super) fn read_data(argument: &str, bytes_max: usize) -> anyhow::Result<Stri
     Ok(text)
 }
 
-/// List, show, replay and erase events.
+/// Publish many, list, show, replay and erase events.
 #[derive(Debug, Subcommand)]
 pub(crate) enum EventsCommand {
+    /// Post many events from a file or standard input.
+    Publish(publish::PublishArgs),
     /// List events, newest first.
     List(Box<EventListArgs>),
     /// Show an event with its status and deliveries.
@@ -230,6 +234,7 @@ pub(crate) struct EventListArgs {
 impl EventsCommand {
     pub(crate) async fn run(&self, session: &Session) -> anyhow::Result<()> {
         match self {
+            Self::Publish(arguments) => arguments.run(session).await,
             Self::List(list) => {
                 let query = QueryArgs::default()
                     .with("tenant", list.tenant.clone())

@@ -1,14 +1,18 @@
-//! A receiver of webhooks on the loopback interface: verifies signatures, reports, answers, and
-//! fails on request.
+//! A receiver of webhooks on the loopback interface: verifies signatures, reports, answers or
+//! relays, and fails on request.
 //!
 //! Owns: its listener and the tasks of its connections, which end with it. Bodies, connections and
 //! queued reports are bounded; while the reports are not read, senders wait. It must never be
 //! reachable from another machine.
 
+mod forward;
+mod lines;
+
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::Duration;
@@ -18,13 +22,13 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use clap::Args;
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sha2::Sha256;
 use subtle::ConstantTimeEq as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -32,9 +36,9 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::args;
-use super::output::{clean, colour, harmless, line_async, note_async};
 use super::stop::Stop;
 use crate::domain::time::Timestamp;
+pub use forward::{Forwarded, Forwarder};
 
 /// Bound of a webhook's body, in bytes.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -49,10 +53,12 @@ const TIMESTAMP_TOLERANCE: Duration = Duration::from_secs(300);
 /// Pause after a failed accept, so that a lack of file descriptors causes no busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Receive webhooks: verify their signatures, print them, fail on request.
+/// Receive webhooks: verify their signatures, print them, relay them, fail on request.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     balto listen --port 9000 --secret whsec_...\n  \
+    balto listen --forward-to localhost:3000/hooks
+  \
     balto listen --fail-first 3               answers the first three requests with 500\n  \
     balto listen --status 503 --latency 2s    a slow receiver that fails")]
 pub(super) struct ListenArgs {
@@ -68,6 +74,10 @@ pub(super) struct ListenArgs {
     /// Status of the answers.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(200..=599))]
     status: u16,
+    /// Relay each request to this server, and its answer back. The path of a request is added to
+    /// the URL.
+    #[arg(long, value_name = "URL", conflicts_with = "status")]
+    forward_to: Option<String>,
     /// Delay before each answer.
     #[arg(long, value_name = "DURATION", value_parser = args::duration)]
     latency: Option<Duration>,
@@ -89,11 +99,13 @@ pub struct ListenOptions {
     pub status: u16,
     /// Delay before each answer.
     pub latency: Duration,
+    /// Answers in place of the receiver, after the first failures.
+    pub forward: Option<Forwarder>,
 }
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { port: 0, secret: None, fail_first: 0, status: 200, latency: Duration::ZERO }
+        Self { port: 0, secret: None, fail_first: 0, status: 200, latency: Duration::ZERO, forward: None }
     }
 }
 
@@ -119,6 +131,9 @@ impl fmt::Display for Signed {
 #[derive(Clone, Debug)]
 pub struct Report {
     pub at: Timestamp,
+    pub method: String,
+    /// Path and query of the request.
+    pub target: String,
     /// The `balto-attempt` header.
     pub attempt: Option<String>,
     /// The `webhook-id` header.
@@ -129,6 +144,8 @@ pub struct Report {
     /// The status of the answer.
     pub status: u16,
     pub body: Bytes,
+    /// The answer of the server that it was relayed to.
+    pub forwarded: Option<Forwarded>,
 }
 
 /// The behaviour of a running receiver.
@@ -138,17 +155,19 @@ struct Behaviour {
     failures_left: AtomicU32,
     status: AtomicU16,
     latency: Duration,
+    forward: Option<Forwarder>,
 }
 
 impl Behaviour {
-    /// The status of the next answer; consumes one of the failures.
-    fn next_status(&self) -> StatusCode {
+    /// The answer to the next request, or `None` if it is relayed; consumes one of the failures.
+    fn next_status(&self) -> Option<StatusCode> {
         let failing =
             self.failures_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
         if failing.is_ok() {
-            return StatusCode::INTERNAL_SERVER_ERROR;
+            return Some(StatusCode::INTERNAL_SERVER_ERROR);
         }
-        StatusCode::from_u16(self.status.load(Ordering::Relaxed)).unwrap_or(StatusCode::OK)
+        let status = StatusCode::from_u16(self.status.load(Ordering::Relaxed)).unwrap_or(StatusCode::OK);
+        self.forward.is_none().then_some(status)
     }
 }
 
@@ -196,6 +215,7 @@ impl Receiver {
             failures_left: AtomicU32::new(options.fail_first),
             status: AtomicU16::new(options.status),
             latency: options.latency,
+            forward: options.forward,
         });
         let (sender, reports) = mpsc::channel(REPORTS_MAX);
         let acceptor = tokio::spawn(accept(listener, Arc::clone(&behaviour), sender));
@@ -265,13 +285,15 @@ async fn answer(
     request: Request<Incoming>,
     behaviour: &Behaviour,
     reports: &mpsc::Sender<Report>,
-) -> Response<Empty<Bytes>> {
+) -> Response<Full<Bytes>> {
+    let relays = behaviour.forward.is_some();
     if request.method() == Method::OPTIONS
+        && !relays
         && let Some(origin) = request.headers().get("webhook-request-origin")
     {
         return consent(origin.clone());
     }
-    if request.method() != Method::POST {
+    if request.method() != Method::POST && !relays {
         let mut response = empty(StatusCode::METHOD_NOT_ALLOWED);
         response.headers_mut().insert("allow", HeaderValue::from_static("POST"));
         return response;
@@ -287,23 +309,34 @@ async fn answer(
     };
     let at = args::now();
     let status = behaviour.next_status();
+    tokio::time::sleep(behaviour.latency).await;
+    let (forwarded, response) = match (status, &behaviour.forward) {
+        (None, Some(forwarder)) => {
+            let (forwarded, response) = forwarder.relay(&head, body.clone()).await;
+            (Some(forwarded), response)
+        }
+        (status, _) => (None, empty(status.unwrap_or(StatusCode::OK))),
+    };
+    let target = head.uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string);
     let report = Report {
         at,
+        method: head.method.to_string(),
+        target,
         attempt: text(&head.headers, "balto-attempt"),
         id: text(&head.headers, "webhook-id"),
         event_type: event_type(&body),
         signed: check(behaviour.key.as_deref(), &head.headers, &body, at),
-        status: status.as_u16(),
+        status: response.status().as_u16(),
         body,
+        forwarded,
     };
-    tokio::time::sleep(behaviour.latency).await;
     // Sending fails while the receiver is dropped; the sender still gets its answer.
     reports.send(report).await.ok();
-    empty(status)
+    response
 }
 
 /// Consents to a handshake of CloudEvents web hooks, at any rate.
-fn consent(origin: HeaderValue) -> Response<Empty<Bytes>> {
+fn consent(origin: HeaderValue) -> Response<Full<Bytes>> {
     let mut response = empty(StatusCode::OK);
     let headers = response.headers_mut();
     headers.insert("webhook-allowed-origin", origin);
@@ -312,8 +345,8 @@ fn consent(origin: HeaderValue) -> Response<Empty<Bytes>> {
     response
 }
 
-fn empty(status: StatusCode) -> Response<Empty<Bytes>> {
-    let mut response = Response::new(Empty::new());
+fn empty(status: StatusCode) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
     *response.status_mut() = status;
     response
 }
@@ -365,42 +398,15 @@ fn verify_signature(key: &[u8], id: &str, timestamp: &str, body: &[u8], signatur
         .any(|given| bool::from(given.as_slice().ct_eq(expected.as_slice())))
 }
 
-/// The line of a report, as text.
-fn sentence(report: &Report, coloured: bool) -> String {
-    let shown = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), clean);
-    let signature_colour = match report.signed {
-        Signed::Ok => "32",
-        Signed::Bad(_) => "31",
-        Signed::Unchecked => "33",
-    };
-    let status_colour = if (200..300).contains(&report.status) { "32" } else { "31" };
-    let paint = |text: String, code: &str| if coloured { format!("\x1b[{code}m{text}\x1b[0m") } else { text };
-    format!(
-        "{}  attempt {}  {}  {}  signature {}  answered {}",
-        args::time_of_day(report.at),
-        shown(&report.attempt),
-        shown(&report.event_type),
-        shown(&report.id),
-        paint(report.signed.to_string(), signature_colour),
-        paint(report.status.to_string(), status_colour),
-    )
-}
-
-/// The line of a report, as JSON.
-fn record(report: &Report) -> String {
-    json!({"at": report.at.rfc3339().as_str(), "attempt": report.attempt, "type": report.event_type, "id": report.id,
-        "signature": report.signed.to_string(), "status": report.status,
-        "body": String::from_utf8_lossy(&report.body)})
-    .to_string()
-}
-
-pub(super) async fn run(args: ListenArgs, as_json: bool) -> anyhow::Result<()> {
+pub(super) async fn run(args: ListenArgs, ca_file: Option<&Path>, as_json: bool) -> anyhow::Result<()> {
+    let forward = args.forward_to.as_deref().map(|url| Forwarder::new(url, ca_file)).transpose()?;
     let options = ListenOptions {
         port: args.port,
         secret: args.secret,
         fail_first: args.fail_first,
         status: args.status,
         latency: args.latency.unwrap_or_default(),
+        forward,
     };
     let mut receiver = match Receiver::start(options).await {
         Ok(receiver) => receiver,
@@ -409,22 +415,9 @@ pub(super) async fn run(args: ListenArgs, as_json: bool) -> anyhow::Result<()> {
     };
     let mut stop = Stop::new()?;
     tokio::select! {
-        printed = print_reports(&mut receiver, args.body, as_json) => printed,
+        printed = lines::print_reports(&mut receiver, args.body, as_json) => printed,
         () = stop.signal() => Ok(()),
     }
-}
-
-async fn print_reports(receiver: &mut Receiver, with_body: bool, as_json: bool) -> anyhow::Result<()> {
-    note_async(format!("Listening on http://{}/ (Ctrl-C stops)", receiver.address())).await;
-    let coloured = colour();
-    while let Some(report) = receiver.next().await {
-        let mut text = if as_json { harmless(&record(&report)) } else { sentence(&report, coloured) };
-        if with_body && !as_json {
-            text.push_str(&format!("\n  {}", clean(&String::from_utf8_lossy(&report.body))));
-        }
-        line_async(text).await?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -530,11 +523,54 @@ mod tests {
             let report = receiver.next().await.unwrap();
             assert_eq!((report.signed, report.status), expected);
             if report.signed == Signed::Ok {
-                let line = sentence(&report, false);
+                let line = lines::sentence(&report, false);
                 let tail = format!("attempt 2  order.paid  evt_1  signature ok  answered {}", report.status);
                 assert!(line.ends_with(&tail), "{line}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn requests_are_relayed_with_their_bytes_and_answers() {
+        let answers = vec![
+            ("201 Created\r\nx-answer: yes", "made".to_owned()),
+            ("503 Service Unavailable\r\nretry-after: 7", String::new()),
+        ];
+        let (url, task) = crate::cli::client::fake::serve(answers).await;
+        let forward = Some(Forwarder::new(&format!("{url}/hooks"), None).unwrap());
+        let options = ListenOptions {
+            secret: Some(SECRET.to_owned()),
+            fail_first: 1,
+            forward,
+            ..ListenOptions::default()
+        };
+        let mut receiver = Receiver::start(options).await.unwrap();
+        let (client, own) = (client(), format!("http://{}/in?a=b", receiver.address()));
+        assert_eq!(signed(&client, &own).send().await.unwrap().status(), 500);
+        let answer = signed(&client, &own).send().await.unwrap();
+        assert_eq!((answer.status().as_u16(), &answer.headers()["x-answer"]), (201, &"yes".parse().unwrap()));
+        assert_eq!(answer.text().await.unwrap(), "made");
+        let answer = client.put(&own).body("x").send().await.unwrap();
+        assert_eq!(answer.headers()["retry-after"], "7");
+        let requests = task.await.unwrap();
+        assert!(requests[0].starts_with("POST /hooks/in?a=b HTTP/1.1\r\n"), "{}", requests[0]);
+        assert!(
+            requests[0].ends_with("\r\n\r\n{\"id\":\"evt_1\",\"type\":\"order.paid\"}"),
+            "{}",
+            requests[0]
+        );
+        assert!(requests[0].contains("webhook-id: evt_1\r\n"), "{}", requests[0]);
+        assert!(requests[1].starts_with("PUT /hooks/in?a=b "), "{}", requests[1]);
+        assert!(receiver.next().await.unwrap().forwarded.is_none());
+        let lines = lines::sentence(&receiver.next().await.unwrap(), false);
+        let (received, relayed) = lines.split_once('\n').unwrap();
+        assert!(received.contains("  POST /in?a=b  attempt 2  order.paid  evt_1  signature ok"), "{lines}");
+        assert!(relayed.contains(&format!("-> POST {url}/hooks/in?a=b  answered 201 in ")), "{lines}");
+        // The server is gone.
+        receiver.next().await.unwrap();
+        assert_eq!(client.post(&own).body("x").send().await.unwrap().status(), 502);
+        let lines = lines::sentence(&receiver.next().await.unwrap(), false);
+        assert!(lines.contains("failed after") && lines.ends_with("answered 502"), "{lines}");
     }
 
     #[tokio::test]

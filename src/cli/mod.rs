@@ -8,6 +8,7 @@
 mod args;
 mod backup;
 mod client;
+mod code;
 mod consumers;
 mod dead_letters;
 mod deliveries;
@@ -16,6 +17,9 @@ mod endpoints;
 mod events;
 mod feed;
 mod files;
+mod generated;
+mod import;
+mod keys;
 pub mod listen;
 mod output;
 mod overview;
@@ -24,6 +28,7 @@ mod queues;
 mod selection;
 mod stop;
 mod streams;
+mod table;
 mod tenants;
 mod types;
 mod work;
@@ -94,14 +99,14 @@ enum Command {
     Serve(ServeArgs),
     /// Run a tour: a daemon, receivers, retries, a dead letter and its redrive.
     Demo,
-    /// Receive webhooks: verify their signatures, print them, fail on purpose.
+    /// Receive webhooks: verify their signatures, print them, relay them, fail on purpose.
     Listen(listen::ListenArgs),
     /// Post an event.
     Send(Box<events::SendArgs>),
     /// Manage endpoints, the subscriber URLs.
     #[command(subcommand)]
     Endpoints(Box<endpoints::EndpointsCommand>),
-    /// List, show and replay events.
+    /// Publish many, list, show, replay and erase events.
     #[command(subcommand)]
     Events(events::EventsCommand),
     /// List streams, show their events, append.
@@ -128,12 +133,22 @@ enum Command {
     Queues(Box<queues::QueuesCommand>),
     /// Run a command for each message of a queue.
     Work(Box<work::WorkArgs>),
+    /// Manage API keys.
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// List, show, change and remove tenants.
     #[command(subcommand)]
     Tenants(tenants::TenantsCommand),
     /// List, show, register, check and remove event types.
     #[command(subcommand)]
     Types(types::TypesCommand),
+    /// Create and change endpoints, queues and event types, as a file has them.
+    Apply(code::ApplyArgs),
+    /// Print endpoints, queues and event types as a file for `balto apply`.
+    Export(code::ExportArgs),
+    /// Import the subscriptions of another product.
+    #[command(subcommand)]
+    Import(import::ImportCommand),
     /// Show counts and latencies over all endpoints, or those of a tenant.
     Stats(overview::StatsArgs),
     /// List lanes with pending deliveries, and why they wait.
@@ -161,8 +176,14 @@ enum Command {
     Backup(backup::BackupArgs),
     /// Create a data directory from a backup.
     Restore(RestoreArgs),
+    /// Print the completions of a shell.
+    Completions(generated::CompletionsArgs),
+    /// Write the manual pages.
+    Man(generated::ManArgs),
     /// Print the OpenAPI 3.1 document of the HTTP API.
     Openapi,
+    /// Print the AsyncAPI 3.0 document of the daemon's registered event types.
+    Asyncapi,
 }
 
 impl Command {
@@ -266,8 +287,15 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Restore(args) => return Ok(files::print_findings(&(backend.restore)(&args)?, cli.json)?),
         Command::Openapi => output::line((backend.openapi)()?.trim_end())?,
+        Command::Completions(args) => args.run()?,
+        Command::Man(args) => args.run()?,
+        Command::Asyncapi => {
+            let session = session()?;
+            let document = block_on(async { Ok(session.client.get(&["v1", "asyncapi.json"], &[]).await?) })?;
+            output::json_line(document.trim_end())?;
+        }
         Command::Demo => block_on(demo::run())?,
-        Command::Listen(args) => block_on(listen::run(args, cli.json))?,
+        Command::Listen(args) => block_on(listen::run(args, cli.ca_file.as_deref(), cli.json))?,
         Command::Backup(args) => block_on(args.run(&session()?))?,
         Command::Send(args) => block_on(args.run(&session()?))?,
         Command::Endpoints(command) => block_on(command.run(&session()?))?,
@@ -283,8 +311,12 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Queues(command) => block_on(command.run(&session()?))?,
         Command::Work(args) => block_on(args.run(session()?))?,
+        Command::Keys(command) => block_on(command.run(&session()?))?,
         Command::Tenants(command) => block_on(command.run(&session()?))?,
         Command::Types(command) => block_on(command.run(&session()?))?,
+        Command::Apply(args) => block_on(args.run(&session()?))?,
+        Command::Export(args) => block_on(args.run(&session()?))?,
+        Command::Import(command) => block_on(command.run(&session()?, cli.ca_file.as_deref()))?,
         Command::Stats(args) => block_on(args.run(&session()?))?,
         Command::Lanes(args) => block_on(args.run(&session()?))?,
     }

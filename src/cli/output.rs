@@ -19,9 +19,8 @@ use serde_json::value::RawValue;
 
 use super::args::{Paging, QueryArgs};
 use super::client::Client;
+use super::table::{Table, cut};
 
-/// Bound of a cell of a table, in characters. JSON output is never cut.
-const CELL_CHARACTERS_MAX: usize = 72;
 /// Time that the end of a command waits for a standard error that takes no text.
 const STALLED_STDERR_MAX: Duration = Duration::from_secs(1);
 
@@ -91,9 +90,10 @@ pub(crate) fn harmless(json: &str) -> String {
     out
 }
 
-/// Whether the output may contain colours.
+/// Whether the output may contain colours: on a terminal, unless NO_COLOR is set
+/// (https://no-color.org).
 pub(crate) fn colour() -> bool {
-    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Text with escapes for control characters: text of third parties can neither move the cursor nor
@@ -114,45 +114,6 @@ fn is_unsafe(c: char) -> bool {
 
 /// A column of a list: its title, and the possible places of its value.
 pub(crate) struct Column(pub(crate) &'static str, pub(crate) &'static [&'static str]);
-
-/// Aligned rows under titles. Columns never shrink, so that later pages match earlier ones.
-struct Table {
-    titles: Vec<String>,
-    widths: Vec<usize>,
-    started: bool,
-}
-
-impl Table {
-    fn new(titles: Vec<String>) -> Self {
-        let widths = titles.iter().map(|title| title.chars().count()).collect();
-        Self { titles, widths, started: false }
-    }
-
-    /// The lines of a page. The first page begins with the titles.
-    fn page(&mut self, rows: &[Vec<String>]) -> Vec<String> {
-        for row in rows {
-            for (width, cell) in self.widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.chars().count());
-            }
-        }
-        let titles = (!self.started).then(|| self.align(&self.titles));
-        self.started = true;
-        titles.into_iter().chain(rows.iter().map(|row| self.align(row))).collect()
-    }
-
-    fn align(&self, row: &[String]) -> String {
-        let cells: Vec<String> =
-            row.iter().zip(&self.widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        cells.join("  ").trim_end().to_owned()
-    }
-}
-
-fn cut(text: String) -> String {
-    if text.chars().count() <= CELL_CHARACTERS_MAX {
-        return text;
-    }
-    text.chars().take(CELL_CHARACTERS_MAX - 1).chain(['…']).collect()
-}
 
 fn cell(row: &Value, column: &Column) -> String {
     let value = column.1.iter().find_map(|pointer| row.pointer(pointer));
@@ -235,7 +196,7 @@ fn columned(rows: &[Value], columns: &[Column]) -> String {
         columns.iter().map(|column| rows.iter().map(|row| cell(row, column)).collect()).collect();
     let told = |index: &usize| cells[*index].iter().any(|cell| !["", "-"].contains(&cell.as_str()));
     let told: Vec<usize> = (0..columns.len()).filter(told).collect();
-    let mut table = Table::new(told.iter().map(|index| columns[*index].0.to_owned()).collect());
+    let mut table = Table::new(told.iter().map(|index| columns[*index].0.to_owned()).collect(), colour());
     let rows: Vec<Vec<String>> =
         (0..rows.len()).map(|row| told.iter().map(|column| cells[*column][row].clone()).collect()).collect();
     table.page(&rows).iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
@@ -256,7 +217,7 @@ fn subtable(rows: &[Members]) -> String {
     };
     let cells: Vec<Vec<String>> =
         rows.iter().map(|row| names.iter().map(|name| text_of(row, name)).collect()).collect();
-    let mut table = Table::new(names.iter().map(|name| clean(name)).collect());
+    let mut table = Table::new(names.iter().map(|name| clean(name)).collect(), colour());
     table.page(&cells).iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }
 
@@ -310,7 +271,7 @@ impl Session {
         // Full pages need fewer requests.
         let limit = if paging.all { paging.limit.or(Some(250)) } else { paging.limit };
         let query = query.with("limit", limit.map(|limit| limit.to_string()));
-        let mut table = Table::new(columns.iter().map(|column| column.0.to_owned()).collect());
+        let mut table = Table::new(columns.iter().map(|column| column.0.to_owned()).collect(), colour());
         let mut cursor: Option<String> = None;
         let mut any = false;
         loop {
@@ -337,7 +298,7 @@ impl Session {
             return Ok(json_line(answer.trim_end())?);
         }
         let page: Page = serde_json::from_str(answer).context("the answer is not a list")?;
-        let mut table = Table::new(columns.iter().map(|column| column.0.to_owned()).collect());
+        let mut table = Table::new(columns.iter().map(|column| column.0.to_owned()).collect(), colour());
         self.print_page(&page, &mut table, columns, false)?;
         self.print_end(!page.data.is_empty(), false)
     }
@@ -483,15 +444,7 @@ fn write_within_limit(write: impl Fn() + Send + Sync + 'static) {
 mod tests {
     use super::*;
     use crate::cli::client::fake;
-
-    #[test]
-    fn table_aligns_pages_and_prints_titles_once() {
-        let mut table = Table::new(vec!["ID".into(), "TYPE".into()]);
-        let first =
-            table.page(&[vec!["evt_1".into(), "a".into()], vec!["evt_22".into(), "order.paid".into()]]);
-        assert_eq!(first, ["ID      TYPE", "evt_1   a", "evt_22  order.paid"]);
-        assert_eq!(table.page(&[vec!["e".into(), "b".into()]]), ["e       b"]);
-    }
+    use crate::cli::table::CELL_CHARACTERS_MAX;
 
     #[test]
     fn progress_overwrites_its_line_and_clears_it() {

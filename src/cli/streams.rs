@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::args::{self, Paging, QueryArgs, TimeArg};
+use super::client::Error;
 use super::events::{ExpectedVersion, read_data};
 use super::output::{Column, Session};
 use crate::domain::StreamName;
@@ -53,6 +54,20 @@ pub(crate) enum StreamsCommand {
     },
     /// Show a stream with a page of its events.
     Show(Box<StreamShowArgs>),
+    /// Show the version of a stream.
+    Version {
+        #[arg(value_parser = stream)]
+        stream: String,
+        /// The tenant [default: that of the key, or default].
+        #[arg(long)]
+        tenant: Option<String>,
+        /// Wait until the version is above this one, for at most --wait.
+        #[arg(long, value_name = "VERSION", requires = "wait")]
+        after: Option<u64>,
+        /// Time to wait for an event, at most 60s.
+        #[arg(long, value_name = "DURATION", requires = "after", value_parser = args::duration_text)]
+        wait: Option<String>,
+    },
     /// Append events: all of them, or none.
     Append(Box<AppendArgs>),
     /// Erase the content of all events that a stream has now: from all reads at once, and from the
@@ -220,6 +235,18 @@ impl StreamsCommand {
                 let query =
                     QueryArgs::default().with("tenant", tenant.clone()).with("prefix", prefix.clone());
                 session.list(&["v1", "streams"], query, paging, COLUMNS).await
+            }
+            Self::Version { stream, tenant, after, wait } => {
+                let query = QueryArgs::default()
+                    .with("tenant", tenant.clone())
+                    .with("afterVersion", after.map(|version| version.to_string()))
+                    .with("wait", wait.clone());
+                match session.client.get(&["v1", "streams", stream], &query.0).await {
+                    Err(Error::Refused(problem)) if problem.status == 304 => {
+                        anyhow::bail!("the stream got no event within this time")
+                    }
+                    answer => session.show(&answer?),
+                }
             }
             Self::Show(show) => {
                 let query = show.query();

@@ -13,6 +13,7 @@ use super::files::read_file;
 use super::keys::{self, KEYS};
 use super::value::Value;
 use super::{Config, ConfigError, ConfigErrors, ENVIRONMENT_PREFIX, Origin, Overrides, Server};
+use crate::nearest::nearest;
 
 /// Bound of the reported syntax errors: one mistake can cause many.
 pub(super) const SYNTAX_ERRORS_MAX: usize = 20;
@@ -299,12 +300,17 @@ fn is_section(name: &str) -> bool {
     KEYS.iter().any(|key| key.name.split_once('.').is_some_and(|(section, _)| section == name))
 }
 
-/// The error for an unknown section or key, with a suggestion when another section has the key.
+/// The error for an unknown section or key. It suggests the key with this name of another section,
+/// or the nearest name.
 fn unknown(what: &str, name: &str) -> String {
-    let last = name.rsplit('.').next().unwrap_or(name);
-    let other = KEYS.iter().find(|key| key.name.rsplit('.').next() == Some(last));
-    match other.filter(|_| what == "key") {
-        Some(key) => format!("is not a known key; did you mean {}?", key.name),
+    let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
+    let elsewhere = KEYS.iter().map(|key| key.name).find(|known| last(known) == last(name));
+    let other = match what {
+        "section" => nearest(name, KEYS.iter().filter_map(|key| Some(key.name.split_once('.')?.0))),
+        _ => elsewhere.or_else(|| nearest(name, KEYS.iter().map(|key| key.name))),
+    };
+    match other {
+        Some(other) => format!("is not a known {what}; did you mean {other}?"),
         None => format!("is not a known {what}"),
     }
 }

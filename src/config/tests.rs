@@ -126,12 +126,17 @@ fn errors_name_file_line_key_and_reason() {
             "[delivery]\ntimeout = 15",
             "balto.toml:2: delivery.timeout: must be a duration such as \"15s\", got 15",
         ),
-        ("[delivery]\ntimeuot = \"15s\"", "balto.toml:2: delivery.timeuot: is not a known key"),
+        (
+            "[delivery]\ntimeuot = \"15s\"",
+            "balto.toml:2: delivery.timeuot: is not a known key; did you mean delivery.timeout?",
+        ),
         (
             "[server]\nadmin_key = \"k\"",
             "balto.toml:2: server.admin_key: is not a known key; did you mean auth.admin_key?",
         ),
-        ("[serve]\nx = 1", "balto.toml:1: serve: is not a known section"),
+        ("[zoo]\nx = 1", "balto.toml:1: zoo: is not a known section"),
+        ("[retry]\nzoo = 1", "balto.toml:2: retry.zoo: is not a known key"),
+        ("[serve]\nx = 1", "balto.toml:1: serve: is not a known section; did you mean server?"),
         (
             "[quotas]\nevents_per_second = 0",
             "balto.toml:2: quotas.events_per_second: must be a whole number between 1 and 1000000, got 0; or \"off\"",

@@ -8,11 +8,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod as_code;
 mod attempts;
 mod authorization;
 mod changes;
 mod cloudevents;
 mod command_line;
+mod commands;
 mod consumers;
 mod conventions;
 mod deliveries;

@@ -51,8 +51,9 @@ fn outbox_is_reached_by_the_home_of_the_data() {
 }
 
 /// A layer and its permitted imports.
-const LAYERS: [(&str, &[&str]); 24] = [
+const LAYERS: [(&str, &[&str]); 25] = [
     ("limits", &[]),
+    ("nearest", &[]),
     ("panics", &[]),
     ("codec", &[]),
     ("unique_json", &[]),
@@ -65,7 +66,7 @@ const LAYERS: [(&str, &[&str]); 24] = [
     ("filters", &["limits", "domain"]),
     ("vault", &["domain"]),
     ("metrics", &["domain", "lanes"]),
-    ("config", &["limits", "domain", "rules"]),
+    ("config", &["limits", "nearest", "domain", "rules"]),
     ("storage", &["limits", "panics", "codec", "domain", "projections"]),
     (
         "outbox",
@@ -127,7 +128,10 @@ const LAYERS: [(&str, &[&str]); 24] = [
             "service",
         ],
     ),
-    ("api", &["limits", "panics", "unique_json", "domain", "filters", "rules", "context", "service"]),
+    (
+        "api",
+        &["limits", "nearest", "panics", "unique_json", "domain", "filters", "rules", "context", "service"],
+    ),
     (
         "daemon",
         &[
@@ -148,7 +152,7 @@ const LAYERS: [(&str, &[&str]); 24] = [
             "vault",
         ],
     ),
-    ("cli", &["limits", "domain", "rules", "config", "courier", "daemon"]),
+    ("cli", &["limits", "nearest", "domain", "rules", "config", "courier", "daemon"]),
 ];
 
 #[test]

@@ -12,4 +12,5 @@ mod filters;
 mod judges;
 mod metrics;
 mod openapi;
+mod packaging;
 mod token_server;

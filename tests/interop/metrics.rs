@@ -207,3 +207,96 @@ async fn alerts_are_valid_rules_over_existing_metrics() {
         None => say("SKIPPED: promtool, which neither the machine nor Debian's mirror has"),
     }
 }
+
+/// Metrics of the exposition, with their labels. A histogram has its series, too.
+fn families(metrics: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let mut families = BTreeMap::new();
+    for line in metrics.lines() {
+        if let Some((name, _)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+            families.entry(name.to_owned()).or_insert_with(BTreeSet::new);
+        }
+    }
+    for sample in samples(metrics) {
+        let (name, labels) = sample.split_once('{').unwrap_or((sample, ""));
+        let labels = labels.split("\",").filter_map(|label| Some(label.split_once("=\"")?.0.to_owned()));
+        families.entry(name.to_owned()).or_default().extend(labels);
+    }
+    families
+}
+
+/// The metrics of a query, and the labels that it selects or groups them by.
+fn used_by(query: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let words = |text: &str| text.split(move |c| !is_word(c)).map(str::to_owned).collect::<Vec<_>>();
+    let names =
+        words(query).into_iter().filter(|word| word.starts_with("balto_") || word.starts_with("process_"));
+    let mut labels = BTreeSet::new();
+    for selector in query.split('{').skip(1).map(|rest| rest.split('}').next().unwrap()) {
+        labels.extend(selector.split(',').map(|matcher| words(matcher.trim())[0].clone()));
+    }
+    for grouping in query.split("by (").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+        labels.extend(grouping.split(',').map(|label| label.trim().to_owned()));
+    }
+    (names.collect(), labels)
+}
+
+#[tokio::test]
+async fn dashboard_queries_the_metrics_that_exist() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let families = families(&daemon.metrics().await);
+    let text = std::fs::read_to_string(root().join("docs/operating/grafana.json")).unwrap();
+    let dashboard: Value = serde_json::from_str(&text).unwrap();
+    let mut queries = Vec::new();
+    let mut ids = BTreeSet::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{}: its id is there twice", panel["title"]);
+        let place = &panel["gridPos"];
+        let (x, width) = (place["x"].as_u64().unwrap(), place["w"].as_u64().unwrap());
+        assert!(x + width <= 24, "{} is too wide", panel["title"]);
+        if panel["type"] == "row" {
+            continue;
+        }
+        for target in panel["targets"].as_array().unwrap() {
+            queries.push((panel["title"].as_str().unwrap(), target["expr"].as_str().unwrap()));
+        }
+    }
+    assert!(queries.len() > 30, "only {} queries", queries.len());
+    for (title, query) in &queries {
+        let (names, labels) = used_by(query);
+        assert!(!names.is_empty(), "{title} looks at nothing of ours: {query}");
+        for name in &names {
+            let found = families.get(name).unwrap_or_else(|| panic!("{title}: {name} is not in /metrics"));
+            // Prometheus adds the labels of the target.
+            let known =
+                |label: &String| ["job", "instance"].contains(&label.as_str()) || found.contains(label);
+            for label in labels.iter().filter(|label| !known(label)) {
+                panic!("{title}: {name} has no label {label}: {query}");
+            }
+        }
+        assert!(
+            !query.contains("histogram_quantile") || names.iter().all(|name| name.ends_with("_bucket")),
+            "{query}"
+        );
+    }
+    let rules: Vec<_> = queries
+        .iter()
+        .enumerate()
+        .map(|(index, (_, query))| {
+            let query =
+                query.replace("$__rate_interval", "5m").replace("$job", "balto").replace("$instance", ".*");
+            assert!(!query.contains('$'), "an unknown variable: {query}");
+            json!({"record": format!("dashboard:query:{index}"), "expr": query})
+        })
+        .collect();
+    let rules = json!({"groups": [{"name": "dashboard", "rules": rules}]}).to_string();
+    match promtool() {
+        Some(mut promtool) => {
+            let file = data.path().join("rules.yml");
+            std::fs::write(&file, rules).unwrap();
+            let (good, words) = run(promtool.args(["check", "rules"]).arg(&file), "");
+            assert!(good, "promtool says: {words}");
+        }
+        None => say("SKIPPED: promtool, which neither the machine nor Debian's mirror has"),
+    }
+}

@@ -13,6 +13,7 @@ use serde_json::error::Category;
 
 use crate::api::http::problem::{FieldError, Problem, pointer};
 use crate::limits;
+use crate::nearest::nearest;
 
 /// The request's media type. Ignores parameters other than `charset` (RFC 8259, section 11).
 ///
@@ -177,10 +178,21 @@ pub fn check_depth(json: &str) -> Result<(), String> {
 fn error_text(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let text = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
+    let text = &with_suggestion(text);
     let end = text.char_indices().map(|(at, _)| at).nth(limits::ERROR_BYTES_MAX);
-    let text = end.map_or_else(|| text.to_owned(), |end| format!("{}..", &text[..end]));
+    let text = end.map_or_else(|| text.clone(), |end| format!("{}..", &text[..end]));
     text.replace("expected u64", "expected a non-negative integer")
         .replace("expected f64", "expected a number")
+}
+
+/// Adds the nearest of the expected names to serde's message about an unknown one.
+fn with_suggestion(text: &str) -> String {
+    let suggested = text.strip_prefix("unknown field `").and_then(|rest| {
+        let (name, expected) = rest.rsplit_once("`, expected ")?;
+        let known = nearest(name, expected.split('`').skip(1).step_by(2))?;
+        Some(format!("unknown field `{name}`; did you mean `{known}`? Expected {expected}"))
+    });
+    suggested.unwrap_or_else(|| text.to_owned())
 }
 
 fn path_pointer(path: &serde_path_to_error::Path) -> String {
@@ -278,6 +290,21 @@ mod tests {
                 other => panic!("{body} gave {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn unknown_member_gets_the_nearest_name() {
+        let detail = |body: &str| match parse::<Outer>(body.as_bytes()).unwrap_err() {
+            Problem::Validation(errors) => errors[0].detail.clone(),
+            other => panic!("{body} gave {other:?}"),
+        };
+        let expected = "Expected one of `name`, `inner`, `list`";
+        let told = detail(r#"{"nmae": "a"}"#);
+        assert_eq!(told, format!("unknown field `nmae`; did you mean `name`? {expected}"));
+        let told = detail(r#"{"a`, expected `lst": "a"}"#);
+        assert!(!told.contains("did you mean"), "{told}");
+        assert!(detail(r#"{"name": "a", "inner": {"cuont": 1}}"#).contains("did you mean `count`?"));
+        assert!(!detail(r#"{"zzz": 1}"#).contains("did you mean"));
     }
 
     #[test]

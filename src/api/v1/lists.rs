@@ -24,6 +24,7 @@ use crate::domain::{
     DeadReason, EndpointNumber, EventType, LastAttempt, Pattern, Position, Tenant, Timestamp,
 };
 use crate::limits;
+use crate::nearest::nearest;
 use crate::rules::patterns::{canonical, check_pattern};
 use crate::service::types::{Cursor, Filter, LastAttemptFilter, Page};
 
@@ -86,7 +87,10 @@ impl Query {
         for (name, value) in form_urlencoded::parse(raw.unwrap_or_default().as_bytes()) {
             match allowed.iter().find(|param| param.name == name) {
                 None => {
-                    errors.push(FieldError::parameter(name.clone(), format!("unknown parameter `{name}`")))
+                    let near = nearest(&name, allowed.iter().map(|param| param.name));
+                    let near = near.map(|known| format!("; did you mean `{known}`?")).unwrap_or_default();
+                    let detail = format!("unknown parameter `{name}`{near}");
+                    errors.push(FieldError::parameter(name.clone(), detail));
                 }
                 Some(param) if query.text(param.name).is_some() => {
                     errors.push(FieldError::parameter(param.name, "duplicate parameter"));
@@ -425,7 +429,7 @@ mod tests {
         let problem = Query::parse(Some("limit=5&limti=1&limit=6"), EVENTS).unwrap_err();
         let Problem::Validation(errors) = problem else { panic!("{problem:?}") };
         assert_eq!(errors.len(), 2);
-        assert!(errors[0].detail.contains("limti"));
+        assert_eq!(errors[0].detail, "unknown parameter `limti`; did you mean `limit`?");
     }
 
     #[test]

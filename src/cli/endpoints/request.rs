@@ -107,7 +107,7 @@ fn basic(text: &str) -> Result<BasicAuth, String> {
 }
 
 /// The argument, or the text of the file after `@`.
-fn text_or_file(text: &str) -> Result<String, String> {
+pub(super) fn text_or_file(text: &str) -> Result<String, String> {
     text.strip_prefix('@').map_or_else(|| Ok(text.to_owned()), text_of)
 }
 

@@ -1,0 +1,301 @@
+//! Compares the wanted members of a resource with those that it has.
+//!
+//! A wanted member that is an object names the members that matter, except `headers`, `metadata`
+//! and `versions`, which are wanted as a whole. Write-only members are compared by their names.
+
+use serde_json::{Map, Value};
+use url::Url;
+
+use super::plan::ResourceKind;
+use crate::config::units::parse_duration;
+
+/// Text in place of a secret.
+pub(in crate::cli) const MASK: &str = "***";
+/// Secrets within `auth` and `clientCertificate`.
+const SECRET_MEMBERS: [&str; 4] = ["password", "clientSecret", "key", "sensitiveHeaders"];
+
+/// A member that differs.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::cli) struct MemberChange {
+    pub(in crate::cli) name: String,
+    pub(in crate::cli) old: Value,
+    pub(in crate::cli) new: Value,
+    /// The value of a merge patch that makes the change.
+    pub(in crate::cli) patch: Value,
+}
+
+/// The members of `wanted` that differ from `existing`. `resend` takes write-only members for
+/// different.
+pub(super) fn difference(
+    kind: ResourceKind,
+    wanted: &Map<String, Value>,
+    existing: &Value,
+    resend: bool,
+) -> Vec<MemberChange> {
+    // Another host does not get the credentials of the old one, unless they are sent again.
+    let moves = wanted.get("url").is_some_and(|url| !is_equal(url, &existing["url"]));
+    let resend = resend || moves;
+    let mut changes = Vec::new();
+    for (name, new) in wanted {
+        let old = existing.get(name).unwrap_or(&Value::Null);
+        let patch = match (kind, name.as_str()) {
+            (ResourceKind::Endpoint, "sensitiveHeaders") => sensitive_headers(new, existing, resend),
+            (ResourceKind::Endpoint, "headers") => headers(new, existing),
+            (ResourceKind::Endpoint, "clientCertificate") => {
+                (old.is_null() != new.is_null() || (resend && !new.is_null())).then(|| new.clone())
+            }
+            (ResourceKind::Endpoint, "auth") => {
+                let differs = !is_equal(&without_secrets(new), old) || (resend && has_secrets(new));
+                differs.then(|| new.clone())
+            }
+            // A disabled endpoint is not resumed: someone has to look at it first.
+            (ResourceKind::Endpoint, "status") => (new != old && old != "disabled").then(|| new.clone()),
+            (ResourceKind::Endpoint, "retry") => retry(new, old),
+            (ResourceKind::Endpoint | ResourceKind::Queue, "metadata" | "versions") => whole(new, old),
+            (ResourceKind::Endpoint | ResourceKind::Queue, "eventTypes") => {
+                (patterns(new) != patterns(old)).then(|| new.clone())
+            }
+            _ => (!is_equal(new, old)).then(|| new.clone()),
+        };
+        let Some(patch) = patch else { continue };
+        let old = if name == "sensitiveHeaders" { &existing["sensitiveHeaderNames"] } else { old };
+        changes.push(MemberChange { name: name.clone(), old: old.clone(), new: new.clone(), patch });
+    }
+    changes
+}
+
+/// Whether `found` has everything that `wanted` names.
+fn is_equal(wanted: &Value, found: &Value) -> bool {
+    match (wanted, found) {
+        (Value::Object(wanted), Value::Object(found)) => {
+            wanted.iter().all(|(name, value)| is_equal(value, found.get(name).unwrap_or(&Value::Null)))
+        }
+        (Value::Number(wanted), Value::Number(found)) => wanted == found || wanted.as_f64() == found.as_f64(),
+        (Value::String(wanted), Value::String(found)) => is_equal_text(wanted, found),
+        // The API writes a single signature scheme as a word.
+        (Value::Array(items), Value::String(_)) => items.len() == 1 && is_equal(&items[0], found),
+        (Value::Array(wanted), Value::Array(found)) => {
+            wanted.len() == found.len() && wanted.iter().zip(found).all(|(one, other)| is_equal(one, other))
+        }
+        _ => wanted == found,
+    }
+}
+
+/// `60s` is `1m`, and `https://example.com` is `https://example.com/`.
+fn is_equal_text(wanted: &str, found: &str) -> bool {
+    let duration = |text| parse_duration(text);
+    let url = |text: &str| text.contains("://").then(|| Url::parse(text).ok()).flatten();
+    wanted == found
+        || duration(wanted).is_some_and(|wanted| duration(found) == Some(wanted))
+        || url(wanted).is_some_and(|wanted| url(found) == Some(wanted))
+}
+
+/// Topic patterns in any order. No patterns mean all types.
+fn patterns(value: &Value) -> Vec<&str> {
+    let mut patterns: Vec<_> = value.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    patterns.sort_unstable();
+    patterns.dedup();
+    if patterns.is_empty() { vec!["#"] } else { patterns }
+}
+
+/// A patch that leaves exactly the wanted members.
+fn whole(new: &Value, old: &Value) -> Option<Value> {
+    if new == old {
+        return None;
+    }
+    let (Value::Object(wanted), Value::Object(found)) = (new, old) else { return Some(new.clone()) };
+    Some(Value::Object(replacing(wanted, found)))
+}
+
+/// A merge patch from `found` to `wanted`, at every depth.
+fn replacing(wanted: &Map<String, Value>, found: &Map<String, Value>) -> Map<String, Value> {
+    let mut patch = Map::new();
+    for (name, value) in wanted {
+        let value = match (value, found.get(name)) {
+            (Value::Object(inner), Some(Value::Object(old))) => Value::Object(replacing(inner, old)),
+            _ => value.clone(),
+        };
+        patch.insert(name.clone(), value);
+    }
+    let gone = found.keys().filter(|name| !wanted.contains_key(*name));
+    patch.extend(gone.map(|name| (name.clone(), Value::Null)));
+    patch
+}
+
+/// A schedule and the parameters of a backoff exclude each other.
+fn retry(new: &Value, old: &Value) -> Option<Value> {
+    if is_equal(new, old) {
+        return None;
+    }
+    let (Value::Object(wanted), Value::Object(found)) = (new, old) else { return Some(new.clone()) };
+    let mut patch = wanted.clone();
+    if wanted.contains_key("schedule") != found.contains_key("schedule") {
+        let gone = found.keys().filter(|name| !wanted.contains_key(*name));
+        patch.extend(gone.map(|name| (name.clone(), Value::Null)));
+    }
+    Some(Value::Object(patch))
+}
+
+fn lower(name: &str) -> String {
+    name.to_ascii_lowercase()
+}
+
+fn sensitive_names(existing: &Value) -> Vec<String> {
+    let names = existing["sensitiveHeaderNames"].as_array().into_iter().flatten();
+    names.filter_map(Value::as_str).map(lower).collect()
+}
+
+/// Names of headers differ by case alone. A credential among them is stored as a sensitive header.
+fn headers(new: &Value, existing: &Value) -> Option<Value> {
+    let empty = Map::new();
+    let wanted = new.as_object().unwrap_or(&empty);
+    let found = existing["headers"].as_object().unwrap_or(&empty);
+    let sensitive = sensitive_names(existing);
+    let has = |name: &String, value: &Value| {
+        found.iter().any(|(other, old)| lower(other) == lower(name) && old == value)
+            || sensitive.contains(&lower(name))
+    };
+    let is_wanted = |name: &String| wanted.keys().any(|other| lower(other) == lower(name));
+    let gone: Vec<_> = found.keys().filter(|name| !is_wanted(name)).collect();
+    if gone.is_empty() && wanted.iter().all(|(name, value)| has(name, value)) {
+        return None;
+    }
+    let mut patch = wanted.clone();
+    patch.extend(gone.into_iter().map(|name| (name.clone(), Value::Null)));
+    Some(Value::Object(patch))
+}
+
+fn sensitive_headers(new: &Value, existing: &Value, resend: bool) -> Option<Value> {
+    let empty = Map::new();
+    let wanted = new.as_object().unwrap_or(&empty);
+    let found = sensitive_names(existing);
+    let is_wanted = |name: &String| wanted.keys().any(|other| lower(other) == *name);
+    let gone: Vec<_> = found.iter().filter(|name| !is_wanted(name)).collect();
+    let has_all = wanted.keys().all(|name| found.contains(&lower(name)));
+    let sends_again = resend && !wanted.is_empty();
+    if gone.is_empty() && has_all && !sends_again {
+        return None;
+    }
+    let mut patch = wanted.clone();
+    patch.extend(gone.into_iter().map(|name| (name.clone(), Value::Null)));
+    Some(Value::Object(patch))
+}
+
+fn without_secrets(value: &Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            let kept = members.iter().filter(|(name, _)| !SECRET_MEMBERS.contains(&name.as_str()));
+            Value::Object(kept.map(|(name, value)| (name.clone(), without_secrets(value))).collect())
+        }
+        other => other.clone(),
+    }
+}
+
+fn has_secrets(value: &Value) -> bool {
+    without_secrets(value) != *value
+}
+
+/// The value for people: secrets are masked.
+pub(in crate::cli) fn masked(name: &str, value: &Value) -> Value {
+    let mask = |value: &Value| if value.is_null() { Value::Null } else { Value::from(MASK) };
+    match (name, value) {
+        ("secret", value) => mask(value),
+        ("sensitiveHeaders", Value::Object(headers)) => {
+            Value::Object(headers.iter().map(|(name, value)| (name.clone(), mask(value))).collect())
+        }
+        ("auth" | "clientCertificate", Value::Object(members)) => {
+            let shown = members.iter().map(|(inner, value)| {
+                let is_secret = SECRET_MEMBERS.contains(&inner.as_str());
+                (inner.clone(), if is_secret { mask(value) } else { masked(name, value) })
+            });
+            Value::Object(shown.collect())
+        }
+        (_, other) => other.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn patch(wanted: Value, existing: &Value, resend: bool) -> Value {
+        let Value::Object(wanted) = wanted else { panic!("not an object") };
+        let changes = difference(ResourceKind::Endpoint, &wanted, existing, resend);
+        Value::Object(changes.into_iter().map(|change| (change.name, change.patch)).collect())
+    }
+
+    fn existing() -> Value {
+        json!({
+            "url": "https://example.com/", "eventTypes": ["#"], "headers": {"X-Env": "prod", "X-Old": "1"},
+            "sensitiveHeaderNames": ["authorization"], "timeout": "1m", "status": "disabled",
+            "retry": {"initial": "5s", "multiplier": 3.0, "maxAttempts": 12, "maxAge": "3d"},
+            "signature": "svix", "auth": {"basic": {"username": "u"}}, "clientCertificate": {"subject": "s"},
+            "rateLimit": {"limit": 100, "per": "1s", "burst": 100}, "metadata": {"a": 1, "b": {"c": 2}},
+            "versions": {"pet.adopted": "1.0"},
+        })
+    }
+
+    #[test]
+    fn equal_members_are_no_change() {
+        let wanted = json!({
+            "url": "https://example.com", "eventTypes": [], "headers": {"x-env": "prod", "X-OLD": "1"},
+            "sensitiveHeaders": {"Authorization": "Bearer x"}, "timeout": "60s", "status": "active",
+            "retry": {"multiplier": 3, "maxAge": "72h"}, "signature": ["svix"],
+            "auth": {"basic": {"username": "u", "password": "p"}},
+            "clientCertificate": {"certificate": "c", "key": "k"}, "rateLimit": {"limit": 100},
+            "metadata": {"b": {"c": 2}, "a": 1}, "versions": {"pet.adopted": "1.0"},
+        });
+        assert_eq!(patch(wanted.clone(), &existing(), false), json!({}));
+        let resent = patch(wanted, &existing(), true);
+        let names: Vec<_> = resent.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(names, ["sensitiveHeaders", "auth", "clientCertificate"]);
+    }
+
+    #[test]
+    fn whole_members_lose_what_is_not_wanted() {
+        let wanted = json!({"headers": {"X-Env": "test"}, "metadata": {"b": {}}, "versions": {},
+            "sensitiveHeaders": {}});
+        let expected = json!({"headers": {"X-Env": "test", "X-Old": null},
+            "metadata": {"b": {"c": null}, "a": null}, "versions": {"pet.adopted": null},
+            "sensitiveHeaders": {"authorization": null}});
+        assert_eq!(patch(wanted, &existing(), false), expected);
+    }
+
+    #[test]
+    fn other_differences_become_a_patch() {
+        let active = json!({"status": "active"});
+        assert_eq!(patch(json!({"status": "paused"}), &active, false), json!({"status": "paused"}));
+        for (wanted, expected) in [
+            (json!({"status": "paused"}), json!({})),
+            (json!({"rateLimit": null}), json!({"rateLimit": null})),
+            (json!({"eventTypes": ["a.b"]}), json!({"eventTypes": ["a.b"]})),
+            (json!({"auth": {"basic": {"username": "v"}}}), json!({"auth": {"basic": {"username": "v"}}})),
+            (json!({"clientCertificate": null}), json!({"clientCertificate": null})),
+            (
+                json!({"retry": {"schedule": ["5s"]}}),
+                json!({"retry": {"schedule": ["5s"], "initial": null, "multiplier": null, "maxAttempts": null, "maxAge": null}}),
+            ),
+            (json!({"retry": {"maxAttempts": 3}}), json!({"retry": {"maxAttempts": 3}})),
+        ] {
+            assert_eq!(patch(wanted.clone(), &existing(), false), expected, "{wanted}");
+        }
+    }
+
+    #[test]
+    fn another_url_gets_the_credentials_again() {
+        let wanted = json!({"url": "https://other.example/", "sensitiveHeaders": {"Authorization": "x"}});
+        assert_eq!(patch(wanted.clone(), &existing(), false), wanted);
+    }
+
+    #[test]
+    fn secrets_are_masked_at_every_depth() {
+        let auth = json!({"oauth2": {"clientId": "c", "clientSecret": "s"}});
+        assert_eq!(masked("auth", &auth)["oauth2"], json!({"clientId": "c", "clientSecret": MASK}));
+        assert_eq!(masked("sensitiveHeaders", &json!({"A": "x", "B": null})), json!({"A": MASK, "B": null}));
+        let certificate = json!({"certificate": "c", "key": "k"});
+        assert_eq!(masked("clientCertificate", &certificate)["key"], MASK);
+        assert_eq!(masked("secret", &json!("whsec_x")), MASK);
+        assert_eq!(masked("url", &json!("u")), "u");
+    }
+}
