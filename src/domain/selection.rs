@@ -1,4 +1,4 @@
-//! What an endpoint wants of events, beside their types.
+//! The conditions of an endpoint on events, beside their types.
 
 use super::Label;
 

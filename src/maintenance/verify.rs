@@ -219,6 +219,12 @@ fn check_state(
         frame.into_iter().flatten().for_each(|(_, record)| known.apply(&record));
     }
     report.endpoints = known.endpoints().cloned().collect();
+    for endpoint in &report.endpoints {
+        let filter = endpoint.selection.filter.as_deref();
+        if filter.is_some_and(|filter| parse_stored(filter).is_none()) {
+            report.problems.add(format!("journal: the filter of endpoint {} is unreadable", endpoint.id));
+        }
+    }
     Ok(())
 }
 
@@ -336,12 +342,6 @@ impl RecordCheck<'_> {
             let text = format!(
                 "journal: the record of endpoint {id} at {position} was written for position {revision}"
             );
-            self.problems.add_at(here, text);
-        }
-        if let Record::EndpointPut(found) = record
-            && found.selection.filter.as_deref().is_some_and(|filter| parse_stored(filter).is_none())
-        {
-            let text = format!("journal: the filter of endpoint {} at {position} is unreadable", found.id);
             self.problems.add_at(here, text);
         }
         let Record::EventAccepted(event) = record else { return };

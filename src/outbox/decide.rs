@@ -1,9 +1,9 @@
 //! The writer: judges every append and commits groups of them. There is exactly one writer, so it
 //! needs no transactions.
 //!
-//! Owns the journal, the subscriptions and the recent keys. Invariants: no answer, state update or lane
-//! notification precedes the `fdatasync` of the frame that it depends on; position order is commit
-//! order.
+//! Owns the journal, the subscriptions and the recent keys. Invariants: no answer, state update or
+//! lane notification precedes the `fdatasync` of the frame that it depends on; position order is
+//! commit order.
 
 use std::sync::{Arc, RwLock};
 use std::time::Duration;

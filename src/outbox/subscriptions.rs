@@ -1,4 +1,4 @@
-//! What endpoints want of events: the patterns of types ([`Matcher`]), labels and filters.
+//! The wishes of endpoints about events: the patterns of types ([`Matcher`]), labels and filters.
 //!
 //! The types of an event are matched under the lock of this index. Labels and filters follow
 //! outside of it, in steps, on a copy of the conditions: [`Candidates::start`]. Equal filters of a

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use crate::context::Context;
-use crate::domain::{Endpoint, Event, EventId, EventSelection, Pattern, Position, Record, Timestamp};
+use crate::domain::{Endpoint, Event, EventId, EventSelection, Pattern, Position, Record, Tenant, Timestamp};
 use crate::filters::{CompiledFilter, EventContent, parse_stored};
-use crate::limits;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::subscriptions::NoRoomForFilter;
@@ -14,10 +13,14 @@ use crate::rules::matching::PatternSelection;
 use crate::service::pages::Pages;
 use crate::storage::journal::{JournalReader, ReadError};
 
+/// Most stored events that one trial reads.
+pub const TRIAL_EVENTS_MAX: usize = 1_000;
 /// Stored events that a trial reads in one step.
 const TRIAL_STEP: usize = 100;
+/// Wanted events that a trial names.
+const EXAMPLES_MAX: usize = 10;
 
-/// What an endpoint wants of stored events, ready to be applied to many.
+/// The events that an endpoint wants, for a look at many stored ones.
 pub(crate) struct StoredSelection {
     types: PatternSelection,
     selection: EventSelection,
@@ -90,7 +93,7 @@ pub struct FilterTrial {
     /// Events that were read, without erased ones.
     pub scanned: usize,
     pub count: usize,
-    /// The newest wanted events, at most [`limits::FILTER_TRIAL_EXAMPLES`].
+    /// The newest wanted events, at most ten.
     pub examples: Vec<EventId>,
     /// Acceptance time of the oldest event that was read.
     pub oldest: Option<Timestamp>,
@@ -107,7 +110,7 @@ impl Filters<'_> {
     /// When the tenant's filters together exceed their bound.
     pub fn check_room(
         self,
-        tenant: &crate::domain::Tenant,
+        tenant: &Tenant,
         selection: &EventSelection,
         replaced: Option<&Endpoint>,
     ) -> Result<(), NoRoomForFilter> {
@@ -159,7 +162,7 @@ impl Filters<'_> {
                 trial.scanned += 1;
                 trial.count += usize::from(is_wanted);
                 trial.oldest = Some(event.accepted_at);
-                if is_wanted && trial.examples.len() < limits::FILTER_TRIAL_EXAMPLES {
+                if is_wanted && trial.examples.len() < EXAMPLES_MAX {
                     trial.examples.push(event.id.clone());
                 }
             }

@@ -87,7 +87,7 @@ async fn data_of_any_form_has_a_meaning_for_filters() {
     let event = r#"{"type":"a","data":{"a.b":[{"c":1},{"c":2}]},"metadata":{"k":[1]},"orderingKey":"o"}"#;
     let filter = json!({r"data.a\.b.c": 2, "metadata.k": 1, "orderingKey": "o", "version": "1.0"});
     assert!(count(filter, event, &[]).await);
-    // CloudEvents: attributes, data that is no JSON, binary data, no data.
+    // CloudEvents: attributes, data other than JSON, binary data, no data.
     let ce = |kind| [("ce-specversion", "1.0"), ("ce-id", kind), ("ce-source", "/s"), ("ce-type", "a")];
     let plain = [&ce("1")[..], &[("content-type", "text/plain"), ("ce-tier", "gold")]].concat();
     let filter = json!({"data": {"$endsWith": "lo"}, "attributes": {"source": "/s", "tier": "gold"}});

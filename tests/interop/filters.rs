@@ -2,7 +2,8 @@
 //!
 //! The two agree where both define a meaning. Not compared: a missing member behind an array, which
 //! sift finds behind every array; arrays in arrays, which sift flattens; null in objects that are
-//! compared as a whole; `$exists` behind arrays. Sift has no `$startsWith`: its `$regex` stands in.
+//! compared as a whole; `$exists` behind arrays. For `$startsWith` and `$endsWith`, sift applies
+//! `$regex`.
 
 use std::process::Command;
 
@@ -146,13 +147,12 @@ fn filters_agree_with_sift_on_10_000_documents() {
     let verdicts: Vec<&str> = output.lines().collect();
     assert_eq!(verdicts.len(), QUERIES, "{output}");
     let (mut accepted, mut compared) = (0, 0);
-    for (number, ((filter, documents), verdicts)) in cases.iter().zip(verdicts).enumerate() {
+    for (((filter, documents), verdicts), theirs) in cases.iter().zip(verdicts).zip(input.lines()) {
         let parsed = parse(filter).unwrap_or_else(|error| panic!("seed {seed}: {filter}: {error:?}"));
         for (document, verdict) in documents.iter().zip(verdicts.chars()) {
             let data = document["data"].to_string();
             let facts = EventFacts { data: data.as_bytes(), ..EventFacts::default() };
             let matched = parsed.matches(&EventContent::new(&facts), &mut 0);
-            let theirs = input.lines().nth(number).unwrap_or_default();
             assert_eq!(matched, verdict == '1', "seed {seed}: {filter} {document}\n{theirs}");
             accepted += usize::from(matched);
             compared += 1;

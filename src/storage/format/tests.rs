@@ -16,10 +16,10 @@ use crate::domain::{
 };
 use crate::storage::format::consumer::tests::{bare_consumer, consumer};
 use crate::storage::format::endpoint::{get_handshake, put_handshake};
-use crate::storage::format::event::tests::{labelled_event, sample_selection};
 use crate::storage::format::event_type::tests::sample_type;
 use crate::storage::format::exchange::tests::{bare_exchange, exchange};
 use crate::storage::format::outgoing::tests::sample_endpoint;
+use crate::storage::format::selection_tests::{labelled_event, sample_selection};
 
 fn time(millis: u64) -> Timestamp {
     Timestamp::from_millis(millis)

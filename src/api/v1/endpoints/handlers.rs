@@ -367,6 +367,17 @@ fn check_keys(
     Ok(())
 }
 
+fn check_fixed_members(endpoint: &Endpoint, input: &EndpointInput, patch: &Value, errors: &mut Errors) {
+    if input.tenant.as_deref() != Some(endpoint.tenant.as_str()) {
+        errors.push("/tenant", "cannot be changed");
+    }
+    for member in ["secret", "secretType"] {
+        if patch.get(member).is_some() {
+            errors.push(pointer("", member), "cannot be changed here; use POST secret/rotate");
+        }
+    }
+}
+
 async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoint, Problem> {
     let endpoint = &move_secret_headers(endpoint);
     let current = endpoint_body(call, endpoint).into_input(endpoint);
@@ -379,14 +390,7 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
     input.event_types = input.event_types.filter(|_| !keeps_patterns);
     let mut errors = Errors::default();
     let url = url_text(&input, &mut errors);
-    if input.tenant.as_deref() != Some(endpoint.tenant.as_str()) {
-        errors.push("/tenant", "cannot be changed");
-    }
-    for member in ["secret", "secretType"] {
-        if patch.get(member).is_some() {
-            errors.push(pointer("", member), "cannot be changed here; use POST secret/rotate");
-        }
-    }
+    check_fixed_members(endpoint, &input, patch, &mut errors);
     let settings = check_settings(call, &input, &endpoint.headers, &mut errors);
     // Another origin drops write-only values, so that no other receiver gets them.
     let is_same_receiver = is_same_origin(url, &endpoint.url);

@@ -15,7 +15,7 @@ use crate::api::text::{self, Time};
 use crate::api::{Call, v1};
 use crate::domain::{Endpoint, EventSelection, Label, Tenant};
 use crate::service::Filters;
-use crate::service::filters::FilterTrial;
+use crate::service::filters::{FilterTrial, TRIAL_EVENTS_MAX};
 use crate::unique_json::Unique;
 use crate::{filters, limits};
 
@@ -174,7 +174,7 @@ pub(in crate::api::v1) async fn try_filter(
     let mut errors = Errors::default();
     let given = check_selection(input.filter.as_ref(), input.labels.as_deref(), &mut errors);
     let since = input.since.and_then(|time| errors.check("/since", text::parse_bound(&time)));
-    let most = limits::FILTER_TRIAL_EVENTS_MAX as u64;
+    let most = TRIAL_EVENTS_MAX as u64;
     let limit =
         v1::endpoints::settings::check_integer(&mut errors, "/limit", input.limit.unwrap_or(100), most);
     let has_event = input.event.is_some() || input.event_id.is_some();

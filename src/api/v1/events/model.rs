@@ -249,7 +249,8 @@ pub struct LogEventBody<'a> {
     /// As published; null if the event was erased.
     #[schemars(with = "serde_json::Value")]
     pub data: Option<&'a RawValue>,
-    /// When the event was erased: `data` is null, and `metadata`, `labels` and most `attributes` are absent.
+    /// When the event was erased: `data` is null; `metadata`, `labels` and most `attributes` are
+    /// absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub erased_at: Option<Time>,
     /// The event's position in the log.
