@@ -26,6 +26,7 @@ fn event() -> anyhow::Result<Record> {
         stream: None,
         ordering_key: None,
         deliver_at: None,
+        labels: Vec::new(),
         metadata: None,
         attributes: Vec::new(),
         data: Bytes::from(vec![b'7'; EVENT_BYTES]),

@@ -134,6 +134,10 @@ pub(crate) enum Mutation {
     KeepErasedBytes,
     /// Events of registered types are not counted.
     ForgetTypeUsage,
+    /// An event without labels reaches endpoints with labels.
+    AdmitUnlabelled,
+    /// Events of a batch with the same type share the results of filters.
+    ShareFilterResults,
 }
 
 #[cfg(not(test))]

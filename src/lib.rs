@@ -26,22 +26,23 @@
 //! | `panics` | which panics end the process | anything |
 //! | `unique_json` | JSON values without duplicate members | their meaning |
 //! | [`templates`] | bodies that endpoints describe | where its output goes |
+//! | [`filters`] | conditions of endpoints on the content of events | who asks, and what follows |
 //! | [`vault`] | encryption at rest | where its key comes from |
 //! | [`config`], [`metrics`] | the operator's settings and metrics | services |
 //! | [`daemon`], [`cli`] | assembly, start and shutdown; the command line | |
 //!
 //! Imports point down only: `main, cli -> daemon -> { api, delivery } -> service -> context -> {
-//! maintenance, courier } -> outbox -> { storage, schemas } -> { lanes, rules, projections } ->
-//! domain -> codec, limits`. The test `tests/house/tidy.rs` checks this. `rules` may also read the
-//! rows of `projections`.
+//! maintenance, courier } -> outbox -> { storage, schemas, filters } -> { lanes, rules, projections
+//! } -> domain -> codec, limits`. The test `tests/house/tidy.rs` checks this. `rules` may also read
+//! the rows of `projections`.
 //!
 //! # One event's journey
 //!
 //! 1. [`api`] authenticates, bounds and parses the request into an [`outbox::draft::EventDraft`].
 //! 2. [`outbox::Outbox::commit`] reads the event's stream and keys from the state.
 //!    [`outbox::decide::Committer`] judges the event (rules in [`rules::append`]), matches it to
-//!    endpoints ([`rules::matching`]) and appends one record. **The event becomes durable in
-//!    [`storage::journal::Journal::append`]**; every response waits for its `fdatasync`.
+//!    endpoints ([`rules::matching`], [`filters`]) and appends one record. **The event becomes
+//!    durable in [`storage::journal::Journal::append`]**; every response waits for its `fdatasync`.
 //! 3. The state ([`storage::state::State`]) folds the record ([`projections::fold`]), then the
 //!    lanes receive the new deliveries ([`lanes::Lanes::on_due`]).
 //! 4. **A lane selects its next delivery in [`lanes::Lanes::next_action`].**
@@ -99,6 +100,7 @@ pub mod daemon;
 pub mod delivery;
 pub mod domain;
 mod failpoints;
+pub mod filters;
 pub mod lanes;
 pub mod limits;
 pub mod maintenance;

@@ -12,6 +12,7 @@ use request::RequestOptions;
 
 use super::args::{self, Paging, QueryArgs};
 use super::output::{Column, Session, note};
+use super::selection::FilterTrialArgs;
 
 const COLUMNS: &[Column] = &[
     Column("ID", &["/id"]),
@@ -94,6 +95,13 @@ pub(crate) enum EndpointsCommand {
     Handshake(Id),
     /// Send a test event to this endpoint alone.
     Test(Id),
+    /// Try a filter on an event, or count the stored events that would be delivered.
+    TestFilter {
+        #[command(flatten)]
+        id: Id,
+        #[command(flatten)]
+        trial: FilterTrialArgs,
+    },
     /// Remove an endpoint; its pending deliveries become dead letters.
     Rm(Id),
     /// Show outcomes, success rate, latency and backlog.
@@ -401,6 +409,10 @@ impl EndpointsCommand {
                 let answer = session.client.delete(&["v1", "endpoints", &id.id]).await?;
                 session.done(&answer, &format!("{} is removed.", id.id))
             }
+            Self::TestFilter { id, trial } => {
+                let path = ["v1", "endpoints", &id.id, "filter", "test"];
+                session.show(&session.client.post(&path, Some(trial.body().to_string())).await?)
+            }
             Self::Show(id) => look(session, id, &[]).await,
             Self::Secret(id) => look(session, id, &["secret"]).await,
             Self::PublicKeys(id) => look(session, id, &["public-keys"]).await,
@@ -494,51 +506,13 @@ mod tests {
 
     #[test]
     fn every_option_has_its_member() {
-        let body = creation(&[
-            "https://h/x",
-            "--tenant",
-            "acme",
-            "--description",
-            "d",
-            "--event-types",
-            "order.*,pet.#",
-            "--header",
-            "X-Env: prod",
-            "--header",
-            "X-B:2",
-            "--rate",
-            "100/1s",
-            "--burst",
-            "50",
-            "--max-in-flight",
-            "16",
-            "--timeout",
-            "15s",
-            "--ordering",
-            "key",
-            "--format",
-            "cloudevents",
-            "--handshake",
-            "events.example.com",
-            "--handshake-rate",
-            "120",
-            "--handshake-callback",
-            "--trace",
-            "--signature",
-            "github",
-            "--secret",
-            "whsec_x",
-            "--retry-initial",
-            "5s",
-            "--retry-multiplier",
-            "3",
-            "--retry-max-interval",
-            "6h",
-            "--max-attempts",
-            "12",
-            "--max-age",
-            "72h",
-        ]);
+        let arguments = "https://h/x|--tenant|acme|--description|d|--event-types|order.*,pet.#|--header\
+            |X-Env: prod|--header|X-B:2|--rate|100/1s|--burst|50|--max-in-flight|16\
+            |--timeout|15s|--ordering|key|--format|cloudevents|--handshake\
+            |events.example.com|--handshake-rate|120|--handshake-callback|--trace\
+            |--signature|github|--secret|whsec_x|--retry-initial|5s|--retry-multiplier|3\
+            |--retry-max-interval|6h|--max-attempts|12|--max-age|72h";
+        let body = creation(&arguments.split('|').collect::<Vec<_>>());
         let expected = json!({"url": "https://h/x", "tenant": "acme", "description": "d",
             "eventTypes": ["order.*", "pet.#"], "headers": {"X-Env": "prod", "X-B": "2"},
             "rateLimit": {"limit": 100, "per": "1s", "burst": 50}, "maxInFlight": 16, "timeout": "15s",

@@ -76,6 +76,9 @@ pub(crate) struct SendArgs {
     /// The version of the event type's schema [default: 1.0].
     #[arg(long, value_name = "VERSION")]
     schema_version: Option<String>,
+    /// Labels by which endpoints select events.
+    #[arg(long, value_name = "LABEL,...", value_delimiter = ',')]
+    labels: Vec<String>,
 }
 
 /// The stream version that an append requires.
@@ -119,6 +122,8 @@ struct EventBody<'a> {
     ordering_key: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     deliver_at: Option<String>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    labels: &'a [String],
 }
 
 impl SendArgs {
@@ -135,6 +140,7 @@ impl SendArgs {
             expected_version: self.expected_version.as_ref(),
             ordering_key: self.ordering_key.as_deref(),
             deliver_at: self.deliver_at.as_ref().map(|moment| moment.after(now)),
+            labels: &self.labels,
         };
         serde_json::to_string(&body).context("cannot write the event as JSON")
     }

@@ -21,6 +21,7 @@ mod output;
 mod overview;
 mod projections;
 mod queues;
+mod selection;
 mod stop;
 mod streams;
 mod tenants;

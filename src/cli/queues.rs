@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::{self, Paging, QueryArgs, TimeArg};
 use super::output::{Column, Session};
+use super::selection::{FilterTrialArgs, SelectionOptions};
 
 const COLUMNS: &[Column] = &[
     Column("NAME", &["/name"]),
@@ -85,6 +86,13 @@ pub(crate) enum QueuesCommand {
         #[arg(long)]
         only_undelivered: bool,
     },
+    /// Try a filter on an event, or count the stored events that would be delivered.
+    TestFilter {
+        #[command(flatten)]
+        queue: Queue,
+        #[command(flatten)]
+        trial: FilterTrialArgs,
+    },
     /// Show leased messages and their workers.
     Leases {
         #[command(flatten)]
@@ -146,6 +154,8 @@ pub(crate) struct QueueOptions {
     /// Topic patterns: * is one word, # any number of them.
     #[arg(long, value_name = "PATTERN,...", value_delimiter = ',')]
     event_types: Vec<String>,
+    #[command(flatten)]
+    selection: SelectionOptions,
     /// Time of a lease: a message that is not ended within it is handed out again.
     #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
     visibility: Option<String>,
@@ -184,7 +194,7 @@ impl QueueOptions {
             ("maxInterval", self.retry_max_interval.clone().map(Value::from)),
         ];
         let retry = present(retry);
-        present([
+        let mut members = present([
             ("description", self.description.clone().map(Value::from)),
             ("eventTypes", (!self.event_types.is_empty()).then(|| json!(self.event_types))),
             ("visibility", self.visibility.clone().map(Value::from)),
@@ -194,7 +204,9 @@ impl QueueOptions {
             ("maxLeased", self.max_leased.map(Value::from)),
             ("maxLease", self.max_lease.clone().map(Value::from)),
             ("maxAge", self.max_age.clone().map(Value::from)),
-        ])
+        ]);
+        self.selection.add_to(&mut members);
+        members
     }
 }
 
@@ -243,6 +255,11 @@ impl QueuesCommand {
                     ("onlyUndelivered", only_undelivered.then_some(Value::Bool(true))),
                 ]);
                 act(session, queue, "replay", Value::Object(body)).await
+            }
+            Self::TestFilter { queue, trial } => {
+                let path = queue.path(&["filter", "test"]);
+                let body = trial.body().to_string();
+                session.show(&client.post_to(&path, &queue.query().0, body).await?)
             }
             Self::Leases { queue, paging } => {
                 session.list(&queue.path(&["leases"]), queue.query(), paging, LEASES).await

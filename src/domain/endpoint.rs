@@ -7,8 +7,9 @@ use url::Url;
 
 use super::closed_list::closed_list;
 use super::{
-    DeadReason, EndpointAuth, EndpointId, EndpointNumber, EndpointTransport, EndpointUid, EventType, Network,
-    Pattern, Position, QueueTarget, RequestShape, SenderName, SignatureScheme, Tenant, Timestamp, VersionPin,
+    DeadReason, EndpointAuth, EndpointId, EndpointNumber, EndpointTransport, EndpointUid, EventSelection,
+    EventType, Network, Pattern, Position, QueueTarget, RequestShape, SenderName, SignatureScheme, Tenant,
+    Timestamp, VersionPin,
 };
 
 /// Requests per time, with a burst.
@@ -294,6 +295,8 @@ pub struct Endpoint {
     pub description: Box<str>,
     /// Empty: every type.
     pub event_types: Vec<Pattern>,
+    /// Of the events with these types.
+    pub selection: EventSelection,
     pub headers: Vec<(Box<str>, Box<str>)>,
     /// Headers with hidden values, sorted by name.
     pub sensitive_headers: Vec<(Box<str>, Sealed)>,
@@ -365,13 +368,14 @@ impl Endpoint {
         self.event_types.iter().map(|pattern| pattern.as_str().len() as u64).sum()
     }
 
-    /// Bytes of the custom headers, names and plain values, and of the body template.
+    /// Bytes of the custom headers, names and plain values, of the body template and the filter.
     #[must_use]
     pub fn header_bytes(&self) -> u64 {
         let plain = self.headers.iter().map(|(name, value)| name.len() + value.len());
         let sensitive = self.sensitive_headers.iter().map(|(name, value)| name.len() + value.plain_bytes());
         let template = self.request.body.as_ref().map(|body| body.len());
-        plain.chain(sensitive).chain(template).map(|bytes| bytes as u64).sum()
+        let filter = self.selection.filter.as_ref().map(|filter| filter.len());
+        plain.chain(sensitive).chain(template).chain(filter).map(|bytes| bytes as u64).sum()
     }
 
     /// The version that deliveries of a type are converted to.

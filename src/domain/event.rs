@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::closed_list::closed_list;
 use super::{
-    EndpointNumber, EventId, EventType, EventVersion, Idempotency, OrderingKey, StreamName, Tenant,
+    EndpointNumber, EventId, EventType, EventVersion, Idempotency, Label, OrderingKey, StreamName, Tenant,
     Timestamp, TraceId, TraceParent,
 };
 
@@ -73,6 +73,8 @@ pub struct Event {
     pub stream: Option<(StreamName, u64)>,
     pub ordering_key: Option<OrderingKey>,
     pub deliver_at: Option<Timestamp>,
+    /// Sorted, without duplicates.
+    pub labels: Vec<Label>,
     /// A JSON object, as text.
     pub metadata: Option<Bytes>,
     /// Further attributes, sorted by name; see [`attribute`].
@@ -83,7 +85,7 @@ pub struct Event {
     pub targets: Vec<EndpointNumber>,
     /// Idempotency records of the request's key and of the chosen id.
     pub idempotency: Vec<Idempotency>,
-    /// When the content was erased: data, metadata and attributes except the trace.
+    /// When the content was erased: data, metadata, labels, and attributes except the trace.
     pub erased_at: Option<Timestamp>,
 }
 
@@ -101,6 +103,7 @@ const _: () = assert!(OVERHEAD_BYTES >= size_of::<Event>() + 2 * size_of::<Idemp
 #[must_use]
 pub fn weigh(
     names: &[&str],
+    labels: &[Label],
     metadata: Option<&Bytes>,
     attributes: &[(Box<str>, Box<str>)],
     data: &Bytes,
@@ -108,7 +111,8 @@ pub fn weigh(
     let names: usize = names.iter().map(|name| name.len()).sum();
     let pair = size_of::<(Box<str>, Box<str>)>();
     let attributes: usize = attributes.iter().map(|(name, value)| pair + name.len() + value.len()).sum();
-    OVERHEAD_BYTES + names + metadata.map_or(0, Bytes::len) + attributes + data.len()
+    let labels: usize = labels.iter().map(|label| size_of::<Label>() + label.as_str().len()).sum();
+    OVERHEAD_BYTES + names + labels + metadata.map_or(0, Bytes::len) + attributes + data.len()
 }
 
 /// Names of an event's attributes. All others are CloudEvents extensions, in lower-case letters and
@@ -156,7 +160,7 @@ impl Event {
         let ordering_key = self.ordering_key.as_ref().map_or("", OrderingKey::as_str);
         let (id, tenant, event_type) = (self.id.as_str(), self.tenant.as_str(), self.event_type.as_str());
         let names = [id, tenant, event_type, self.version.as_str(), stream, ordering_key];
-        weigh(&names, self.metadata.as_ref(), &self.attributes, &self.data)
+        weigh(&names, &self.labels, self.metadata.as_ref(), &self.attributes, &self.data)
             + size_of_val(self.targets.as_slice())
     }
 
@@ -175,7 +179,8 @@ impl Event {
         let attributes: usize = self.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
         let metadata = self.metadata.as_ref().map_or(0, Bytes::len);
         let targets = self.targets.len() * STORED_TARGET_BYTES;
-        (STORED_OVERHEAD_BYTES + names + metadata + attributes + self.data.len() + targets) as u64
+        let labels: usize = self.labels.iter().map(|label| label.as_str().len() + 1).sum();
+        (STORED_OVERHEAD_BYTES + names + labels + metadata + attributes + self.data.len() + targets) as u64
     }
 
     /// [`Self::stored_bytes`] of an erased event with this many targets.
@@ -199,6 +204,7 @@ impl Event {
             stream: self.stream.clone(),
             ordering_key: self.ordering_key.clone(),
             deliver_at: self.deliver_at,
+            labels: Vec::new(),
             metadata: None,
             attributes: self.attributes.iter().filter(is_kept).cloned().collect(),
             data: Bytes::new(),

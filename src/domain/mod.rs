@@ -21,6 +21,7 @@ pub mod outgoing;
 pub mod party;
 pub mod quota;
 pub mod record;
+pub mod selection;
 pub mod share;
 pub mod tenant;
 pub mod text;
@@ -51,7 +52,7 @@ pub use key::{ApiKey, Role};
 pub use last_attempt::{LastAttempt, LastFailure};
 pub use lease::{EndedLease, HeldLease, LeaseEnd, LeaseKey, TakenFrom, TakenMessage};
 pub use names::{
-    ConsumerName, EndpointUid, EventType, EventVersion, InvalidName, OrderingKey, Pattern, QueueName,
+    ConsumerName, EndpointUid, EventType, EventVersion, InvalidName, Label, OrderingKey, Pattern, QueueName,
     SenderName, StreamName, Tenant, WorkerName, normalize_header_name,
 };
 pub use outgoing::{
@@ -61,6 +62,7 @@ pub use outgoing::{
 pub use party::Party;
 pub use quota::{Quota, QuotaExceeded, QuotaOverride, QuotaOverrides, Quotas};
 pub use record::{Idempotency, Record};
+pub use selection::EventSelection;
 pub use share::SharedSlots;
 pub use tenant::{TenantDelivery, TenantSettings};
 pub use time::{Now, Timestamp};

@@ -97,6 +97,11 @@ fn is_endpoint_uid(text: &str) -> bool {
     is_consumer(text) && !text.starts_with("ep_")
 }
 
+fn is_label(text: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b':');
+    (1..=limits::LABEL_BYTES_MAX).contains(&text.len()) && text.bytes().all(legal)
+}
+
 fn is_worker_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= 128 && !text.chars().any(char::is_control)
 }
@@ -141,6 +146,10 @@ name!(
 name!(
     /// The owner's name of an endpoint, unique per tenant. Paths accept it in place of the id.
     EndpointUid, "uid", "1 to 64 characters of [A-Za-z0-9_.-] that do not begin with `ep_`", is_endpoint_uid
+);
+name!(
+    /// A word by which endpoints select events, beside the type.
+    Label, "label", "1 to 128 characters of [A-Za-z0-9_.:-]", is_label
 );
 name!(
     /// Name that a worker gives itself, for the history of its messages.

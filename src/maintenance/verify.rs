@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::domain::{Endpoint, Position, Record, StreamName, Tenant, Timestamp};
+use crate::filters::parse_stored;
 use crate::outbox::registry::Registry;
 use crate::outbox::{ReadModel, registry_of};
 use crate::storage::data_directory::{FORMAT, FORMAT_FILE, JOURNAL, LOCK_FILE};
@@ -218,6 +219,12 @@ fn check_state(
         frame.into_iter().flatten().for_each(|(_, record)| known.apply(&record));
     }
     report.endpoints = known.endpoints().cloned().collect();
+    for endpoint in &report.endpoints {
+        let filter = endpoint.selection.filter.as_deref();
+        if filter.is_some_and(|filter| parse_stored(filter).is_none()) {
+            report.problems.add(format!("journal: the filter of endpoint {} is unreadable", endpoint.id));
+        }
+    }
     Ok(())
 }
 

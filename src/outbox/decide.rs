@@ -1,9 +1,9 @@
 //! The writer: judges every append and commits groups of them. There is exactly one writer, so it
 //! needs no transactions.
 //!
-//! Owns the journal, the matcher and the recent keys. Invariants: no answer, state update or lane
-//! notification precedes the `fdatasync` of the frame that it depends on; position order is commit
-//! order.
+//! Owns the journal, the subscriptions and the recent keys. Invariants: no answer, state update or
+//! lane notification precedes the `fdatasync` of the frame that it depends on; position order is
+//! commit order.
 
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -19,10 +19,10 @@ use crate::outbox::health::{Activity, DiskThread, DiskWaits};
 use crate::outbox::quotas::{self, UnappliedLoad};
 use crate::outbox::recent_keys::{Prepared, RecentKeys};
 use crate::outbox::registry::Registry;
+use crate::outbox::subscriptions::Subscriptions;
 use crate::outbox::unit::{Command, Outcome, Refusal, Unit, UnitAnswer, UnitReply};
 use crate::outbox::usage_board::UsageBoard;
 use crate::rules::append::{Judged, judge_idempotency, judge_version};
-use crate::rules::matching::Matcher;
 use crate::storage::format;
 use crate::storage::journal::{AppendError, Journal};
 
@@ -38,7 +38,7 @@ pub trait CommitEnvironment: Send {
 pub struct Committer {
     journal: Journal,
     registry: Arc<RwLock<Registry>>,
-    matcher: Arc<RwLock<Matcher>>,
+    subscriptions: Arc<RwLock<Subscriptions>>,
     disk_waits: DiskWaits,
     recent: RecentKeys,
     environment: Box<dyn CommitEnvironment>,
@@ -67,9 +67,9 @@ impl Committer {
         board: Arc<UsageBoard>,
         environment: Box<dyn CommitEnvironment>,
     ) -> Self {
-        let mut matcher = Matcher::default();
+        let mut subscriptions = Subscriptions::default();
         for endpoint in read(&registry).endpoints() {
-            matcher.insert(endpoint);
+            subscriptions.insert(endpoint);
         }
         let recent = RecentKeys::new(Position(journal.next_position().0 - 1));
         // Later than the last commit before the restart, so that generated ids ascend although
@@ -78,7 +78,7 @@ impl Committer {
         Self {
             journal,
             registry,
-            matcher: Arc::new(RwLock::new(matcher)),
+            subscriptions: Arc::new(RwLock::new(subscriptions)),
             disk_waits: DiskWaits::default(),
             recent,
             environment,
@@ -323,12 +323,12 @@ impl Committer {
         };
         let is_endpoint = number != EndpointNumber(0);
         if is_endpoint {
-            let mut matcher = self.matcher.write().expect("no holder of this lock panics");
+            let mut subscriptions = self.subscriptions.write().expect("no holder of this lock panics");
             if let Some(old) = read(&self.registry).endpoint(number) {
-                matcher.remove(old.number, &old.tenant);
+                subscriptions.remove(old);
             }
             if let Record::EndpointPut(endpoint) = record {
-                matcher.insert(endpoint);
+                subscriptions.insert(endpoint);
             }
         }
         self.registry.write().expect("no holder of this lock panics").apply(record);
@@ -339,9 +339,9 @@ impl Committer {
         &self.journal
     }
 
-    /// The index of endpoints by patterns. Only this writer changes it.
-    pub(super) fn matcher(&self) -> &Arc<RwLock<Matcher>> {
-        &self.matcher
+    /// The index of endpoints by what they want. Only this writer changes it.
+    pub(super) fn subscriptions(&self) -> &Arc<RwLock<Subscriptions>> {
+        &self.subscriptions
     }
 
     /// Reports the waits for the disk there.

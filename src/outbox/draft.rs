@@ -7,18 +7,32 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use crate::domain::{
-    EndpointNumber, Event, EventId, EventType, EventVersion, Expected, Idempotency, OrderingKey, Position,
-    QuotaExceeded, Rejection, StreamName, Tenant, Timestamp, attribute, weigh,
+    EndpointNumber, Event, EventId, EventType, EventVersion, Expected, Idempotency, Label, OrderingKey,
+    Position, QuotaExceeded, Rejection, StreamName, Tenant, Timestamp, attribute, weigh,
 };
+use crate::filters::EventFacts;
+use crate::outbox::subscriptions::{Selected, Verdicts};
 use crate::rules::append::Judged;
 use crate::schemas::TypeRefusal;
 
-/// The endpoints of an event, as of a revision of the endpoints' patterns. The writer matches again
+/// The endpoints of an event, as of a revision of the endpoints. The writer matches again
 /// if an endpoint has changed since.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Matched {
     pub revision: u64,
     pub targets: Arc<[EndpointNumber]>,
+    /// Results of the filters. `None`: the targets depend on the type alone.
+    pub verdicts: Option<Arc<Verdicts>>,
+}
+
+impl From<Selected> for Matched {
+    fn from(selected: Selected) -> Self {
+        Self {
+            revision: selected.revision,
+            targets: selected.targets.into(),
+            verdicts: selected.verdicts.map(Arc::new),
+        }
+    }
 }
 
 /// A validated event as posted by its publisher.
@@ -35,6 +49,8 @@ pub struct EventDraft {
     /// Defaults to the stream's name.
     pub ordering_key: Option<OrderingKey>,
     pub deliver_at: Option<Timestamp>,
+    /// Sorted, without duplicates.
+    pub labels: Vec<Label>,
     pub metadata: Option<Bytes>,
     /// Sorted by name.
     pub attributes: Vec<(Box<str>, Box<str>)>,
@@ -69,6 +85,7 @@ impl EventDraft {
             expected: Expected::Any,
             ordering_key: None,
             deliver_at: None,
+            labels: Vec::new(),
             metadata: None,
             attributes: Vec::new(),
             data,
@@ -92,6 +109,21 @@ impl EventDraft {
             (None, _, _) => return None,
         };
         Some(Idempotency { scope, fingerprint: self.fingerprint, expires_at: None })
+    }
+
+    /// The parts that filters see.
+    #[must_use]
+    pub fn facts(&self) -> EventFacts<'_> {
+        EventFacts {
+            event_type: self.event_type.as_str(),
+            version: self.version.as_str(),
+            stream: self.stream.as_ref().map(StreamName::as_str),
+            ordering_key: self.ordering_key.as_ref().map(OrderingKey::as_str),
+            labels: &self.labels,
+            attributes: &self.attributes,
+            metadata: self.metadata.as_deref(),
+            data: &self.data,
+        }
     }
 
     /// Whether the draft can be a duplicate of another one.
@@ -120,7 +152,7 @@ impl EventDraft {
         let ordering_key = self.ordering_key.as_ref().map_or("", OrderingKey::as_str);
         let (tenant, event_type) = (self.tenant.as_str(), self.event_type.as_str());
         let names = [id, tenant, event_type, self.version.as_str(), stream, ordering_key];
-        weigh(&names, self.metadata.as_ref(), &self.attributes, &self.data)
+        weigh(&names, &self.labels, self.metadata.as_ref(), &self.attributes, &self.data)
     }
 
     /// Whether the decision depends on the state.

@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use self::turns::{Turn, Turns};
-use super::draft::Unavailable;
+use super::draft::{EventDraft, Matched, Unavailable};
+use super::subscriptions::{Candidates, Subscriptions, Verdicts};
 use super::unit::{Command, Outcome};
 use crate::domain::{Party, Tenant};
+use crate::failpoints::{self, Mutation};
 use crate::limits;
-use crate::rules::matching::Matcher;
 
 mod turns;
 
@@ -113,14 +114,22 @@ impl Drop for FanOutPermit {
     }
 }
 
-/// Matches the next unmatched event of the commands. Returns the work in steps, or `None` when no
-/// event is left, or those so far exceed what one request may begin.
+/// A step of the matching of a request's events.
+pub(super) enum MatchStep {
+    /// The event was matched by its type, with this work.
+    Matched(usize),
+    /// The labels and the content of the event at this index must be looked at.
+    ByContent { index: usize, candidates: Candidates, known: Verdicts, steps: usize },
+}
+
+/// Matches the next unmatched event of the commands. Returns `None` when no event is left, or those
+/// so far exceed what one request may begin.
 pub(super) fn match_next(
-    matcher: &Matcher,
+    subscriptions: &Subscriptions,
     commands: &mut [Command],
     next: &mut usize,
     tenants: &mut HashMap<Tenant, usize>,
-) -> Option<usize> {
+) -> Option<MatchStep> {
     let total: usize = tenants.values().sum();
     let (before, rest) = commands.split_at_mut(*next);
     let (skipped, draft) = rest.iter_mut().enumerate().find_map(|(index, command)| match command {
@@ -134,21 +143,39 @@ pub(super) fn match_next(
     let same = before.last().and_then(Command::draft).filter(|previous| {
         previous.tenant == draft.tenant && previous.event_type == draft.event_type && previous.only.is_none()
     });
-    let known = same.and_then(|previous| previous.matched.clone());
-    let known = draft.matched.take().or(known);
-    let known = known.filter(|matched| matched.revision == matcher.revision());
-    let mut steps = 1;
-    let matched = known.unwrap_or_else(|| {
-        let (targets, cost) = matcher.targets_with_cost(&draft.tenant, &draft.event_type);
-        steps += cost.steps + targets.len();
-        super::draft::Matched { revision: matcher.revision(), targets: targets.into() }
-    });
+    let of_type = same.and_then(|previous| previous.matched.as_ref());
+    let is_shared = |matched: &&Matched| {
+        matched.verdicts.is_none() || failpoints::is_active(Mutation::ShareFilterResults)
+    };
+    let of_type = of_type.filter(is_shared).cloned();
+    let own = draft.matched.take();
+    let verdicts = own.as_ref().and_then(|matched| matched.verdicts.clone());
+    let known = own.or(of_type);
+    let known = known.filter(|matched| matched.revision == subscriptions.matcher().revision());
+    let index = *next + skipped;
+    *next = index + 1;
+    if let Some(matched) = known {
+        add_matched(draft, matched, tenants);
+        return Some(MatchStep::Matched(1));
+    }
+    let (candidates, cost) = subscriptions.candidates(&draft.tenant, &draft.event_type);
+    let steps = 1 + cost.steps + candidates.len();
+    if !candidates.is_by_type() {
+        let known = verdicts.map(|verdicts| Verdicts::clone(&verdicts)).unwrap_or_default();
+        return Some(MatchStep::ByContent { index, candidates, known, steps });
+    }
+    let mut by_type = candidates.start(Verdicts::new());
+    by_type.advance(draft.facts(), usize::MAX);
+    add_matched(draft, by_type.finish().into(), tenants);
+    Some(MatchStep::Matched(steps))
+}
+
+/// Notes the targets of an event, and counts them.
+pub(super) fn add_matched(draft: &mut EventDraft, matched: Matched, tenants: &mut HashMap<Tenant, usize>) {
     if !matched.targets.is_empty() {
         *tenants.entry(draft.tenant.clone()).or_default() += matched.targets.len();
     }
     draft.matched = Some(matched);
-    *next += skipped + 1;
-    Some(steps)
 }
 
 /// Parts of a request whose events are independent.
@@ -200,7 +227,7 @@ mod tests {
             let (tenant, event_type) = ("acme".parse().unwrap(), "a.b".parse().unwrap());
             let mut draft = crate::outbox::draft::EventDraft::new(tenant, event_type, "1".into());
             let targets = vec![crate::domain::EndpointNumber(1); targets].into();
-            draft.matched = Some(crate::outbox::draft::Matched { revision: 0, targets });
+            draft.matched = Some(Matched { revision: 0, targets, verdicts: None });
             Command::Publish(Box::new(draft))
         };
         let sizes = |counts: &[usize]| {

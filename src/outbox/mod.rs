@@ -12,6 +12,7 @@ pub(crate) mod conformance;
 pub mod decide;
 mod disk_reserve;
 pub mod draft;
+mod event_matching;
 mod fair_queue;
 pub mod fan_out;
 mod freshness;
@@ -23,11 +24,11 @@ pub mod read_model;
 pub mod rebuild;
 pub mod recent_keys;
 pub mod registry;
+pub mod subscriptions;
 pub mod tail;
 pub mod unit;
 pub(crate) mod usage_board;
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
@@ -47,7 +48,6 @@ use crate::outbox::registry::Registry;
 use crate::outbox::unit::{Command, Outcome, Refusal, Unit};
 use crate::projections::LaneChange;
 use crate::projections::idempotency::Known;
-use crate::rules::matching::Matcher;
 use crate::storage::data_directory::{JOURNAL, claim, failed, log_id};
 use crate::storage::disk::RealDisk;
 use crate::storage::journal::{Journal, JournalOptions, JournalReader, OpenReport};
@@ -59,6 +59,7 @@ use disk_reserve::DiskReserve;
 use fan_out::{FanOut, FanOutPermit};
 use freshness::{AT_ONCE, Freshness, IN_ORDER};
 use health::{DiskWaits, HealthCell};
+use subscriptions::Subscriptions;
 use tail::Tail;
 use usage_board::UsageBoard;
 
@@ -138,7 +139,7 @@ struct OutboxInner {
     state: mpsc::Sender<StateMessage>,
     reader: JournalReader,
     registry: Arc<RwLock<Registry>>,
-    matcher: Arc<RwLock<Matcher>>,
+    subscriptions: Arc<RwLock<Subscriptions>>,
     fan_out: Arc<FanOut>,
     freshness: Arc<Freshness>,
     tail: Arc<Tail>,
@@ -221,7 +222,7 @@ impl Outbox {
         let freshness = Arc::new(Freshness::new(registry.clone(), applied.clone()));
         let tail = Arc::new(Tail::new(reader.last_position(), state.horizon().horizon));
         let committer = Committer::new(journal, registry.clone(), board.clone(), environment);
-        let matcher = committer.matcher().clone();
+        let subscriptions = committer.subscriptions().clone();
         let writer = CommitThread::new(
             committer,
             queue.clone(),
@@ -236,7 +237,7 @@ impl Outbox {
             state: state_sender,
             reader,
             registry,
-            matcher,
+            subscriptions,
             fan_out: Arc::default(),
             freshness,
             tail,
@@ -311,25 +312,6 @@ impl Outbox {
         }
         let permit = self.inner.fan_out.admit(tenants)?;
         Ok(Some(Arc::new(permit.in_turn().await?)))
-    }
-
-    /// Matches events to endpoints, so that the writer need not. The writer matches again if an
-    /// endpoint changes in between. Returns the number of deliveries by tenant.
-    async fn match_events(&self, commands: &mut [Command]) -> HashMap<Tenant, usize> {
-        let (mut next, mut steps, mut tenants) = (0, 0, HashMap::new());
-        loop {
-            let matched = {
-                let matcher = self.inner.matcher.read().expect("no holder of this lock panics");
-                fan_out::match_next(&matcher, commands, &mut next, &mut tenants)
-            };
-            let Some(more) = matched else { break };
-            steps += more;
-            if steps > limits::MATCH_STEPS_MAX {
-                steps = 0;
-                tokio::task::yield_now().await;
-            }
-        }
-        tenants
     }
 
     /// Commits a prepared unit. Prepares it again if it became stale in the queue.
@@ -541,11 +523,6 @@ impl Outbox {
     #[must_use]
     pub fn stall(&self) -> Option<Stall> {
         self.inner.disk_waits.longest(limits::DISK_SILENCE_MAX)
-    }
-
-    /// Reads the index of endpoints by patterns, under its read lock: the closure must not block.
-    pub fn matcher<R>(&self, look: impl FnOnce(&Matcher) -> R) -> R {
-        look(&self.inner.matcher.read().expect("no holder of this lock panics"))
     }
 
     /// Whether too many outcomes are pending, so that no new attempt should begin.

@@ -27,8 +27,8 @@ pub(crate) mod tests {
     use bytes::Bytes;
 
     use crate::domain::{
-        Endpoint, EndpointNumber, EndpointStatus, EndpointTransport, Event, Format, Ordering, Position,
-        RequestShape, RetryPolicy, SignatureScheme, Tenant, Timestamp,
+        Endpoint, EndpointNumber, EndpointStatus, EndpointTransport, Event, EventSelection, Format, Ordering,
+        Position, RequestShape, RetryPolicy, SignatureScheme, Tenant, Timestamp,
     };
 
     /// An event for one endpoint, without optional fields.
@@ -43,6 +43,7 @@ pub(crate) mod tests {
             stream: None,
             ordering_key: None,
             deliver_at: None,
+            labels: Vec::new(),
             metadata: None,
             attributes: Vec::new(),
             data: Bytes::from_static(b"{}"),
@@ -62,6 +63,7 @@ pub(crate) mod tests {
             url: "https://example.com/".into(),
             description: "".into(),
             event_types: patterns.iter().map(|pattern| pattern.parse().unwrap()).collect(),
+            selection: EventSelection::default(),
             headers: Vec::new(),
             sensitive_headers: Vec::new(),
             rate_limit: None,

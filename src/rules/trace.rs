@@ -48,6 +48,7 @@ mod tests {
             stream: None,
             ordering_key: None,
             deliver_at: None,
+            labels: Vec::new(),
             metadata: None,
             attributes: vec![(attribute::TRACE_PARENT.into(), parent.into())],
             data: bytes::Bytes::from_static(b"1"),

@@ -11,8 +11,8 @@ use crate::context::responses::Remember;
 use crate::context::signal::{LaneAnswer, Signal};
 use crate::courier::guard::RefusedUrl;
 use crate::domain::{
-    DisabledReason, Endpoint, EndpointId, EndpointNumber, EndpointStatus, EndpointUid, Pattern, Position,
-    Tenant, Timestamp,
+    DisabledReason, Endpoint, EndpointId, EndpointNumber, EndpointStatus, EndpointUid, Label, Pattern,
+    Position, Tenant, Timestamp,
 };
 use crate::lanes::{WaitReason, with_order};
 use crate::outbox::draft::{ChangeError, Unavailable};
@@ -28,6 +28,25 @@ use crate::service::types::{EndpointStats, LaneView, Page, Scope};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("several tenants have an endpoint with this uid; use its id")]
 pub struct AmbiguousUid;
+
+/// Conditions of a list.
+#[derive(Clone, Debug, Default)]
+pub struct EndpointFilter {
+    pub tenant: Option<Tenant>,
+    /// `active`, `paused` or `disabled`.
+    pub status: Option<&'static str>,
+    pub uid: Option<EndpointUid>,
+    pub label: Option<Label>,
+}
+
+impl EndpointFilter {
+    fn includes(&self, endpoint: &Endpoint) -> bool {
+        self.tenant.as_ref().is_none_or(|tenant| *tenant == endpoint.tenant)
+            && self.status.is_none_or(|status| status == status_name(&endpoint.status))
+            && self.uid.as_ref().is_none_or(|uid| endpoint.uid.as_ref() == Some(uid))
+            && self.label.as_ref().is_none_or(|label| endpoint.selection.labels.contains(label))
+    }
+}
 
 /// Operations on endpoints.
 #[derive(Clone, Copy)]
@@ -66,26 +85,22 @@ impl Endpoints<'_> {
         })
     }
 
-    /// Newest first. `status` is `active`, `paused` or `disabled`.
+    /// Newest first.
     #[must_use]
     pub fn list(
         self,
         scope: &Scope,
-        tenant: Option<&Tenant>,
-        status: Option<&str>,
-        uid: Option<&EndpointUid>,
+        filter: &EndpointFilter,
         after: Option<Cursor>,
         limit: usize,
     ) -> Page<Arc<Endpoint>> {
         let wanted = |endpoint: &&Arc<Endpoint>| {
             endpoint.queue().is_none()
                 && scope.covers(&endpoint.tenant)
-                && tenant.is_none_or(|tenant| *tenant == endpoint.tenant)
-                && status.is_none_or(|status| status == status_name(&endpoint.status))
-                && uid.is_none_or(|uid| endpoint.uid.as_ref() == Some(uid))
+                && filter.includes(endpoint)
                 && after.is_none_or(|cursor| endpoint.number < cursor.endpoint)
         };
-        let mut items: Vec<_> = self.0.outbox_of(tenant).registry(|registry| {
+        let mut items: Vec<_> = self.0.outbox_of(filter.tenant.as_ref()).registry(|registry| {
             registry.endpoints().rev().filter(wanted).take(limit + 1).cloned().collect()
         });
         let more = items.len() > limit;
@@ -280,7 +295,7 @@ impl Endpoints<'_> {
         patterns: &[Pattern],
         replaced: Option<EndpointNumber>,
     ) -> Result<(), NoRoomForPatterns> {
-        self.0.outbox_of(tenant).matcher(|matcher| matcher.check_room(tenant, patterns, replaced))
+        self.0.outbox_of(tenant).subscriptions().matcher().check_room(tenant, patterns, replaced)
     }
 
     /// Checks a custom header.

@@ -12,10 +12,10 @@ use crate::domain::{
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::projections::reads::{Cursor, Filter, Found, Past};
-use crate::rules::matching::PatternSelection;
 use crate::service::bulk::{DELETED, deliveries_per_step, revive_command};
 use crate::service::endpoints::Endpoints;
 use crate::service::events::Events;
+use crate::service::filters::StoredSelection;
 use crate::service::types::Scope;
 
 /// Delivers past events again.
@@ -51,10 +51,7 @@ impl Replays<'_> {
                     ids.iter().map(|id| find(id).map(|endpoint| endpoint.number)).collect();
                 found.ok_or(ChangeError::NotAllowed("an endpoint does not belong to the event's tenant"))?
             }
-            None => self
-                .0
-                .outbox_of(&event.tenant)
-                .matcher(|matcher| matcher.targets(&event.tenant, &event.event_type)),
+            None => self.0.outbox_of(&event.tenant).wanted_by(&event).await,
         };
         let deliveries: Vec<_> =
             numbers.into_iter().map(|endpoint| DeliveryKey { event: position, endpoint }).collect();
@@ -67,7 +64,8 @@ impl Replays<'_> {
     }
 
     /// Replays the logged events of the endpoint's tenant between the times, and returns the number
-    /// of deliveries. Skips pending deliveries. Works in bounded steps of one commit each; the last
+    /// of deliveries. The patterns replace those of the endpoint; its labels and its filter apply.
+    /// Skips pending deliveries. Works in bounded steps of one commit each; the last
     /// commit stores the response. Repeating an interrupted request starts over, and may replay
     /// deliveries that were delivered since.
     ///
@@ -85,7 +83,7 @@ impl Replays<'_> {
         let filter =
             Filter { tenant: Some(endpoint.tenant.clone()), since: Some(since), until, ..Filter::default() };
         let patterns = if event_types.is_empty() { &endpoint.event_types } else { event_types };
-        let selection = Arc::new(PatternSelection::new(patterns));
+        let selection = Arc::new(StoredSelection::new(self.0, endpoint, patterns));
         let number = endpoint.number;
         // Later events are not past ones. So each step finds the same events twice.
         let end = self.0.outbox_of(number).journal().last_position().next();
@@ -132,20 +130,23 @@ impl Replays<'_> {
         self.0.outbox_of(endpoint).read(read).await
     }
 
-    /// Positions of the eligible events with a selected type. Works on a blocking thread.
+    /// Positions of the eligible events that are selected. Works on a blocking thread.
     async fn select(
         self,
         found: Found<Past>,
         only_undelivered: bool,
-        selection: Arc<PatternSelection>,
+        selection: Arc<StoredSelection>,
     ) -> Result<HashSet<Position>, Unavailable> {
-        let is_wanted = move |past: &Past| {
-            is_eligible(past, only_undelivered)
-                && past.event_type.parse().is_ok_and(|event_type| selection.wants(&event_type))
+        let select = move || -> Result<HashSet<Position>, Unavailable> {
+            let mut selected = HashSet::new();
+            for past in found.items.iter().filter(|past| is_eligible(past, only_undelivered)) {
+                if selection.wants(&past.event_type, past.position)? {
+                    selected.insert(past.position);
+                }
+            }
+            Ok(selected)
         };
-        let select =
-            move || found.items.iter().filter(|past| is_wanted(past)).map(|past| past.position).collect();
-        self.0.blocking(select).await
+        self.0.blocking(select).await?
     }
 }
 

@@ -14,6 +14,7 @@ use crate::domain::{
     Event, EventId, Idempotency, Next, Position, Quota, QuotaOverride, Record, RetryPolicy, Tenant,
     Timestamp,
 };
+use crate::filters::samples;
 use crate::outbox::ReadModel as _;
 use crate::outbox::conformance::compare::{Moment, compare};
 use crate::outbox::conformance::oracle::{Delivery, Oracle};
@@ -304,6 +305,7 @@ impl Model {
             !known.deleted
                 && known.endpoint.tenant == event.tenant
                 && want(&known.endpoint.event_types, &event.event_type)
+                && samples::wants(&known.endpoint.selection, &event.event_type, &event.labels, &event.data)
         };
         let wanted: Vec<_> =
             self.endpoints.values().filter(wants).map(|known| known.endpoint.number).collect();

@@ -24,6 +24,7 @@ use crate::outbox::rebuild::RebuildError;
 use crate::service::types::Scope;
 use crate::service::{DeadLetters, Deliveries, Endpoints, Events, Handshakes, Replays};
 
+use crate::filters::samples;
 use crate::outbox::ReadModel;
 use crate::projections::retention::Cutoffs;
 use crate::rules::handshake::restart_handshake;
@@ -166,6 +167,7 @@ pub(super) fn new_endpoint(inner: &mut Inner) -> Endpoint {
         id: id.parse().expect("a legal id"),
         description: "".into(),
         event_types: patterns(chance),
+        selection: samples::selection(chance.next()),
         headers: Vec::new(),
         sensitive_headers: Vec::new(),
         rate_limit: rate(chance),
@@ -297,6 +299,7 @@ async fn change_endpoint(context: &Context, world: &World) {
             }
             _ => {
                 endpoint.event_types = patterns(chance);
+                endpoint.selection = samples::selection(chance.next());
                 endpoint.retry = retry(chance);
                 "policy"
             }

@@ -369,3 +369,13 @@ fn content_that_stays_on_disk_is_caught() {
 fn keys_expired_too_early_are_caught() {
     assert_caught(Mutation::ForgetTooEarly);
 }
+
+#[test]
+fn unlabelled_events_at_labelled_endpoints_are_caught() {
+    assert_caught(Mutation::AdmitUnlabelled);
+}
+
+#[test]
+fn shared_filter_results_are_caught() {
+    assert_caught(Mutation::ShareFilterResults);
+}

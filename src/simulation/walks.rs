@@ -11,6 +11,7 @@ use crate::context::Context;
 use crate::domain::{
     DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, Position, Tenant, Timestamp,
 };
+use crate::filters::samples;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
 use crate::projections::reads::{Cursor, Filter};
@@ -225,7 +226,10 @@ fn replayable(inner: &Inner, endpoint: &Endpoint, only_undelivered: bool) -> BTr
     let number: EndpointNumber = endpoint.number;
     let events = inner.model.oracle.events.iter();
     let wanted = events.filter(|(_, event)| {
-        event.tenant == endpoint.tenant && want(&endpoint.event_types, &event.event_type)
+        event.tenant == endpoint.tenant
+            && want(&endpoint.event_types, &event.event_type)
+            && event.erased_at.is_none()
+            && samples::wants(&endpoint.selection, &event.event_type, &event.labels, &event.data)
     });
     let keys = wanted.map(|(position, _)| DeliveryKey { event: *position, endpoint: number });
     keys.filter(|key| match inner.model.oracle.deliveries.get(key).map(|known| known.state) {

@@ -23,6 +23,7 @@ mod events;
 mod feed;
 mod feed_projection;
 mod feed_stream;
+mod filters;
 mod formats;
 mod handshake;
 mod isolation;

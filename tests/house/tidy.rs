@@ -51,7 +51,7 @@ fn outbox_is_reached_by_the_home_of_the_data() {
 }
 
 /// A layer and its permitted imports.
-const LAYERS: [(&str, &[&str]); 23] = [
+const LAYERS: [(&str, &[&str]); 24] = [
     ("limits", &[]),
     ("panics", &[]),
     ("codec", &[]),
@@ -62,12 +62,16 @@ const LAYERS: [(&str, &[&str]); 23] = [
     ("lanes", &["limits", "domain"]),
     ("schemas", &["limits", "domain", "unique_json"]),
     ("templates", &["limits", "domain"]),
+    ("filters", &["limits", "domain"]),
     ("vault", &["domain"]),
     ("metrics", &["domain", "lanes"]),
     ("config", &["limits", "domain", "rules"]),
     ("storage", &["limits", "panics", "codec", "domain", "projections"]),
-    ("outbox", &["limits", "panics", "codec", "domain", "projections", "rules", "schemas", "storage"]),
-    ("maintenance", &["limits", "panics", "domain", "projections", "outbox", "storage"]),
+    (
+        "outbox",
+        &["limits", "panics", "codec", "domain", "filters", "projections", "rules", "schemas", "storage"],
+    ),
+    ("maintenance", &["limits", "panics", "domain", "filters", "projections", "outbox", "storage"]),
     ("courier", &["limits", "panics", "domain"]),
     (
         "context",
@@ -91,6 +95,7 @@ const LAYERS: [(&str, &[&str]); 23] = [
         &[
             "limits",
             "domain",
+            "filters",
             "rules",
             "lanes",
             "projections",
@@ -122,7 +127,7 @@ const LAYERS: [(&str, &[&str]); 23] = [
             "service",
         ],
     ),
-    ("api", &["limits", "panics", "unique_json", "domain", "rules", "context", "service"]),
+    ("api", &["limits", "panics", "unique_json", "domain", "filters", "rules", "context", "service"]),
     (
         "daemon",
         &[

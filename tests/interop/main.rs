@@ -8,6 +8,7 @@ mod support;
 
 mod event_types;
 mod feed;
+mod filters;
 mod judges;
 mod metrics;
 mod openapi;

@@ -4,6 +4,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::{non_empty, set, text_of, word};
+use crate::cli::selection::SelectionOptions;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Signature {
@@ -22,7 +23,7 @@ enum Method {
     Get,
 }
 
-/// Options of the requests.
+/// Options of the requests, and of the events that they are about.
 #[derive(Debug, Default, Args)]
 pub(super) struct RequestOptions {
     /// Signature schemes.
@@ -40,6 +41,8 @@ pub(super) struct RequestOptions {
     /// User name and password for HTTP Basic; `none` removes the authorization.
     #[arg(long, value_name = "USER:PASSWORD", value_parser = basic)]
     basic: Option<BasicAuth>,
+    #[command(flatten)]
+    selection: SelectionOptions,
 }
 
 impl RequestOptions {
@@ -47,6 +50,7 @@ impl RequestOptions {
         set(members, "signature", self.signature());
         set(members, "request", self.request());
         set(members, "auth", self.basic.as_ref().map(BasicAuth::member));
+        self.selection.add_to(members);
     }
 
     fn signature(&self) -> Option<Value> {
@@ -128,6 +132,7 @@ mod tests {
             content_type: Some(String::new()),
             body_template: Some("{{ id }}".to_owned()),
             basic: None,
+            selection: SelectionOptions::default(),
         };
         let mut members = Map::new();
         options.add_to(&mut members);

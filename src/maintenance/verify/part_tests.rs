@@ -97,3 +97,19 @@ fn state_beyond_a_lost_event_is_rebuilt() {
     let error = State::open(&path.join("state"), Position(1)).unwrap_err();
     assert!(matches!(error, StateError::Ahead { applied: Position(6), journal_end: Position(1) }), "{error}");
 }
+
+#[test]
+fn unreadable_filter_is_reported() {
+    let directory = directory();
+    let path = directory.path();
+    let endpoint = crate::rules::tests::endpoint(1, Tenant::DEFAULT, &[]);
+    let with = |revision, filter: &str| {
+        let selection = crate::domain::EventSelection { filter: Some(filter.into()), labels: Vec::new() };
+        Record::EndpointPut(Arc::new(Endpoint { revision, selection, ..endpoint.clone() }))
+    };
+    let records = [with(Position(7), r#"{"type":"a"}"#), with(Position(8), r#"{"type":{"$regex":"a"}}"#)];
+    journal(path).append(Timestamp::from_millis(2), &[&records]).unwrap();
+    let problems = check(path).problems.listed;
+    let texts: Vec<_> = problems.iter().map(|problem| problem.text.as_str()).collect();
+    assert_eq!(texts, ["journal: the filter of endpoint ep_1 is unreadable"]);
+}

@@ -10,6 +10,7 @@ use crate::domain::{
     Position, Quota, QuotaExceeded, QuotaOverride, Record, Rejection, Tenant, TenantSettings, Timestamp,
     TypeDefinition,
 };
+use crate::filters::samples;
 use crate::maintenance::retention::RetentionPolicy;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{AcceptedEvent, EventDraft};
@@ -385,6 +386,7 @@ impl MemoryStore {
             stream: stream.map(|(stream, head)| (stream, head.unwrap_or(0) + 1)),
             ordering_key: draft.ordering_key.clone(),
             deliver_at: draft.deliver_at,
+            labels: draft.labels.clone(),
             metadata: draft.metadata.clone(),
             attributes: draft.attributes.clone(),
             data: draft.data.clone(),
@@ -407,7 +409,11 @@ impl MemoryStore {
     fn targets(&self, draft: &EventDraft) -> Vec<EndpointNumber> {
         let wants = |endpoint: &&Arc<Endpoint>| match draft.only {
             Some(only) => endpoint.number == only,
-            None => endpoint.tenant == draft.tenant && want(&endpoint.event_types, &draft.event_type),
+            None => {
+                endpoint.tenant == draft.tenant
+                    && want(&endpoint.event_types, &draft.event_type)
+                    && samples::wants(&endpoint.selection, &draft.event_type, &draft.labels, &draft.data)
+            }
         };
         self.endpoints.values().filter(wants).map(|endpoint| endpoint.number).collect()
     }

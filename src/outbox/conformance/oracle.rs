@@ -48,6 +48,7 @@ fn longest(holds: &[(Timestamp, Position)]) -> Option<(Timestamp, Position)> {
 fn erase(event: &Event, at: Timestamp) -> Event {
     let mut event = event.clone();
     event.metadata = None;
+    event.labels.clear();
     event.attributes.retain(|(name, _)| **name == *"traceparent");
     (event.data, event.erased_at) = (Bytes::new(), Some(at));
     event

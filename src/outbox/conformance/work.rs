@@ -17,6 +17,7 @@ use crate::domain::{
     EndpointStatus, ErrorClass, EventId, Expected, Hold, Idempotency, Next, Ordering, Position, RateLimit,
     Record, Reservation, Timestamp, Trigger,
 };
+use crate::filters::samples;
 use crate::outbox::draft::EventDraft;
 use crate::outbox::unit::{Command, Outcome};
 use crate::rules;
@@ -269,6 +270,7 @@ impl<S: Store> Work<S> {
             stream: stream.map(|number| format!("stream-{number}").parse().expect("a legal stream")),
             ordering_key: self.percent(30).then(|| "a".parse().expect("a legal key")),
             deliver_at: self.percent(20).then(|| self.now.plus(later)),
+            labels: samples::labels(self.random.u64(..)),
             metadata: self.percent(10).then(|| Bytes::from_static(b"{}")),
             idempotency: key.map(|key| Idempotency {
                 scope: [key; 16],
@@ -314,6 +316,7 @@ impl<S: Store> Work<S> {
             tenant: old.map_or_else(|| tenant.parse().expect("a legal tenant"), |old| old.tenant.clone()),
             url: url.into(),
             event_types: types.iter().map(|pattern| pattern.parse().expect("a legal pattern")).collect(),
+            selection: samples::selection(self.random.u64(..)),
             max_in_flight: Some(1),
             timeout: Some(Duration::from_secs(1)),
             ordering: ordering.expect("three"),

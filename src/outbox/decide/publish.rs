@@ -141,6 +141,7 @@ impl Committer {
             stream,
             ordering_key: draft.ordering_key.clone(),
             deliver_at: draft.deliver_at,
+            labels: draft.labels.clone(),
             metadata: draft.metadata.clone(),
             attributes: draft.attributes.clone(),
             data: draft.data.clone(),
@@ -150,14 +151,19 @@ impl Committer {
         }
     }
 
-    /// The matching endpoints. An earlier match is valid while no endpoint has changed. A unit that
-    /// changes one is alone in its group, so all events of a group see the same endpoints.
+    /// The matching endpoints. An earlier match is valid while no endpoint has changed, and its
+    /// results of filters always are. A unit that changes an endpoint is alone in its group, so all
+    /// events of a group see the same endpoints.
     fn targets(&self, draft: &EventDraft) -> Vec<EndpointNumber> {
-        let matcher = self.matcher.read().expect("no holder of this lock panics");
-        match draft.matched.as_ref().filter(|matched| matched.revision == matcher.revision()) {
-            Some(matched) => matched.targets.to_vec(),
-            None => matcher.targets(&draft.tenant, &draft.event_type),
+        let subscriptions = self.subscriptions.read().expect("no holder of this lock panics");
+        let revision = subscriptions.matcher().revision();
+        if let Some(matched) = draft.matched.as_ref().filter(|matched| matched.revision == revision) {
+            return matched.targets.to_vec();
         }
+        let candidates = subscriptions.candidates(&draft.tenant, &draft.event_type).0;
+        drop(subscriptions);
+        let known = draft.matched.as_ref().and_then(|matched| matched.verdicts.as_deref()).cloned();
+        candidates.select(draft.facts(), known.unwrap_or_default())
     }
 
     /// Generates ascending ULIDs: a new random part per millisecond, incremented within it.

@@ -54,6 +54,7 @@ impl World {
             stream: None,
             ordering_key: key.map(|key| key.parse::<OrderingKey>().unwrap()),
             deliver_at: deliver_at.map(at),
+            labels: Vec::new(),
             metadata: None,
             attributes: Vec::new(),
             data: "1".into(),

@@ -50,6 +50,7 @@ impl World {
             stream,
             ordering_key: None,
             deliver_at: None,
+            labels: Vec::new(),
             metadata: None,
             attributes: Vec::new(),
             data: "1".into(),

@@ -58,6 +58,7 @@ pub(in crate::simulation) fn draw_post(inner: &mut Inner) -> Post {
         stream: stream.map(|stream| stream.parse().expect("a legal stream")),
         ordering_key: chance.percent(30).then(|| chance.pick(&["a", "b"]).parse().expect("a legal key")),
         deliver_at,
+        labels: samples::labels(body),
         idempotency,
         fingerprint,
         ..EventDraft::new(tenant, event_type, data.into())

@@ -13,9 +13,9 @@ use super::outgoing::{
 use super::record::LAYOUT;
 use crate::codec::{Reader, put_bytes, put_u8, put_u64, put_varint};
 use crate::domain::{
-    Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, EndpointTransport, Format,
-    Handshake, Network, Ordering, Position, QueueTarget, RateLimit, RequestShape, RetryPolicy, Sealed,
-    Secret, SecretKind, SignaturePreset, SignatureScheme, VersionPin,
+    Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, EndpointTransport,
+    EventSelection, Format, Handshake, Network, Ordering, Position, QueueTarget, RateLimit, RequestShape,
+    RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset, SignatureScheme, VersionPin,
 };
 
 pub(super) fn put_endpoint(out: &mut Vec<u8>, endpoint: &Endpoint) {
@@ -67,6 +67,7 @@ pub(super) fn get_endpoint(r: &mut Reader<'_>, layout: u8) -> Result<Endpoint, C
         url: get_text(r)?,
         description: get_text(r)?,
         event_types: get_list(r, 1, get_name)?,
+        selection: EventSelection::default(),
         headers: get_list(r, 2, get_pair)?,
         sensitive_headers: Vec::new(),
         rate_limit: get_option(r, get_rate_limit)?,
@@ -151,6 +152,11 @@ const OPTION_AUTH: u8 = 20;
 /// The endpoint's uid: a text.
 const OPTION_UID: u8 = 21;
 
+/// The filter: the text of a JSON object.
+const OPTION_FILTER: u8 = 22;
+/// The labels: a list of texts.
+const OPTION_LABELS: u8 = 23;
+
 /// Placeholder of an inherited retry policy.
 const NO_RETRY: RetryPolicy = RetryPolicy::Schedule(Vec::new());
 
@@ -206,6 +212,7 @@ fn put_endpoint_options(out: &mut Vec<u8>, endpoint: &Endpoint) {
         put_text(&mut bytes, uid.as_str());
         options.push((OPTION_UID, bytes));
     }
+    put_selection_options(&mut options, &endpoint.selection);
     put_list(out, &options, |out, (tag, bytes)| {
         put_u8(out, *tag);
         put_bytes(out, bytes);
@@ -226,6 +233,19 @@ fn put_outgoing_options(options: &mut Vec<(u8, Vec<u8>)>, endpoint: &Endpoint) {
     }
     if let Some(auth) = &endpoint.auth {
         option(OPTION_AUTH, &|out| put_auth(out, auth));
+    }
+}
+
+fn put_selection_options(options: &mut Vec<(u8, Vec<u8>)>, selection: &EventSelection) {
+    if let Some(filter) = &selection.filter {
+        let mut bytes = Vec::new();
+        put_text(&mut bytes, filter);
+        options.push((OPTION_FILTER, bytes));
+    }
+    if !selection.labels.is_empty() {
+        let mut bytes = Vec::new();
+        put_list(&mut bytes, &selection.labels, |out, label| put_text(out, label.as_str()));
+        options.push((OPTION_LABELS, bytes));
     }
 }
 
@@ -282,6 +302,13 @@ fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(
             }
             OPTION_AUTH => endpoint.auth = Some(get_auth(&mut reader)?),
             OPTION_UID => endpoint.uid = Some(get_name(&mut reader)?),
+            OPTION_FILTER => endpoint.selection.filter = Some(get_text(&mut reader)?),
+            OPTION_LABELS => {
+                endpoint.selection.labels = get_list(&mut reader, 2, get_name)?;
+                if endpoint.selection.labels.is_empty() {
+                    return Err(unknown);
+                }
+            }
             _ => return Err(unknown),
         }
         reader.finish()?;

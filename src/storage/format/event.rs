@@ -6,9 +6,9 @@ use super::fields::{
     CodecError, get_list, get_name, get_number, get_option, get_pair, get_time, put_list, put_option,
     put_pair, put_text, put_time,
 };
-use super::record::{ERASED_EVENT_LAYOUT, get_idempotency, put_idempotency};
+use super::record::{ERASED_EVENT_LAYOUT, LABELLED_EVENT_LAYOUT, get_idempotency, put_idempotency};
 use crate::codec::{Reader, put_bytes, put_varint};
-use crate::domain::Event;
+use crate::domain::{Event, Label};
 
 pub(super) fn put_event(out: &mut Vec<u8>, event: &Event) {
     put_text(out, event.id.as_str());
@@ -30,11 +30,13 @@ pub(super) fn put_event(out: &mut Vec<u8>, event: &Event) {
     put_list(out, &event.idempotency, put_idempotency);
     if let Some(at) = event.erased_at {
         put_time(out, at);
+    } else if !event.labels.is_empty() {
+        put_list(out, &event.labels, |out, label| put_text(out, label.as_str()));
     }
 }
 
 pub(super) fn get_event(r: &mut Reader<'_>, layout: u8) -> Result<Event, CodecError> {
-    Ok(Event {
+    let mut event = Event {
         id: get_name(r)?,
         tenant: get_name(r)?,
         event_type: get_name(r)?,
@@ -44,11 +46,26 @@ pub(super) fn get_event(r: &mut Reader<'_>, layout: u8) -> Result<Event, CodecEr
         stream: get_option(r, |r| Ok((get_name(r)?, r.get_varint()?)))?,
         ordering_key: get_option(r, get_name)?,
         deliver_at: get_option(r, get_time)?,
+        labels: Vec::new(),
         metadata: get_option(r, |r| Ok(Bytes::copy_from_slice(r.get_bytes()?)))?,
         attributes: get_list(r, 2, get_pair)?,
         data: Bytes::copy_from_slice(r.get_bytes()?),
         targets: get_list(r, 1, get_number)?,
         idempotency: get_list(r, 33, get_idempotency)?,
-        erased_at: if layout < ERASED_EVENT_LAYOUT { None } else { Some(get_time(r)?) },
-    })
+        erased_at: if layout == ERASED_EVENT_LAYOUT { Some(get_time(r)?) } else { None },
+    };
+    if layout == LABELLED_EVENT_LAYOUT {
+        event.labels = get_labels(r)?;
+    }
+    Ok(event)
+}
+
+/// One or more.
+fn get_labels(r: &mut Reader<'_>) -> Result<Vec<Label>, CodecError> {
+    let labels: Vec<Label> = get_list(r, 2, get_name)?;
+    if labels.is_empty() {
+        Err(CodecError::UnknownValue { what: "number of labels", found: 0 })
+    } else {
+        Ok(labels)
+    }
 }

@@ -31,6 +31,8 @@ mod fields;
 mod lease;
 mod outgoing;
 mod record;
+#[cfg(test)]
+mod selection_tests;
 mod tenant;
 
 pub use fields::CodecError;

@@ -7,11 +7,11 @@
 //!
 //! A record is a tag byte, a layout version byte and the fields below, in this order. The layout
 //! version is 5 for `AttemptFinished`, 2 for `EndpointPut`, `KeyPut`, `EventRejected` and the
-//! `EventAccepted` of an erased event, and 1 for all others.
+//! `EventAccepted` of an erased event, 3 for that of an event with labels, and 1 for all others.
 //!
 //! | tag | record | fields |
 //! |---|---|---|
-//! | 1 | `EventAccepted` | id, tenant, type, version, timestamp, accepted at, stream? (name, version), ordering key?, deliver at?, metadata?, attributes (name, value), data, targets, idempotency, erased at (layout 2 only) |
+//! | 1 | `EventAccepted` | id, tenant, type, version, timestamp, accepted at, stream? (name, version), ordering key?, deliver at?, metadata?, attributes (name, value), data, targets, idempotency, erased at (layout 2 only), labels (layout 3 only) |
 //! | 2 | `AttemptFinished` | delivery, due, number, trigger, started at, duration, status?, error? (class, text), reply, network, next, hold? (until, revision), uptime? (milliseconds), delay (milliseconds), exchange (flags, revision?, signed at?, address?, phase times in microseconds?, headers?) |
 //! | 3 | `EndpointPut` | number, id, tenant, url, description, types, headers, rate limit?, in flight, timeout, ordering, retry, format, signature, secrets, trace, metadata?, status, created at, updated at, revision, options (tag, bytes) |
 //! | 4 | `EndpointDeleted` | endpoint, at |
@@ -78,6 +78,8 @@ pub(super) const LAYOUT: u8 = 1;
 const ATTEMPT_LAYOUT: u8 = 5;
 /// Layout version of erased events. Layout 1, of all other events, has no time of erasure.
 pub(super) const ERASED_EVENT_LAYOUT: u8 = 2;
+/// Layout version of events with labels, which follow the fields of layout 1.
+pub(super) const LABELLED_EVENT_LAYOUT: u8 = 3;
 /// Layout version of endpoints. Layout 1 stays readable: its secrets have a single kind and plain
 /// bytes, and it has no options.
 const ENDPOINT_LAYOUT: u8 = 2;
@@ -291,17 +293,18 @@ fn layout_of(tag: u8) -> Option<u8> {
         ENDPOINT_PUT => Some(ENDPOINT_LAYOUT),
         EVENT_REJECTED => Some(REJECTION_LAYOUT),
         KEY_PUT => Some(KEY_LAYOUT),
-        EVENT_ACCEPTED => Some(ERASED_EVENT_LAYOUT),
+        EVENT_ACCEPTED => Some(LABELLED_EVENT_LAYOUT),
         EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=TYPE_DELETED => Some(LAYOUT),
         _ => None,
     }
 }
 
-/// The layout version that a record is written in: the latest, but the first for an event that is
-/// not erased.
+/// The layout version that a record is written in: the latest, except for events. They have the
+/// first one, unless they are erased or have labels.
 fn written_layout(record: &Record) -> u8 {
     match record {
-        Record::EventAccepted(event) if event.erased_at.is_none() => LAYOUT,
+        Record::EventAccepted(event) if event.erased_at.is_some() => ERASED_EVENT_LAYOUT,
+        Record::EventAccepted(event) if event.labels.is_empty() => LAYOUT,
         _ => layout_of(record_tag(record)).expect("every record has a layout"),
     }
 }

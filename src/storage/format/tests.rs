@@ -9,16 +9,17 @@ use crate::codec::Malformed;
 use crate::domain::{
     Asked, Attempt, ClientCertificate, Consent, Consumer, ConsumerFilter, DeadReason, DisabledReason,
     EndedLease, Endpoint, EndpointAuth, EndpointNumber, EndpointStatus, EndpointTransport, ErrorClass, Event,
-    Exchange, Format, Handshake, Hold, LeaseEnd, LeaseKey, Network, Next, Ordering, QueueTarget, Quota,
-    QuotaOverride, QuotaOverrides, RateLimit, RequestShape, RetryPolicy, Sealed, Secret, SecretKind,
-    SignaturePreset, SignatureScheme, StreamChoice, TakenFrom, TakenMessage, TenantDelivery, TenantSettings,
-    Timestamp, Trigger, VersionPin,
+    EventSelection, Exchange, Format, Handshake, Hold, LeaseEnd, LeaseKey, Network, Next, Ordering,
+    QueueTarget, Quota, QuotaOverride, QuotaOverrides, RateLimit, RequestShape, RetryPolicy, Sealed, Secret,
+    SecretKind, SignaturePreset, SignatureScheme, StreamChoice, TakenFrom, TakenMessage, TenantDelivery,
+    TenantSettings, Timestamp, Trigger, VersionPin,
 };
 use crate::storage::format::consumer::tests::{bare_consumer, consumer};
 use crate::storage::format::endpoint::{get_handshake, put_handshake};
 use crate::storage::format::event_type::tests::sample_type;
 use crate::storage::format::exchange::tests::{bare_exchange, exchange};
 use crate::storage::format::outgoing::tests::sample_endpoint;
+use crate::storage::format::selection_tests::{labelled_event, sample_selection};
 
 fn time(millis: u64) -> Timestamp {
     Timestamp::from_millis(millis)
@@ -35,6 +36,7 @@ fn full_event() -> Event {
         stream: Some(("order-42".parse().unwrap(), 7)),
         ordering_key: Some("customer 9".parse().unwrap()),
         deliver_at: Some(time(300)),
+        labels: Vec::new(),
         metadata: Some(Bytes::from_static(b"{}")),
         attributes: vec![("traceparent".into(), "00-ab".into())],
         data: Bytes::from_static(b"{\"a\":1}"),
@@ -52,6 +54,7 @@ fn bare_event() -> Event {
         stream: None,
         ordering_key: None,
         deliver_at: None,
+        labels: Vec::new(),
         metadata: None,
         attributes: vec![],
         data: Bytes::from_static(b"1"),
@@ -98,6 +101,7 @@ fn endpoint() -> Endpoint {
         url: "https://example.com/".into(),
         description: "d".into(),
         event_types: vec!["order.*".parse().unwrap()],
+        selection: EventSelection::default(),
         headers: vec![("x-a".into(), "b".into())],
         sensitive_headers: Vec::new(),
         rate_limit: Some(RateLimit { limit: 10, per: Duration::from_secs(1), burst: 5 }),
@@ -251,6 +255,7 @@ fn samples() -> Vec<Record> {
     let mut all = vec![
         Record::EventAccepted(Arc::new(full_event())),
         Record::EventAccepted(Arc::new(bare_event())),
+        Record::EventAccepted(Arc::new(labelled_event(bare_event()))),
         finished(Attempt { status: None, error: None, ..attempt(Next::Delivered) }),
         finished(attempt(Next::RetryAt(time(99)))),
         finished(held_attempt()),
@@ -366,9 +371,10 @@ fn endpoints_with_options() -> Vec<Record> {
     let queue = QueueTarget { name: "notify.sms".parse().unwrap(), lease_max: Duration::from_secs(43_200) };
     let queue = Endpoint { transport: EndpointTransport::Queue(queue), url: "".into(), ..endpoint() };
     let named = Endpoint { uid: Some("crm.main".parse().unwrap()), ..endpoint() };
+    let selective = Endpoint { selection: sample_selection(), ..endpoint() };
     [
         full, github, pending, certified, partly, open, inside, alone, queue, pinned, outgoing, basic, svix,
-        named,
+        named, selective,
     ]
     .map(|endpoint| Record::EndpointPut(Arc::new(endpoint)))
     .into()
@@ -455,7 +461,7 @@ proptest::proptest! {
 fn unknown_tags_and_layouts_are_reported() {
     assert_eq!(decode(&[0, 1]), Err(CodecError::UnknownTag(0)));
     assert_eq!(decode(&[99, 1]), Err(CodecError::UnknownTag(99)));
-    assert_eq!(decode(&[1, 3]), Err(CodecError::UnknownLayout { tag: 1, found: 3, known: 2 }));
+    assert_eq!(decode(&[1, 4]), Err(CodecError::UnknownLayout { tag: 1, found: 4, known: 3 }));
     assert_eq!(decode(&[4, 2]), Err(CodecError::UnknownLayout { tag: 4, found: 2, known: 1 }));
     assert_eq!(decode(&[2, 6]), Err(CodecError::UnknownLayout { tag: 2, found: 6, known: 5 }));
     assert_eq!(decode(&[3, 3]), Err(CodecError::UnknownLayout { tag: 3, found: 3, known: 2 }));

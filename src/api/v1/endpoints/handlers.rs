@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::model::{EndpointBody, EndpointInput, NewEndpointInput};
 use super::outgoing::{TOKEN_URL, check_header_names, merge_auth};
 use super::secrets::{RequestedSecret, live_keys, requested_secret, to_secret};
+use super::selection::check_filter_room;
 use super::settings::{self, EndpointSettings};
 use crate::api::http::auth::Audience;
 use crate::api::http::problem::{Errors, Problem, pointer};
@@ -21,11 +22,13 @@ use crate::api::{Call, not_found};
 use crate::context::responses::Remember;
 use crate::domain::{
     ClientCertificate, Endpoint, EndpointAuth, EndpointId, EndpointNumber, EndpointStatus, EndpointTransport,
-    EndpointUid, EventType, Idempotency, Pattern, Position, Sealed, SecretKind, SignatureScheme, Tenant,
+    EndpointUid, EventType, Idempotency, Label, Pattern, Position, Sealed, SecretKind, SignatureScheme,
+    Tenant,
 };
 use crate::limits;
 use crate::rules::handshake;
 use crate::rules::headers::is_secret;
+use crate::service::endpoints::EndpointFilter;
 use crate::service::types::{ChangeError, EventDraft, IdentityError, RefusedUrl, is_same_origin};
 use crate::service::{Endpoints, Events, Secrets, Tenants};
 
@@ -240,6 +243,7 @@ async fn register(
     let NewEndpoint { id, tenant, url, settings, secret, client_certificate } = new;
     let mut errors = Errors::default();
     check_room(call, &tenant, &settings.event_types, None, &mut errors);
+    check_filter_room(call, &tenant, &settings.selection, None, &mut errors);
     event_types::pins::check(call, &settings.versions, &[], &mut errors);
     std::mem::take(&mut errors).finish()?;
     let url = check_url(call, &url).await?;
@@ -265,6 +269,7 @@ async fn register(
         url,
         description: settings.description,
         event_types: settings.event_types,
+        selection: settings.selection,
         headers: settings.headers,
         rate_limit: settings.rate_limit,
         max_in_flight: settings.max_in_flight.or(delivery.max_in_flight),
@@ -319,9 +324,10 @@ pub async fn list(call: &Call) -> Result<Json<ListBody<EndpointBody>>, Problem> 
     let tenant = call.principal.tenant_filter(call.query.get("tenant")?)?;
     let status = call.query.word("status", lists::ENDPOINT_STATUSES)?;
     let uid: Option<EndpointUid> = call.query.get("uid")?;
+    let label: Option<Label> = call.query.get("label")?;
     let (after, limit) = (call.query.cursor(List::Endpoints)?, call.query.limit()?);
-    let (scope, tenant, uid) = (&call.principal.scope, tenant.as_ref(), uid.as_ref());
-    let page = Endpoints(&call.api.context).list(scope, tenant, status, uid, after, limit);
+    let wanted = EndpointFilter { tenant, status, uid, label };
+    let page = Endpoints(&call.api.context).list(&call.principal.scope, &wanted, after, limit);
     let data = page.items.iter().map(|endpoint| endpoint_body(call, endpoint)).collect();
     Ok(lists::page_reply(&call.path, &call.query, List::Endpoints, &page, data))
 }
@@ -361,6 +367,17 @@ fn check_keys(
     Ok(())
 }
 
+fn check_fixed_members(endpoint: &Endpoint, input: &EndpointInput, patch: &Value, errors: &mut Errors) {
+    if input.tenant.as_deref() != Some(endpoint.tenant.as_str()) {
+        errors.push("/tenant", "cannot be changed");
+    }
+    for member in ["secret", "secretType"] {
+        if patch.get(member).is_some() {
+            errors.push(pointer("", member), "cannot be changed here; use POST secret/rotate");
+        }
+    }
+}
+
 async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoint, Problem> {
     let endpoint = &move_secret_headers(endpoint);
     let current = endpoint_body(call, endpoint).into_input(endpoint);
@@ -373,14 +390,7 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
     input.event_types = input.event_types.filter(|_| !keeps_patterns);
     let mut errors = Errors::default();
     let url = url_text(&input, &mut errors);
-    if input.tenant.as_deref() != Some(endpoint.tenant.as_str()) {
-        errors.push("/tenant", "cannot be changed");
-    }
-    for member in ["secret", "secretType"] {
-        if patch.get(member).is_some() {
-            errors.push(pointer("", member), "cannot be changed here; use POST secret/rotate");
-        }
-    }
+    check_fixed_members(endpoint, &input, patch, &mut errors);
     let settings = check_settings(call, &input, &endpoint.headers, &mut errors);
     // Another origin drops write-only values, so that no other receiver gets them.
     let is_same_receiver = is_same_origin(url, &endpoint.url);
@@ -404,6 +414,7 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
         Some(_) => parse_client_certificate(call, &input, &mut errors),
     };
     check_certificate_url(client_certificate.as_ref(), url, &mut errors);
+    check_filter_room(call, &endpoint.tenant, &settings.selection, Some(endpoint), &mut errors);
     event_types::pins::check(call, &settings.versions, &endpoint.versions, &mut errors);
     check_keys(call, endpoint, &settings.signatures, &mut errors)?;
     // An endpoint without a handshake stays as it is, but not at another URL.
@@ -420,6 +431,7 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
         url,
         description: settings.description,
         event_types,
+        selection: settings.selection,
         headers: settings.headers,
         sensitive_headers,
         rate_limit: settings.rate_limit,

@@ -6,4 +6,5 @@ pub mod outgoing;
 pub mod preview;
 pub mod reports;
 pub mod secrets;
+pub mod selection;
 pub mod settings;

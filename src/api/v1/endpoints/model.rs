@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::outgoing::{AuthInput, RequestMembers, SignatureMember, signature_member};
+use super::selection::{filter_body, filter_member, labels_body};
 use super::settings::{FORMATS, ORDERINGS, word_of};
 use crate::api::EndpointDefaults;
 use crate::api::http::auth::Audience;
@@ -69,6 +70,15 @@ pub struct EndpointInput {
         inner(regex(pattern = r"^([A-Za-z0-9_-]+|[*#])(\.([A-Za-z0-9_-]+|[*#]))*$"))
     )]
     pub event_types: Option<Vec<String>>,
+    /// Conditions on the content of events: an object with paths that begin with `data`,
+    /// `metadata`, `type`, `version`, `stream`, `orderingKey`, `labels` or `attributes`, and the
+    /// operators `$eq $ne $in $nin $gt $gte $lt $lte $exists $startsWith $endsWith $or $and $not`;
+    /// at most 8 KiB. Decided when an event is accepted. A change replaces it as a whole.
+    #[serde(default, deserialize_with = "filter_member")]
+    pub filter: Option<Map<String, Value>>,
+    /// Only events with one of these labels. Default: all events.
+    #[schemars(length(max = 10), inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9_.:-]+$")))]
+    pub labels: Option<Vec<String>>,
     /// At most 50 headers of deliveries; headers that Balto sets itself are rejected. Each part of
     /// a name is sent capitalized. Headers with the name of a credential are stored as
     /// `sensitiveHeaders`, where null removes them: for example `Authorization`, `Cookie`, names
@@ -254,6 +264,10 @@ pub struct EndpointBody {
     pub url: String,
     pub description: String,
     pub event_types: Vec<String>,
+    /// Null: any content.
+    pub filter: Option<Map<String, Value>>,
+    /// Empty: all events.
+    pub labels: Vec<String>,
     pub headers: BTreeMap<String, String>,
     /// Names of `sensitiveHeaders`; the values are write-only.
     pub sensitive_header_names: Vec<String>,
@@ -336,6 +350,8 @@ impl EndpointBody {
             } else {
                 endpoint.event_types.iter().map(ToString::to_string).collect()
             },
+            filter: filter_body(endpoint),
+            labels: labels_body(endpoint),
             headers: plain.map(|(name, value)| (name.to_string(), value.to_string())).collect(),
             sensitive_header_names: sensitive_header_names(endpoint),
             rate_limit: endpoint.rate_limit.map(|rate| RateLimitInput {
@@ -377,6 +393,8 @@ impl EndpointBody {
             tenant: Some(self.tenant),
             description: Some(self.description),
             event_types: Some(self.event_types),
+            filter: self.filter,
+            labels: Some(self.labels),
             headers: Some(self.headers),
             sensitive_headers: None,
             rate_limit: self.rate_limit,
@@ -460,53 +478,6 @@ impl HandshakeBody {
             callback: Some(self.callback),
         }
     }
-}
-
-#[derive(Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct SecretBody {
-    pub secret: String,
-    /// The public key of an ed25519 secret.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub public_key: Option<String>,
-    /// Rotated secrets that still sign.
-    pub previous: Vec<PreviousSecret>,
-}
-
-#[derive(Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PreviousSecret {
-    pub secret: String,
-    pub expires_at: Option<Time>,
-}
-
-#[derive(Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PublicKeysBody {
-    /// The current key first; empty without an active ed25519 key.
-    pub public_keys: Vec<PublicKeyBody>,
-}
-
-#[derive(Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PublicKeyBody {
-    /// `whpk_` and base64.
-    pub public_key: String,
-    /// When a rotated key stops signing; null for the current key.
-    pub expires_at: Option<Time>,
-}
-
-#[derive(Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RotateInput {
-    /// The same rules as for a new endpoint. Default: generated.
-    pub(super) secret: Option<String>,
-    /// Type of the generated secret: `hmac` or `ed25519`. Default: the type of the current secret.
-    #[schemars(extend("enum" = ["hmac", "ed25519", null]))]
-    pub(super) secret_type: Option<String>,
-    /// How long the old secret also signs, 0s to 30d; default 24h.
-    #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
-    pub(super) overlap: Option<String>,
 }
 
 #[derive(Serialize, JsonSchema)]

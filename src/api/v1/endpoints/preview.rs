@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::handlers::find;
+use super::selection::check_labels;
 use crate::api::http::body::{check_depth, object};
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::Required;
@@ -52,6 +53,13 @@ pub struct PreviewEventInput {
     /// The event has version 1 in it.
     #[schemars(length(min = 1, max = 255))]
     stream: Option<String>,
+    /// Default: the stream.
+    #[schemars(length(min = 1, max = 255))]
+    ordering_key: Option<String>,
+    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
+    metadata: Option<Box<RawValue>>,
+    #[schemars(length(max = 10), inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9_.:-]+$")))]
+    labels: Option<Vec<String>>,
 }
 
 /// The request that a first attempt would send now.
@@ -108,7 +116,11 @@ pub async fn preview(
     }))
 }
 
-async fn stored_event(call: &Call, endpoint: &Endpoint, id: &str) -> Result<(Position, Arc<Event>), Problem> {
+pub(super) async fn stored_event(
+    call: &Call,
+    endpoint: &Endpoint,
+    id: &str,
+) -> Result<(Position, Arc<Event>), Problem> {
     let unknown = || not_found("event", id);
     let parsed: EventId = id.parse().map_err(|_| unknown())?;
     let found = Events(&call.api.context).get(&call.principal.scope, &endpoint.tenant, &parsed).await?;
@@ -119,7 +131,7 @@ async fn stored_event(call: &Call, endpoint: &Endpoint, id: &str) -> Result<(Pos
     Ok((view.position, view.event))
 }
 
-fn unpublished_event(
+pub(super) fn unpublished_event(
     call: &Call,
     endpoint: &Endpoint,
     input: PreviewEventInput,
@@ -137,6 +149,14 @@ fn unpublished_event(
         .as_deref()
         .map_or(Some(now), |time| errors.check("/event/timestamp", text::parse_time(time)));
     let stream = input.stream.as_deref().and_then(|name| errors.check("/event/stream", name.parse()));
+    let ordering_key = input.ordering_key.and_then(|key| errors.check("/event/orderingKey", key.parse()));
+    let labels = check_labels(input.labels.as_deref(), "/event/labels", &mut errors);
+    if let Some(metadata) = &input.metadata {
+        errors.check("/event/metadata", check_depth(metadata.get()));
+        if !metadata.get().starts_with('{') {
+            errors.push("/event/metadata", "must be an object");
+        }
+    }
     errors.check("/event/data", check_depth(input.data.get()));
     if input.data.get().len() > limits::EVENT_BYTES_MAX {
         errors.push("/event/data", format!("at most {} bytes", limits::EVENT_BYTES_MAX));
@@ -154,9 +174,10 @@ fn unpublished_event(
         timestamp,
         accepted_at: now,
         stream: stream.map(|name| (name, 1)),
-        ordering_key: None,
+        ordering_key,
         deliver_at: None,
-        metadata: None,
+        labels,
+        metadata: input.metadata.map(|metadata| Bytes::copy_from_slice(metadata.get().as_bytes())),
         attributes: Vec::new(),
         data: Bytes::copy_from_slice(input.data.get().as_bytes()),
         targets: Vec::new(),

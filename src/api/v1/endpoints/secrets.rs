@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use super::handlers::{CHANGE_TRIES_MAX, find, find_writable, write};
-use super::model::{PreviousSecret, PublicKeyBody, PublicKeysBody, RotateInput, SecretBody};
 use super::settings;
 use crate::api::Call;
 use crate::api::http::problem::{Errors, Problem};
@@ -17,6 +19,53 @@ use crate::service::types::ChangeError;
 
 const OVERLAP_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 const OVERLAP_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretBody {
+    pub secret: String,
+    /// The public key of an ed25519 secret.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
+    /// Rotated secrets that still sign.
+    pub previous: Vec<PreviousSecret>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PreviousSecret {
+    pub secret: String,
+    pub expires_at: Option<Time>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PublicKeysBody {
+    /// The current key first; empty without an active ed25519 key.
+    pub public_keys: Vec<PublicKeyBody>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PublicKeyBody {
+    /// `whpk_` and base64.
+    pub public_key: String,
+    /// When a rotated key stops signing; null for the current key.
+    pub expires_at: Option<Time>,
+}
+
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RotateInput {
+    /// The same rules as for a new endpoint. Default: generated.
+    secret: Option<String>,
+    /// Type of the generated secret: `hmac` or `ed25519`. Default: the type of the current secret.
+    #[schemars(extend("enum" = ["hmac", "ed25519", null]))]
+    secret_type: Option<String>,
+    /// How long the old secret also signs, 0s to 30d; default 24h.
+    #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
+    overlap: Option<String>,
+}
 
 /// The secret in a request, or the kind of secret to generate.
 pub(super) enum RequestedSecret {

@@ -7,12 +7,13 @@ use serde_json::{Map, Value};
 
 use super::model::{EndpointInput, HandshakeInput, RateLimitInput, RetryInput};
 use super::outgoing::{AuthSettings, parse_signatures};
+use super::selection::{check_selection, replace_filter};
 use crate::api::EndpointDefaults;
 use crate::api::http::problem::{Errors, pointer};
 use crate::api::text::{format_duration, parse_duration};
 use crate::domain::{
-    EndpointStatus, EndpointUid, EventType, Format, Handshake, Ordering, Pattern, RateLimit, RequestShape,
-    RetryPolicy, SecretKind, SignaturePreset, SignatureScheme, VersionPin,
+    EndpointStatus, EndpointUid, EventSelection, EventType, Format, Handshake, Ordering, Pattern, RateLimit,
+    RequestShape, RetryPolicy, SecretKind, SignaturePreset, SignatureScheme, VersionPin,
 };
 use crate::limits;
 use crate::rules::headers::is_secret;
@@ -38,6 +39,7 @@ pub struct EndpointSettings {
     pub status: EndpointStatus,
     pub description: Box<str>,
     pub event_types: Vec<Pattern>,
+    pub selection: EventSelection,
     pub headers: Vec<(Box<str>, Box<str>)>,
     /// The headers in the request, with lower-case names.
     pub sensitive_headers: BTreeMap<String, String>,
@@ -75,6 +77,7 @@ impl EndpointInput {
             status: parse_word(errors, "/status", self.status.as_deref(), STATUSES),
             description: check_description(self.description.as_deref(), errors),
             event_types: canonical_patterns(self.event_types.as_deref(), errors),
+            selection: check_selection(self.filter.as_ref(), self.labels.as_deref(), errors),
             headers: plain,
             sensitive_headers: self.sensitive_headers(secret, &check_header, errors),
             rate_limit: self.rate_limit.as_ref().map(|rate| rate.check(errors)),
@@ -399,11 +402,13 @@ pub fn parse_secret_type(given: Option<&str>, errors: &mut Errors) -> Option<Sec
 }
 
 /// Applies a merge patch (RFC 7396). In addition, a patch with `schedule` replaces an exponential
-/// retry policy, and the reverse: the two cannot be combined. So does the other kind of `auth`.
+/// retry policy, and the reverse: the two cannot be combined. So does the other kind of `auth`. A
+/// `filter` is replaced as a whole.
 pub fn merge(target: &mut Value, patch: &Value) {
     reset_retry(target, patch);
     reset_auth(target, patch);
     merge_rfc7396(target, patch);
+    replace_filter(target, patch);
 }
 
 /// Empties `retry` if the patch changes its kind.

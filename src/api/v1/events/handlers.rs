@@ -14,6 +14,7 @@ use crate::api::http::request_log::trace_parent;
 use crate::api::http::response::{Accepted, Json};
 use crate::api::http::{body, idempotency};
 use crate::api::routes::{BodySpec, Limit, Need, schema};
+use crate::api::v1::endpoints::selection::check_labels;
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::v1::{CountBody, cloudevents, event_types};
 use crate::api::{Call, routes, text};
@@ -81,6 +82,7 @@ pub(in crate::api::v1) fn build_draft(
     if input.expected_version.is_some() && !has_stream {
         errors.push("/expectedVersion", "requires `stream`");
     }
+    let labels = check_labels(input.labels.as_deref(), "/labels", &mut errors);
     errors.check("/data", body::check_depth(input.data.get()));
     if let Some(metadata) = input.metadata {
         errors.check("/metadata", body::check_depth(metadata.get()));
@@ -114,6 +116,7 @@ pub(in crate::api::v1) fn build_draft(
         expected: input.expected_version.map_or(Expected::Any, |expected| expected.0),
         ordering_key,
         deliver_at,
+        labels,
         metadata: input.metadata.map(|metadata| Bytes::copy_from_slice(metadata.get().as_bytes())),
         attributes: trace_attribute(&call.headers),
         fingerprint,

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use crate::api::http::auth::Audience;
 use crate::api::text::{Time, Word};
 use crate::api::v1::deliveries::model::DeliveryBody;
-use crate::domain::{Event, EventStatus, Expected, Position, attribute};
+use crate::domain::{Event, EventStatus, Expected, Label, Position, attribute};
 use crate::service::types::{AcceptedEvent, EventView, generated_at, has_publisher_id};
 
 /// An event to publish.
@@ -54,6 +54,9 @@ pub struct EventInput<'a> {
     #[serde(borrow)]
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub(in crate::api::v1) metadata: Option<&'a RawValue>,
+    /// By which endpoints with `labels` select events. At most 10, not delivered.
+    #[schemars(length(max = 10), inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9_.:-]+$")))]
+    pub(in crate::api::v1) labels: Option<Vec<String>>,
 }
 
 /// A number, `"none"`, `"exists"` or `"any"`.
@@ -234,6 +237,8 @@ pub struct LogEventBody<'a> {
     pub ordering_key: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deliver_at: Option<Time>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub metadata: Option<&'a RawValue>,
@@ -244,7 +249,8 @@ pub struct LogEventBody<'a> {
     /// As published; null if the event was erased.
     #[schemars(with = "serde_json::Value")]
     pub data: Option<&'a RawValue>,
-    /// When the event was erased: `data` is null, and `metadata` and most `attributes` are absent.
+    /// When the event was erased: `data` is null; `metadata`, `labels` and most `attributes` are
+    /// absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub erased_at: Option<Time>,
     /// The event's position in the log.
@@ -265,6 +271,7 @@ impl<'a> LogEventBody<'a> {
             stream_version: event.stream.as_ref().map(|(_, version)| *version),
             ordering_key: event.ordering_key.as_ref().map(|key| key.as_str()),
             deliver_at: event.deliver_at.map(Time),
+            labels: event.labels.iter().map(Label::as_str).collect(),
             metadata: event.metadata.as_deref().and_then(raw),
             attributes: attributes(event),
             data: raw(&event.data),

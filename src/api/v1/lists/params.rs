@@ -58,6 +58,11 @@ pub const ENDPOINTS: &[Param] = &[
     TENANT,
     param("status", "Only endpoints with this status", Kind::Word(ENDPOINT_STATUSES)),
     param("uid", "Only the endpoint with this uid, in each tenant", RESOURCE_NAME),
+    param(
+        "label",
+        "Only endpoints with this label",
+        Kind::Text("^[A-Za-z0-9_.:-]+$", limits::LABEL_BYTES_MAX),
+    ),
     LIMIT,
     CURSOR,
 ];

@@ -8,6 +8,7 @@ use crate::api::http::body;
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::{MergePatch, Nothing, Required};
 use crate::api::http::response::{Created, Json, NoContent};
+use crate::api::v1::endpoints::selection::check_filter_room;
 use crate::api::v1::endpoints::settings;
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
@@ -125,6 +126,7 @@ fn check_room(
     replaced: Option<&Endpoint>,
 ) -> Result<(), Problem> {
     let mut errors = Errors::default();
+    check_filter_room(call, tenant, settings.selection(), replaced, &mut errors);
     let replaced = replaced.map(|queue| queue.number);
     let room = Endpoints(&call.api.context).check_patterns(tenant, settings.event_types(), replaced);
     errors.check("/eventTypes", room);

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::api::http::body::object;
 use crate::api::text::{Span, Time, Word, format_duration};
+use crate::api::v1::endpoints::selection::{filter_body, filter_member, labels_body};
 use crate::api::v1::endpoints::settings::word_of;
 use crate::api::v1::queues::settings::{NO_AGE, ORDERINGS, QUEUE_FORMATS};
 use crate::domain::{Endpoint, EndpointStatus, PolicyDefaults, RetryPolicy};
@@ -55,6 +56,15 @@ pub struct QueueInput {
         inner(regex(pattern = r"^([A-Za-z0-9_-]+|[*#])(\.([A-Za-z0-9_-]+|[*#]))*$"))
     )]
     pub event_types: Option<Vec<String>>,
+    /// Conditions on the content of events: an object with paths that begin with `data`,
+    /// `metadata`, `type`, `version`, `stream`, `orderingKey`, `labels` or `attributes`, and the
+    /// operators `$eq $ne $in $nin $gt $gte $lt $lte $exists $startsWith $endsWith $or $and $not`;
+    /// at most 8 KiB. Decided when an event is accepted. A change replaces it as a whole.
+    #[serde(default, deserialize_with = "filter_member")]
+    pub filter: Option<Map<String, Value>>,
+    /// Only events with one of these labels. Default: all events.
+    #[schemars(length(max = 10), inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9_.:-]+$")))]
+    pub labels: Option<Vec<String>>,
     /// Time of a new lease, 100ms to `maxLease`; default 30s. A message that is not acknowledged in
     /// this time may go to another worker.
     #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
@@ -114,6 +124,10 @@ pub struct QueueBody {
     pub tenant: String,
     pub description: String,
     pub event_types: Vec<String>,
+    /// Null: any content.
+    pub filter: Option<Map<String, Value>>,
+    /// Empty: all events.
+    pub labels: Vec<String>,
     pub visibility: String,
     pub max_deliveries: u32,
     #[schemars(extend("enum" = ["none", "key", "queue"]))]
@@ -147,6 +161,8 @@ impl QueueBody {
             } else {
                 queue.event_types.iter().map(ToString::to_string).collect()
             },
+            filter: filter_body(queue),
+            labels: labels_body(queue),
             visibility: format_duration(queue.timeout(defaults)),
             max_deliveries,
             ordering: word_of(queue.ordering, ORDERINGS),
@@ -174,6 +190,8 @@ impl QueueBody {
             tenant: Some(self.tenant),
             description: Some(self.description),
             event_types: Some(self.event_types),
+            filter: self.filter,
+            labels: Some(self.labels),
             visibility: Some(self.visibility),
             max_deliveries: Some(self.max_deliveries.into()),
             ordering: Some(self.ordering.to_owned()),

@@ -4,12 +4,13 @@ use super::handlers::{find, find_writable};
 use super::model::{LeaseBody, LeaseTimeBody, QueueLaneBody, QueueStatsBody};
 use crate::api::Call;
 use crate::api::http::problem::Problem;
-use crate::api::http::request::{Nothing, Required};
+use crate::api::http::request::{Nothing, Optional, Required};
 use crate::api::http::response::{Accepted, Json};
 use crate::api::text::{Span, Time};
 use crate::api::v1::CountBody;
 use crate::api::v1::endpoints::model::EndpointReplayInput;
 use crate::api::v1::endpoints::reports::{replay_to, stats_window};
+use crate::api::v1::endpoints::selection::{FilterTrialBody, FilterTrialInput, try_filter};
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::domain::{DeliveryId, Endpoint, EndpointNumber, Position};
 use crate::service::queues::LeaseView;
@@ -118,4 +119,13 @@ pub async fn replay(
 ) -> Result<Accepted<CountBody>, Problem> {
     let queue = find_writable(call)?;
     replay_to(call, &queue, input).await
+}
+
+/// `POST /v1/queues/{name}/filter/test`
+pub async fn test_filter(
+    call: &Call,
+    Optional(input): Optional<FilterTrialInput>,
+) -> Result<Json<FilterTrialBody>, Problem> {
+    let queue = find(call)?;
+    try_filter(call, &queue, input).await
 }

@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use super::model::{QueueInput, QueueRetryInput};
 use crate::api::http::problem::Errors;
+use crate::api::v1::endpoints::selection::check_selection;
 use crate::api::v1::endpoints::settings::{
     Words, canonical_patterns, check_description, check_integer, check_metadata, check_number,
     parse_duration_within, parse_word,
 };
 use crate::domain::{
-    Endpoint, EndpointId, EndpointNumber, EndpointStatus, EndpointTransport, Format, Ordering, Pattern,
-    Position, QueueName, QueueTarget, RequestShape, RetryPolicy, SignatureScheme, Tenant, Timestamp,
+    Endpoint, EndpointId, EndpointNumber, EndpointStatus, EndpointTransport, EventSelection, Format,
+    Ordering, Pattern, Position, QueueName, QueueTarget, RequestShape, RetryPolicy, SignatureScheme, Tenant,
+    Timestamp,
 };
 use crate::limits;
 
@@ -35,6 +37,7 @@ pub(super) const QUEUE_FORMATS: Words<Format> =
 pub struct QueueSettings {
     description: Box<str>,
     event_types: Vec<Pattern>,
+    selection: EventSelection,
     visibility: Duration,
     ordering: Ordering,
     retry: RetryPolicy,
@@ -55,6 +58,7 @@ impl QueueInput {
         QueueSettings {
             description: check_description(self.description.as_deref(), errors),
             event_types: canonical_patterns(self.event_types.as_deref(), errors),
+            selection: check_selection(self.filter.as_ref(), self.labels.as_deref(), errors),
             visibility: parse_duration_within(
                 errors,
                 "/visibility",
@@ -110,6 +114,10 @@ impl QueueSettings {
         &self.event_types
     }
 
+    pub fn selection(&self) -> &EventSelection {
+        &self.selection
+    }
+
     /// A new queue with these settings.
     pub fn into_queue(self, id: EndpointId, tenant: Tenant, name: QueueName, now: Timestamp) -> Endpoint {
         Endpoint {
@@ -120,6 +128,7 @@ impl QueueSettings {
             url: "".into(),
             description: self.description,
             event_types: self.event_types,
+            selection: self.selection,
             headers: Vec::new(),
             sensitive_headers: Vec::new(),
             rate_limit: None,

@@ -45,6 +45,9 @@ pub struct StreamEventInput<'a> {
     /// The earliest time of delivery.
     #[schemars(extend("format" = "date-time"))]
     deliver_at: Option<String>,
+    /// By which endpoints with `labels` select events. At most 10, not delivered.
+    #[schemars(length(max = 10), inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9_.:-]+$")))]
+    labels: Option<Vec<String>>,
 }
 
 impl<'a> StreamEventInput<'a> {
@@ -61,6 +64,7 @@ impl<'a> StreamEventInput<'a> {
             ordering_key: self.ordering_key,
             deliver_at: self.deliver_at,
             metadata: self.metadata,
+            labels: self.labels,
         }
     }
 }
