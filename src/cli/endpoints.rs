@@ -12,6 +12,7 @@ use request::RequestOptions;
 
 use super::args::{self, Paging, QueryArgs};
 use super::output::{Column, Session, note};
+use super::test_events::TestArgs;
 
 const COLUMNS: &[Column] = &[
     Column("ID", &["/id"]),
@@ -93,7 +94,7 @@ pub(crate) enum EndpointsCommand {
     /// Discard the receiver's consent and request it again now.
     Handshake(Id),
     /// Send a test event to this endpoint alone.
-    Test(Id),
+    Test(TestArgs),
     /// Remove an endpoint; its pending deliveries become dead letters.
     Rm(Id),
     /// Show outcomes, success rate, latency and backlog.
@@ -105,7 +106,7 @@ pub(crate) enum EndpointsCommand {
 #[derive(Debug, Args)]
 pub(crate) struct Id {
     #[arg(value_name = "ENDPOINT_ID", value_parser = args::id)]
-    id: String,
+    pub(super) id: String,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -136,6 +137,9 @@ pub(crate) struct EndpointOptions {
     /// Topic patterns: * is one word, # any number of them.
     #[arg(long, value_name = "PATTERN,...", value_delimiter = ',')]
     event_types: Vec<String>,
+    /// Convert events of a type to a version: TYPE:VERSION, or TYPE:latest. Repeatable.
+    #[arg(long = "pin", value_name = "TYPE:VERSION", value_parser = args::pin)]
+    pins: Vec<String>,
     /// A header that every request carries; may be given several times. An update with an empty
     /// value removes it. Credentials (Authorization, X-Api-Key, ...) are stored as with
     /// --sensitive-header.
@@ -294,6 +298,7 @@ impl EndpointOptions {
         set(&mut members, "description", self.description.clone());
         let types = (!self.event_types.is_empty()).then(|| self.event_types.clone());
         set(&mut members, "eventTypes", types);
+        set(&mut members, "versions", (!self.pins.is_empty()).then(|| args::pins(&self.pins)));
         set(&mut members, "headers", header_members(&self.headers));
         set(&mut members, "sensitiveHeaders", header_members(&self.sensitive_headers));
         set(&mut members, "rateLimit", self.rate_limit());
@@ -409,7 +414,7 @@ impl EndpointsCommand {
             Self::Pause(id) => act(session, id, "pause", "is paused").await,
             Self::Resume(id) => act(session, id, "resume", "is active").await,
             Self::Handshake(id) => act(session, id, "handshake", "is asked for consent again").await,
-            Self::Test(id) => act(session, id, "test", "receives a test event").await,
+            Self::Test(test) => test.run(session).await,
         }
     }
 }

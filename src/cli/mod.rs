@@ -24,6 +24,7 @@ mod queues;
 mod stop;
 mod streams;
 mod tenants;
+mod test_events;
 mod types;
 mod work;
 

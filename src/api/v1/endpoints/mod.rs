@@ -7,3 +7,4 @@ pub mod preview;
 pub mod reports;
 pub mod secrets;
 pub mod settings;
+pub mod test_event;

@@ -6,11 +6,12 @@ use super::model::{QueueInput, QueueRetryInput};
 use crate::api::http::problem::Errors;
 use crate::api::v1::endpoints::settings::{
     Words, canonical_patterns, check_description, check_integer, check_metadata, check_number,
-    parse_duration_within, parse_word,
+    check_versions, parse_duration_within, parse_word,
 };
 use crate::domain::{
-    Endpoint, EndpointId, EndpointNumber, EndpointStatus, EndpointTransport, Format, Ordering, Pattern,
-    Position, QueueName, QueueTarget, RequestShape, RetryPolicy, SignatureScheme, Tenant, Timestamp,
+    Endpoint, EndpointId, EndpointNumber, EndpointStatus, EndpointTransport, EventType, Format, Ordering,
+    Pattern, Position, QueueName, QueueTarget, RequestShape, RetryPolicy, SignatureScheme, Tenant, Timestamp,
+    VersionPin,
 };
 use crate::limits;
 
@@ -41,6 +42,7 @@ pub struct QueueSettings {
     leased_max: u32,
     lease_max: Duration,
     format: Format,
+    versions: Vec<(EventType, VersionPin)>,
     metadata: Option<Box<str>>,
 }
 
@@ -72,6 +74,7 @@ impl QueueInput {
             ),
             lease_max,
             format: parse_word(errors, "/format", self.format.as_deref(), QUEUE_FORMATS),
+            versions: check_versions(self.versions.as_ref(), errors),
             metadata: check_metadata(self.metadata.as_ref(), errors),
         }
     }
@@ -110,6 +113,10 @@ impl QueueSettings {
         &self.event_types
     }
 
+    pub fn versions(&self) -> &[(EventType, VersionPin)] {
+        &self.versions
+    }
+
     /// A new queue with these settings.
     pub fn into_queue(self, id: EndpointId, tenant: Tenant, name: QueueName, now: Timestamp) -> Endpoint {
         Endpoint {
@@ -136,7 +143,7 @@ impl QueueSettings {
             secrets: Vec::new(),
             trace: true,
             uid: None,
-            versions: Vec::new(),
+            versions: self.versions,
             metadata: self.metadata,
             status: EndpointStatus::Active,
             created_at: now,
