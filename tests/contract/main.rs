@@ -33,6 +33,8 @@ mod outcomes;
 mod outgoing;
 mod overview;
 mod pagination;
+mod petstore;
+mod pins;
 mod queues;
 mod rebuild;
 mod refusals;
