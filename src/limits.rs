@@ -457,6 +457,8 @@ pub const TYPE_SAMPLE_EXAMPLES: usize = 5;
 pub const TYPE_DOCUMENT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Version pins of one subscription.
 pub const PINS_MAX: usize = 100;
+/// Maximum length of the version of an event.
+pub const VERSION_BYTES_MAX: usize = 32;
 /// Bytes of cached conversions.
 pub const CONVERSION_CACHE_BYTES_MAX: usize = 8 * 1024 * 1024;
 

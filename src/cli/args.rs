@@ -129,6 +129,23 @@ pub(crate) struct Paging {
     pub(crate) all: bool,
 }
 
+/// Pins of event types, as the member `versions` of a subscription: `pet.adopted:1.0`.
+pub(super) fn pins(pins: &[String]) -> Value {
+    let pin = |text: &String| {
+        let (name, version) = text.split_once(':').unwrap_or((text, ""));
+        (name.to_owned(), Value::from(version))
+    };
+    Value::Object(pins.iter().map(pin).collect())
+}
+
+/// A pin of an event type.
+pub(super) fn pin(text: &str) -> Result<String, String> {
+    match text.split_once(':') {
+        Some((name, version)) if !name.is_empty() && !version.is_empty() => Ok(text.to_owned()),
+        _ => Err("a pin is TYPE:VERSION, such as pet.adopted:1.0 or pet.adopted:latest".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

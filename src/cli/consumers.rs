@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use super::args::{Paging, QueryArgs};
+use super::args::{self, Paging, QueryArgs};
 use super::output::{Column, Session};
 use crate::domain::ConsumerName;
 
@@ -100,6 +100,9 @@ pub(crate) struct ConsumerOptions {
     start: Option<String>,
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
+    /// Convert events of a type to a version: TYPE:VERSION, or TYPE:latest. Repeatable.
+    #[arg(long = "pin", value_name = "TYPE:VERSION", value_parser = args::pin)]
+    pins: Vec<String>,
 }
 
 impl ConsumerOptions {
@@ -117,6 +120,9 @@ impl ConsumerOptions {
         }
         if !self.types.is_empty() {
             body.insert("types".to_owned(), json!(self.types));
+        }
+        if !self.pins.is_empty() {
+            body.insert("versions".to_owned(), args::pins(&self.pins));
         }
         Value::Object(body)
     }

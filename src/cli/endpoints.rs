@@ -19,6 +19,7 @@ use request::RequestOptions;
 use super::args::{self, Paging, QueryArgs};
 use super::output::{Column, Session, note};
 use super::selection::FilterTrialArgs;
+use super::test_events::TestArgs;
 
 const COLUMNS: &[Column] = &[
     Column("ID", &["/id"]),
@@ -100,7 +101,7 @@ pub(crate) enum EndpointsCommand {
     /// Discard the receiver's consent and request it again now.
     Handshake(EndpointName),
     /// Send a test event to this endpoint alone.
-    Test(EndpointName),
+    Test(TestArgs),
     /// Try a filter on an event, or count the stored events that would be delivered.
     TestFilter {
         #[command(flatten)]
@@ -124,7 +125,7 @@ pub(crate) enum EndpointsCommand {
 pub(crate) struct EndpointName {
     /// The id of an endpoint, or its uid.
     #[arg(value_name = "ENDPOINT_ID", value_parser = args::id)]
-    id: String,
+    pub(super) id: String,
 }
 
 impl EndpointName {
@@ -161,6 +162,9 @@ pub(crate) struct EndpointOptions {
     /// Topic patterns: * is one word, # any number of them.
     #[arg(long, value_name = "PATTERN,...", value_delimiter = ',')]
     event_types: Vec<String>,
+    /// Convert events of a type to a version: TYPE:VERSION, or TYPE:latest. Repeatable.
+    #[arg(long = "pin", value_name = "TYPE:VERSION", value_parser = args::pin)]
+    pins: Vec<String>,
     /// A header that every request carries; may be given several times. An update with an empty
     /// value removes it. Credentials (Authorization, X-Api-Key, ...) are stored as with
     /// --sensitive-header.
@@ -282,6 +286,7 @@ impl EndpointOptions {
         set(&mut members, "description", self.description.clone());
         let types = (!self.event_types.is_empty()).then(|| self.event_types.clone());
         set(&mut members, "eventTypes", types);
+        set(&mut members, "versions", (!self.pins.is_empty()).then(|| args::pins(&self.pins)));
         set(&mut members, "headers", header_members(&self.headers));
         set(&mut members, "sensitiveHeaders", header_members(&self.sensitive_headers));
         set(&mut members, "rateLimit", self.rate_limit());
@@ -401,7 +406,7 @@ impl EndpointsCommand {
             Self::Pause(id) => act(session, id, "pause", "is paused").await,
             Self::Resume(id) => act(session, id, "resume", "is active").await,
             Self::Handshake(id) => act(session, id, "handshake", "is asked for consent again").await,
-            Self::Test(id) => act(session, id, "test", "receives a test event").await,
+            Self::Test(test) => test.run(session).await,
             Self::Preview(arguments) => arguments.run(session).await,
             Self::Replay(arguments) => arguments.run(session).await,
         }

@@ -49,12 +49,15 @@ pub(crate) struct FeedArgs {
     /// Only events of streams whose name begins with this text.
     #[arg(long, value_name = "TEXT", conflicts_with = "stream")]
     stream_prefix: Option<String>,
+    /// Convert events to these versions: `latest`, or TYPE:VERSION joined by commas.
+    #[arg(long, value_name = "VERSIONS")]
+    versions: Option<String>,
     /// Print the events after the position of this consumer, and move it on after each page.
     #[arg(
         long,
         value_name = "NAME",
         value_parser = super::consumers::name,
-        conflicts_with_all = ["after", "types", "stream", "stream_prefix"]
+        conflicts_with_all = ["after", "types", "stream", "stream_prefix", "versions"]
     )]
     consumer: Option<String>,
 }
@@ -133,6 +136,7 @@ impl FeedArgs {
             .with("tenant", self.tenant.clone())
             .with("stream", self.stream.clone())
             .with("streamPrefix", self.stream_prefix.clone())
+            .with("versions", self.versions.clone())
             .with("wait", wait);
         let answer = session.client.get(&["v1", "feed"], &query.0).await?;
         serde_json::from_str(&answer).context("the answer is not a page of the feed")
@@ -182,6 +186,7 @@ mod tests {
             tenant: None,
             stream: None,
             stream_prefix: None,
+            versions: None,
             consumer: None,
         };
         args.run(&session).await.unwrap();
@@ -205,6 +210,7 @@ mod tests {
             tenant: Some("acme".to_owned()),
             stream: None,
             stream_prefix: None,
+            versions: None,
             consumer: Some("search".to_owned()),
         };
         args.run(&session).await.unwrap();

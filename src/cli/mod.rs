@@ -30,6 +30,7 @@ mod stop;
 mod streams;
 mod table;
 mod tenants;
+mod test_events;
 mod types;
 mod work;
 

@@ -183,6 +183,9 @@ pub(crate) struct QueueOptions {
     /// Time since its first lease until a message becomes a dead letter.
     #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
     max_age: Option<String>,
+    /// Convert messages of a type to a version: TYPE:VERSION, or TYPE:latest. Repeatable.
+    #[arg(long = "pin", value_name = "TYPE:VERSION", value_parser = args::pin)]
+    pins: Vec<String>,
 }
 
 impl QueueOptions {
@@ -204,6 +207,7 @@ impl QueueOptions {
             ("maxLeased", self.max_leased.map(Value::from)),
             ("maxLease", self.max_lease.clone().map(Value::from)),
             ("maxAge", self.max_age.clone().map(Value::from)),
+            ("versions", (!self.pins.is_empty()).then(|| args::pins(&self.pins))),
         ]);
         self.selection.add_to(&mut members);
         members

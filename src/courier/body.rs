@@ -7,7 +7,8 @@ use bytes::Bytes;
 use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
 use crate::domain::{
-    Endpoint, Event, Format, Position, SenderName, Timestamp, TraceParent, attribute, normalize_header_name,
+    Endpoint, Event, EventVersion, Format, Position, SenderName, Timestamp, TraceParent, attribute,
+    normalize_header_name,
 };
 use crate::limits;
 
@@ -47,18 +48,30 @@ fn standard_body(event: &Event) -> Vec<u8> {
     body
 }
 
-/// The event of a message, in the queue's format. Adds the position, and the ordering key and the
-/// trace if there are any.
+/// The event of a message, in the queue's format. Adds the position, the published version of a
+/// converted event, and the ordering key and the trace if there are any. `deprecation`: see
+/// [`body`].
 #[must_use]
-pub fn message_body(queue: &Endpoint, event: &Event, position: Position) -> Bytes {
+pub fn message_body(
+    queue: &Endpoint,
+    event: &Event,
+    stored_version: Option<&EventVersion>,
+    deprecation: Option<Option<Timestamp>>,
+    position: Position,
+) -> Bytes {
     let mut body = match queue.format {
         // A queue cannot have format `raw`: its workers need the event's id.
         Format::Standard | Format::Raw => standard_body(event),
-        Format::CloudEvents => cloudevent_body(queue, event, None),
+        Format::CloudEvents => cloudevent_body(queue, event, deprecation),
     };
     body.pop();
     let text = |text: &str| serde_json::to_string(text).expect("a string is JSON");
     body.extend_from_slice(format!(r#","position":{position}"#).as_bytes());
+    if let Some(version) = stored_version {
+        // Names of CloudEvents attributes are in lower case.
+        let name = if queue.format == Format::CloudEvents { "storedversion" } else { "storedVersion" };
+        body.extend_from_slice(format!(r#","{name}":"{version}""#).as_bytes());
+    }
     if let Some(key) = &event.ordering_key {
         body.extend_from_slice(format!(r#","orderingKey":{}"#, text(key.as_str())).as_bytes());
     }

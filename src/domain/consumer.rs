@@ -1,6 +1,8 @@
 //! Consumers: named positions in the log of events, kept by the server.
 
-use super::{ConsumerName, Pattern, Position, StreamName, Tenant, Timestamp};
+use super::{
+    ConsumerName, EventType, Pattern, Position, StreamName, Tenant, Timestamp, VersionChoice, VersionPin,
+};
 
 /// Identity of a consumer. Names are unique within their tenant.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,12 +44,26 @@ pub struct ConsumerFilter {
 pub struct Consumer {
     pub key: ConsumerKey,
     pub filter: ConsumerFilter,
+    /// Versions that its events are converted to, by event type.
+    pub versions: Vec<(EventType, VersionPin)>,
     /// Text for people; may be empty.
     pub description: Box<str>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     /// Its place when this record was written, so that the record needs no earlier one.
     pub place: ConsumerPlace,
+}
+
+impl Consumer {
+    /// The versions in which it reads events.
+    #[must_use]
+    pub fn version_choice(&self) -> VersionChoice {
+        if self.versions.is_empty() {
+            VersionChoice::AsPublished
+        } else {
+            VersionChoice::Pinned(self.versions.clone())
+        }
+    }
 }
 
 /// The progress of a consumer.

@@ -131,9 +131,12 @@ pub mod attribute {
     pub const TRACE_PARENT: &str = "traceparent";
     /// Number of engines that the event came through, if any. Extension names have no hyphen.
     pub const HOPS: &str = "balto-hops";
+    /// The type whose example a test event carries.
+    pub const TEST_TYPE: &str = "balto-test-type";
     pub const NOT_TEXT: &str = "#";
     /// Names that are not extensions.
-    pub const OWN: [&str; 8] = [ID, SOURCE, SUBJECT, TIME, DATA_SCHEMA, CONTENT_TYPE, BINARY, HOPS];
+    pub const OWN: [&str; 9] =
+        [ID, SOURCE, SUBJECT, TIME, DATA_SCHEMA, CONTENT_TYPE, BINARY, HOPS, TEST_TYPE];
 
     #[must_use]
     pub fn find<'a>(attributes: &'a [(Box<str>, Box<str>)], name: &str) -> Option<&'a str> {

@@ -106,6 +106,29 @@ impl VersionPin {
     }
 }
 
+/// The versions in which a reader of the log wants events.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum VersionChoice {
+    #[default]
+    AsPublished,
+    /// The newest registered version of each type.
+    Latest,
+    /// These; other types as published.
+    Pinned(Vec<(EventType, VersionPin)>),
+}
+
+impl VersionChoice {
+    /// The pin of a type.
+    #[must_use]
+    pub fn pin(&self, event_type: &EventType) -> Option<&VersionPin> {
+        match self {
+            Self::AsPublished => None,
+            Self::Latest => Some(&VersionPin::Latest),
+            Self::Pinned(pins) => pins.iter().find(|(name, _)| name == event_type).map(|(_, pin)| pin),
+        }
+    }
+}
+
 impl EventVersion {
     /// Order of versions: runs of digits compare as numbers, so `1.9` precedes `1.10`.
     #[must_use]

@@ -44,7 +44,7 @@ pub use endpoint::{
     SignaturePreset,
 };
 pub use event::{Event, EventStatus, Expected, OnDisk, Rejection, attribute, weigh};
-pub use event_type::{Compatibility, TypeDefinition, TypeMigration, TypeVersion, VersionPin};
+pub use event_type::{Compatibility, TypeDefinition, TypeMigration, TypeVersion, VersionChoice, VersionPin};
 pub use exchange::{ConnectionFacts, Exchange, PhaseTimes, RetryRule, SentRequest};
 pub use horizon::Horizon;
 pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};

@@ -107,7 +107,7 @@ fn is_worker_name(text: &str) -> bool {
 }
 
 fn is_version(text: &str) -> bool {
-    text.len() <= 32 && text.split('.').all(is_word)
+    text.len() <= limits::VERSION_BYTES_MAX && text.split('.').all(is_word)
 }
 
 name!(

@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::domain::{Event, Horizon, Position, Record, Timestamp};
+use crate::domain::{Event, EventVersion, Horizon, Position, Record, Timestamp};
 use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
 use crate::rules::feed::FeedFilter;
@@ -21,6 +21,10 @@ use crate::rules::feed::FeedFilter;
 pub struct FeedEvent {
     pub position: Position,
     pub event: Arc<Event>,
+    /// The version as published, if the reader's is another one.
+    pub stored_version: Option<EventVersion>,
+    /// Why the event is not in the version that the reader wants.
+    pub conversion_error: Option<Box<str>>,
     /// The JSON of the event, and its block of a `text/event-stream`.
     pub json: OnceLock<Bytes>,
     pub block: OnceLock<Bytes>,
@@ -29,7 +33,14 @@ pub struct FeedEvent {
 impl FeedEvent {
     #[must_use]
     pub fn new(position: Position, event: Arc<Event>) -> Self {
-        Self { position, event, json: OnceLock::new(), block: OnceLock::new() }
+        Self {
+            position,
+            event,
+            stored_version: None,
+            conversion_error: None,
+            json: OnceLock::new(),
+            block: OnceLock::new(),
+        }
     }
 
     /// Bytes in memory, with both encodings.

@@ -1,13 +1,14 @@
 //! Event types: registration, checks of a new definition, and the check of events.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 
 use crate::context::Context;
 use crate::context::home::Home;
 use crate::context::records::UNEXPECTED_OUTCOME;
 use crate::domain::{
-    EndpointId, Event, EventType, EventVersion, Position, Timestamp, TypeDefinition, VersionPin,
+    ConsumerKey, EndpointId, Event, EventType, EventVersion, Position, Timestamp, TypeDefinition, VersionPin,
 };
 use crate::limits;
 use crate::outbox::ReadModel;
@@ -20,11 +21,28 @@ use crate::schemas::{DefinitionError, RegisteredType, TypeRefusal, json};
 use crate::service::pages::Pages;
 use crate::service::types::Scope;
 
-/// A pin of an endpoint.
+/// A pin of an endpoint, a queue or a consumer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PinView {
-    pub endpoint: EndpointId,
+    pub holder: PinHolder,
     pub pin: VersionPin,
+}
+
+/// The holder of a pin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PinHolder {
+    /// An endpoint or a queue.
+    Subscription(EndpointId),
+    Consumer(ConsumerKey),
+}
+
+impl fmt::Display for PinHolder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Subscription(id) => id.fmt(f),
+            Self::Consumer(key) => write!(f, "consumer {}", key.name),
+        }
+    }
 }
 
 /// A type with its use.
@@ -188,9 +206,18 @@ impl EventTypes<'_> {
         self.0.outbox_of(Home::All).registry(|registry| {
             let endpoints = registry.endpoints().filter(|endpoint| scope.covers(&endpoint.tenant));
             let pinned = endpoints.filter_map(|endpoint| {
-                Some(PinView { endpoint: endpoint.id.clone(), pin: endpoint.pin(name)?.clone() })
+                let holder = PinHolder::Subscription(endpoint.id.clone());
+                Some(PinView { holder, pin: endpoint.pin(name)?.clone() })
             });
-            pinned.collect()
+            let consumers = registry.consumers().after(None).map(|status| &status.consumer);
+            let is_covered = |key: &ConsumerKey| scope.0.is_none() || scope.0 == key.tenant;
+            let consumers = consumers.filter(|consumer| is_covered(&consumer.key));
+            let reading = consumers.filter_map(|consumer| {
+                let holder = PinHolder::Consumer(consumer.key.clone());
+                let (_, pin) = consumer.versions.iter().find(|(pinned, _)| pinned == name)?;
+                Some(PinView { holder, pin: pin.clone() })
+            });
+            pinned.chain(reading).collect()
         })
     }
 
@@ -247,7 +274,7 @@ impl EventTypes<'_> {
     /// Deletes a type. Its events stay.
     ///
     /// # Errors
-    /// When the type is unknown, or endpoints pin it and `strictness` does not force.
+    /// When the type is unknown, or subscriptions pin it and `strictness` does not force.
     pub async fn delete(self, name: &EventType, strictness: Strictness) -> Result<(), TypeChangeError> {
         let _alone = self.0.type_changes().acquire().await.map_err(|_| Unavailable::Stopping)?;
         if self.registered(name).is_none() {
@@ -256,9 +283,9 @@ impl EventTypes<'_> {
         let pins = self.pins(&Scope(None), name);
         if let Some(first) = pins.first().filter(|_| strictness == Strictness::Compatible) {
             return Err(TypeChangeError::InUse(format!(
-                "{} endpoints pin a version of the type, for example {}; remove the pins first",
+                "{} subscriptions pin a version of the type, for example {}; remove the pins first",
                 pins.len(),
-                first.endpoint
+                first.holder
             )));
         }
         let command = Command::DeleteType { name: name.clone(), at: self.0.now().wall };
@@ -290,12 +317,12 @@ impl EventTypes<'_> {
                 )));
             }
         }
-        for PinView { endpoint, pin } in self.pins(&Scope(None), &earlier.name) {
+        for PinView { holder, pin } in self.pins(&Scope(None), &earlier.name) {
             if let VersionPin::Version(version) = pin
                 && wanted.version(&version).is_none()
             {
                 return Err(TypeChangeError::InUse(format!(
-                    "endpoint {endpoint} pins version {version}, so it cannot be removed"
+                    "{holder} pins version {version}, so it cannot be removed"
                 )));
             }
         }

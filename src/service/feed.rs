@@ -11,13 +11,14 @@ use tokio::sync::watch;
 use crate::context::Context;
 use crate::context::home::Home;
 use crate::context::waiter_limit::WaiterPlace;
-use crate::domain::{Event, Party, Position, Record};
+use crate::domain::{Event, Party, Position, Record, VersionChoice};
 use crate::failpoints::{Bound, Mutation};
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::tail::FeedEvent;
 use crate::projections::feed::FeedStep;
 use crate::rules::feed::FeedFilter;
+use crate::service::conversions::Conversions;
 use crate::service::types::{FeedError, FeedPage, FeedStart, WaitError};
 use crate::storage::journal::{JournalReader, ReadError};
 use crate::{failpoints, limits};
@@ -152,6 +153,15 @@ impl Feed<'_> {
         }
         let event = |(at, event): Found| Some(Arc::new(FeedEvent::new(at, event?)));
         Ok(found.into_iter().filter_map(event).collect())
+    }
+
+    /// Converts the events of a page, up to a number of bytes. The page then ends with the last one
+    /// that has room; at least one has. Readers of the same version share their conversions.
+    pub fn convert(self, versions: &VersionChoice, page: &mut FeedPage, bytes_max: usize) {
+        let cut = Conversions(self.0).convert_page(versions, &mut page.events, bytes_max);
+        if let Some(last) = page.events.last().filter(|_| cut.is_some()) {
+            page.next = last.position;
+        }
     }
 
     /// Waits for events after the end of a page.

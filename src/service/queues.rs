@@ -14,8 +14,8 @@ use crate::context::responses::{Keyed, Remember};
 use crate::context::signal::Signal;
 use crate::courier::body::message_body;
 use crate::domain::{
-    DeliveryKey, Endpoint, EndpointId, EndpointNumber, Event, LeaseKey, Party, Position, QueueName, Record,
-    Tenant, Timestamp, WorkerName,
+    DeadReason, DeliveryKey, Endpoint, EndpointId, EndpointNumber, Event, LeaseKey, Party, Position,
+    QueueName, Record, Tenant, Timestamp, WorkerName,
 };
 use crate::lanes::queue::{QueueReport, WaiterNumber};
 use crate::lanes::{WaitReason, with_order};
@@ -25,12 +25,17 @@ use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::outbox::unit::Command;
 use crate::projections::reads::{Cursor, Filter};
 use crate::service::bulk::deliveries_per_step;
+use crate::service::conversions::Conversions;
+use crate::service::deliveries::Deliveries;
 use crate::service::endpoints::Endpoints;
 use crate::service::receipts::Receipt;
 use crate::service::types::{Page, Scope};
 
 /// Prefix of the ids of queues.
 pub(crate) const QUEUE_ID: &str = "que_";
+
+/// How often a receive looks for other messages when none of those that it got can be converted.
+const UNCONVERTIBLE_ROUNDS_MAX: usize = 100;
 
 /// Operations on queues.
 #[derive(Clone, Copy)]
@@ -271,7 +276,7 @@ impl Queues<'_> {
         gone: impl Future<Output = ()> + Send,
     ) -> Result<Vec<ReceivedMessage>, ReceiveError> {
         let number = queue.number;
-        let registered = if options.wait.is_zero() {
+        let _registered = if options.wait.is_zero() {
             // The lane then knows everything that was answered before.
             self.0.outbox_of(number).read(|state| state.applied()).await?;
             None
@@ -280,21 +285,45 @@ impl Queues<'_> {
             Some(registered.map_err(|_| ReceiveError::TooManyWaiters)?)
         };
         let mut gone = pin!(gone);
-        let leased = self.take(queue, &options, gone.as_mut()).await?;
-        drop(registered);
-        // The wait for the client may have ended: it must not be polled again.
-        if leased.is_empty() {
-            return Ok(Vec::new());
+        let deadline = tokio::time::Instant::now() + options.wait;
+        let mut options = options;
+        for _ in 0..UNCONVERTIBLE_ROUNDS_MAX {
+            let leased = self.take(queue, &options, gone.as_mut()).await?;
+            // The wait for the client may have ended: it must not be polled again.
+            if leased.is_empty() {
+                break;
+            }
+            let mut unsent = UnsentMessages::new(self.0, number, &leased);
+            let (messages, unconvertible) = self.read_messages(queue, leased, options.bytes_max).await?;
+            self.give_up_unconvertible(number, &unconvertible).await?;
+            unsent.keep(unconvertible.into_iter());
+            let is_gone = std::future::poll_fn(|context| {
+                std::task::Poll::Ready(gone.as_mut().poll(context).is_ready())
+            });
+            if is_gone.await {
+                break;
+            }
+            if !messages.is_empty() {
+                unsent.keep(messages.iter().map(|message| message.receipt.key));
+                return Ok(messages);
+            }
+            options.wait = deadline.saturating_duration_since(tokio::time::Instant::now());
         }
-        let mut unsent = UnsentMessages::new(self.0, number, &leased);
-        let messages = self.read_messages(queue, leased, options.bytes_max).await?;
-        let is_gone =
-            std::future::poll_fn(|context| std::task::Poll::Ready(gone.as_mut().poll(context).is_ready()));
-        if is_gone.await {
-            return Ok(Vec::new());
+        Ok(Vec::new())
+    }
+
+    /// Makes dead letters of messages that cannot be converted to the version that the queue pins.
+    async fn give_up_unconvertible(
+        self,
+        queue: EndpointNumber,
+        leases: &[LeaseKey],
+    ) -> Result<(), Unavailable> {
+        if leases.is_empty() {
+            return Ok(());
         }
-        unsent.keep(messages.iter().map(|message| message.receipt.key));
-        Ok(messages)
+        let deliveries: Vec<_> =
+            leases.iter().map(|lease| DeliveryKey { event: lease.event, endpoint: queue }).collect();
+        Deliveries(self.0).give_up(DeadReason::Unconvertible, move |_| (deliveries, ())).await
     }
 
     async fn take(
@@ -334,14 +363,20 @@ impl Queues<'_> {
         }
     }
 
-    /// Reads the events of leased messages, in order, up to a number of bytes.
+    /// Reads and converts the events of leased messages, in order, up to a number of bytes. Also
+    /// returns the leases of those that cannot be converted.
     async fn read_messages(
         self,
         queue: &Endpoint,
         leased: Vec<LeasedMessage>,
         bytes_max: usize,
-    ) -> Result<Vec<ReceivedMessage>, Unavailable> {
-        let (mut messages, mut bytes) = (Vec::with_capacity(leased.len()), 0);
+    ) -> Result<(Vec<ReceivedMessage>, Vec<LeaseKey>), Unavailable> {
+        // The queue may have changed while the caller waited.
+        let current = self.0.outbox_of(queue.number).endpoint(queue.number);
+        let queue = current.as_deref().unwrap_or(queue);
+        let conversions = Conversions(self.0);
+        let (mut messages, mut unconvertible) = (Vec::with_capacity(leased.len()), Vec::new());
+        let mut bytes = 0;
         for LeasedMessage { event, lease, payload } in leased {
             let payload = match payload {
                 Some(payload) => Some(payload),
@@ -351,20 +386,35 @@ impl Queues<'_> {
                 tracing::error!(%event, "event of a message is unreadable");
                 continue;
             };
-            let body = message_body(queue, &payload, event);
+            let key = LeaseKey { event, lease: lease.position };
+            let outgoing = match conversions.convert(&queue.versions, event, &payload) {
+                Ok(outgoing) => outgoing,
+                Err(error) => {
+                    tracing::warn!(
+                        event = %payload.id, queue = %queue.id, %error,
+                        trace_id = payload.trace_id().map(tracing::field::display),
+                        "event cannot be converted, giving up the message"
+                    );
+                    unconvertible.push(key);
+                    continue;
+                }
+            };
+            let deprecation = conversions.deprecation(&outgoing.event);
+            let stored = outgoing.stored_version.as_ref();
+            let body = message_body(queue, &outgoing.event, stored, deprecation, event);
             bytes += body.len();
             if bytes > bytes_max && !messages.is_empty() {
                 break;
             }
             messages.push(ReceivedMessage {
-                receipt: Receipt { queue: queue.number, key: LeaseKey { event, lease: lease.position } },
+                receipt: Receipt { queue: queue.number, key },
                 delivery: DeliveryKey { event, endpoint: queue.number },
                 delivery_count: lease.progress.attempts_in_series,
                 leased_until: lease.until,
                 event: body,
             });
         }
-        Ok(messages)
+        Ok((messages, unconvertible))
     }
 }
 

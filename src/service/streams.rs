@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use crate::context::Context;
 use crate::context::waits::WaitSubject;
-use crate::domain::{Event, Pattern, Position, Record, StreamName, Tenant, Timestamp};
+use crate::domain::{Pattern, Position, Record, StreamName, Tenant, Timestamp, VersionChoice};
 use crate::failpoints::Bound;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
+use crate::outbox::tail::FeedEvent;
 use crate::projections::streams::Head;
 use crate::rules::matching::want;
+use crate::service::conversions::Conversions;
 use crate::service::types::{Scope, WaitError};
 use crate::storage::journal::JournalReader;
 use crate::{failpoints, limits};
@@ -53,7 +55,7 @@ pub struct StreamRead {
 #[derive(Clone, Debug)]
 pub struct StreamPage {
     pub head: Head,
-    pub events: Vec<(Position, Arc<Event>)>,
+    pub events: Vec<Arc<FeedEvent>>,
     /// `None` at the end of the wanted versions.
     pub next_version: Option<u64>,
 }
@@ -93,7 +95,7 @@ struct Step {
 
 /// Events of a step, and where the read ended.
 struct Batch {
-    events: Vec<(Position, Arc<Event>)>,
+    events: Vec<Arc<FeedEvent>>,
     bytes: usize,
     /// The first version that was not read.
     rest: Option<u64>,
@@ -203,6 +205,15 @@ impl Streams<'_> {
         }
     }
 
+    /// Converts the events of a page, up to [`limits::PAGE_BYTES_TARGET`]. The page then ends with
+    /// the last one that has room; at least one has.
+    pub fn convert(self, versions: &VersionChoice, page: &mut StreamPage) {
+        let cut = Conversions(self.0).convert_page(versions, &mut page.events, limits::PAGE_BYTES_TARGET);
+        if let Some((_, version)) = cut.and_then(|cut| cut.event.stream.clone()) {
+            page.next_version = Some(version);
+        }
+    }
+
     /// Reads the events of a step from the journal, until `room` events or bytes are used.
     async fn read_step(
         self,
@@ -286,7 +297,7 @@ fn read_batch(
             Ok(Some(Record::EventAccepted(event))) => {
                 if want(types, &event.event_type) {
                     batch.bytes += event.weight();
-                    batch.events.push((position, event));
+                    batch.events.push(Arc::new(FeedEvent::new(position, event)));
                 }
                 return ControlFlow::Continue(());
             }

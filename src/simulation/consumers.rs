@@ -43,6 +43,7 @@ async fn define(context: &Context, world: &World, key: ConsumerKey) {
     let consumer = Consumer {
         key,
         filter: ConsumerFilter { types: vec![pattern.parse().expect("a legal pattern")], streams },
+        versions: Vec::new(),
         description: "".into(),
         created_at: wall(),
         updated_at: wall(),

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::support::{Daemon, Receiver};
 use super::{ADMIN, call_as, endpoint, is_problem, key, keyed, list, publish, text};
 
-async fn put(daemon: &Daemon, path: &str, body: &Value) -> (u16, Value) {
+pub(super) async fn put(daemon: &Daemon, path: &str, body: &Value) -> (u16, Value) {
     let (status, answer, _) =
         daemon.call("PUT", &format!("/event-types/{path}"), &[], &body.to_string()).await;
     (status, answer)
@@ -16,12 +16,12 @@ async fn post(daemon: &Daemon, event: &Value) -> (u16, Value) {
     (status, answer)
 }
 
-fn object(properties: Value, required: &[&str]) -> Value {
+pub(super) fn object(properties: Value, required: &[&str]) -> Value {
     json!({"type": "object", "properties": properties, "required": required})
 }
 
 /// The pet that moves its adopter from a name to an object.
-fn pet() -> Value {
+pub(super) fn pet() -> Value {
     json!({
         "description": "A pet was adopted",
         "versions": {

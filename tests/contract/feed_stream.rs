@@ -11,16 +11,16 @@ use crate::{ADMIN, call_as, is_problem, key, keyed, list, text};
 
 /// One block of a stream.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Block {
+pub(super) struct Block {
     id: Option<String>,
     event: Option<String>,
-    data: Option<String>,
+    pub(super) data: Option<String>,
     retry: Option<String>,
     is_comment: bool,
 }
 
 /// A reader of one stream.
-struct Stream {
+pub(super) struct Stream {
     response: reqwest::Response,
     unread: String,
 }
@@ -36,11 +36,11 @@ impl Stream {
     }
 
     /// The feed with this query.
-    async fn begin(daemon: &Daemon, query: &str, headers: &[(&str, &str)]) -> Self {
+    pub(super) async fn begin(daemon: &Daemon, query: &str, headers: &[(&str, &str)]) -> Self {
         Self::begin_at(daemon, &format!("/feed{query}"), headers).await
     }
 
-    async fn begin_at(daemon: &Daemon, path: &str, headers: &[(&str, &str)]) -> Self {
+    pub(super) async fn begin_at(daemon: &Daemon, path: &str, headers: &[(&str, &str)]) -> Self {
         let response = Self::open(daemon, path, headers).await;
         assert_eq!(response.status(), 200);
         let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
@@ -54,7 +54,7 @@ impl Stream {
     }
 
     /// The next block; `None` at the end of the stream.
-    async fn next(&mut self) -> Option<Block> {
+    pub(super) async fn next(&mut self) -> Option<Block> {
         loop {
             if let Some((block, rest)) = self.unread.split_once("\n\n") {
                 let (block, rest) = (parse(block), rest.to_owned());

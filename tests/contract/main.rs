@@ -36,6 +36,8 @@ mod outcomes;
 mod outgoing;
 mod overview;
 mod pagination;
+mod petstore;
+mod pins;
 mod queues;
 mod rebuild;
 mod refusals;

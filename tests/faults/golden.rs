@@ -4,6 +4,7 @@
 //! Each directory in `tests/golden` has `data` (a data directory), `backup` (a backup of it) and
 //! `answers.json`; the secrets key is [`KEY`]. In `format-1` secrets are bound to the endpoint's
 //! id; in `format-1-bound` they are bound to its URL and revision, and the backup is authenticated.
+//! `format-1-types` has event types, and pins of a queue and a consumer.
 //! `cargo test --test faults golden -- --ignored` writes another such directory below
 //! `target/golden`, for a future format; existing ones are never rewritten.
 
@@ -16,6 +17,9 @@ use serde_json::{Map, Value, json};
 
 const KEY: &str = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I=";
 const HMAC: &str = "whsec_wxRESeK8Anx6dxdg2gY7mrQuXLZPoCuy";
+
+/// An event whose publisher chose the id. A repetition has the same bytes.
+const CHOSEN: &str = r#"{"data":{"n":"chosen"},"id":"chosen-once","type":"order.paid"}"#;
 
 /// Retention is off: the data is years old.
 const ENVIRONMENT: [(&str, &str); 2] =
@@ -67,7 +71,35 @@ async fn stored_responses(daemon: &Daemon) -> Map<String, Value> {
         }
         all.insert(format!("/{list}"), page["data"].take());
     }
+    for list in ["event-types", "queues", "consumers"] {
+        for item in daemon.get(&format!("/{list}?limit=250")).await["data"].as_array().unwrap() {
+            let path = format!("/{list}/{}", item["name"].as_str().unwrap());
+            all.insert(path.clone(), without_times(daemon.get(&path).await));
+        }
+    }
+    for path in ["/feed?types=pet.%23&versions=latest", "/streams/pet-1/events?versions=pet.adopted:1.0"] {
+        // A directory of before has neither the type nor the stream.
+        let (status, page, _) = daemon.call("GET", path, &[], "").await;
+        if status == 200 {
+            all.insert(path.to_owned(), page["data"].clone());
+        }
+    }
     all
+}
+
+/// A view without the members that depend on the time of the read.
+fn without_times(mut view: Value) -> Value {
+    let members = view.as_object_mut().unwrap();
+    for name in ["lag", "connections"] {
+        members.remove(name);
+    }
+    let versions = members.get_mut("versions").and_then(Value::as_object_mut);
+    for version in versions.into_iter().flat_map(|versions| versions.values_mut()) {
+        if let Some(version) = version.as_object_mut() {
+            version.remove("eventsLastDay");
+        }
+    }
+    view
 }
 
 /// Whether `actual` contains all of `golden`; later versions may add members.
@@ -111,8 +143,7 @@ async fn check_answers(data: &Path, golden: &Path, story: &str) {
         assert!(contains_all(actual, &golden), "{story}: {path} is {actual}, and was {golden}");
     }
     // A chosen id from then counts as a duplicate now, and a stream continues at its version.
-    let again = r#"{"data":{"n":"chosen"},"id":"chosen-once","type":"order.paid"}"#;
-    let (status, known, _) = daemon.call("POST", "/events", &[], again).await;
+    let (status, known, _) = daemon.call("POST", "/events", &[], CHOSEN).await;
     assert_eq!((status, &known["duplicate"]), (202, &json!(true)), "{story}: {known}");
     let next = json!({"type": "stream.next", "stream": "order-42", "expectedVersion": 3, "data": 4});
     let (status, accepted, _) = daemon.call("POST", "/events", &[], &next.to_string()).await;
@@ -208,7 +239,7 @@ async fn fill(daemon: &Daemon, receiver: &Receiver) {
     for number in 0..4 {
         post(json!({"type": "order.paid", "data": {"n": number}, "orderingKey": "k", "metadata": {"m": number}})).await;
     }
-    post(json!({"type": "order.paid", "id": "chosen-once", "data": {"n": "chosen"}})).await;
+    daemon.post("/events", CHOSEN).await;
     for version in 0..3 {
         post(json!({"type": "stream.event", "stream": "order-42", "expectedVersion": if version == 0 { json!("none") } else { json!(version) }, "data": version})).await;
     }
@@ -266,6 +297,44 @@ async fn fill(daemon: &Daemon, receiver: &Receiver) {
     daemon.post(&format!("/endpoints/{id}/pause"), "").await;
     post(json!({"type": "while.paused", "data": "pending for ever"})).await;
     fill_lanes(daemon, receiver).await;
+    fill_types(daemon).await;
+}
+
+/// Event types, one of them deleted, events of two versions, and pins of all kinds.
+async fn fill_types(daemon: &Daemon) {
+    let text = json!({"type": "string"});
+    let definition = json!({
+        "description": "A pet was adopted",
+        "versions": {
+            "1.0": {"schema": {"type": "object", "properties": {"adopter": text}}, "deprecated": true,
+                "sunset": "2999-01-01T00:00:00Z", "examples": [{"adopter": "Ann"}]},
+            "2.0": {"schema": {"type": "object", "properties": {"name": text}}},
+        },
+        "transitive": true,
+        "migrations": [
+            {"from": "1.0", "to": "2.0", "patch": [{"op": "move", "from": "/adopter", "path": "/name"}]},
+            {"from": "2.0", "to": "1.0", "patch":
+                [{"op": "move", "from": "/name", "path": "/adopter", "optional": true}]},
+        ],
+    })
+    .to_string();
+    for name in ["pet.adopted", "pet.lost"] {
+        assert_eq!(daemon.call("PUT", &format!("/event-types/{name}"), &[], &definition).await.0, 201);
+    }
+    assert_eq!(daemon.call("DELETE", "/event-types/pet.lost", &[], "").await.0, 204);
+    let (one, latest) = (json!({"pet.adopted": "1.0"}), json!({"pet.adopted": "latest"}));
+    let queue = json!({"name": "golden", "eventTypes": ["pet.#"], "versions": one, "format": "cloudevents"});
+    daemon.post("/queues", &queue.to_string()).await;
+    daemon.post("/queues/golden/pause", "").await;
+    for (name, versions) in [("pinned", latest), ("plain", json!({}))] {
+        let consumer = json!({"types": ["pet.#"], "versions": versions}).to_string();
+        assert_eq!(daemon.call("PUT", &format!("/consumers/{name}"), &[], &consumer).await.0, 201);
+    }
+    for (version, data) in [("1.0", json!({"adopter": "Ann"})), ("2.0", json!({"name": "Bob"}))] {
+        let event = json!({"type": "pet.adopted", "version": version, "stream": "pet-1", "data": data});
+        daemon.post("/events", &event.to_string()).await;
+    }
+    daemon.post("/consumers/pinned/commit", r#"{"position":"1"}"#).await;
 }
 
 /// Endpoints with a hold by `Retry-After`, with an exhausted rate, and with failures. They are

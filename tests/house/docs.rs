@@ -462,9 +462,12 @@ fn every_snippet_is_part_of_a_program_that_runs() {
         programs.iter().map(|name| fs::read_to_string(folder.join(name)).unwrap()).collect();
     // A contract test runs it.
     let account = fs::read_to_string(root().join("examples/streams/account.py")).unwrap();
-    let programs = [programs, vec![account]].concat();
+    // So does another one with these.
+    let petstore = fs::read_dir(root().join("examples/petstore")).unwrap();
+    let petstore = petstore.map(|file| fs::read_to_string(file.unwrap().path()).unwrap());
+    let programs = [programs, vec![account], petstore.collect()].concat();
     let mut seen = 0;
-    for page in ["README.md", "docs/receiving.md", "docs/streams.md"] {
+    for page in ["README.md", "docs/receiving.md", "docs/streams.md", "docs/petstore.md"] {
         let text = fs::read_to_string(root().join(page)).unwrap();
         for snippet in text.split("```").skip(1).step_by(2) {
             let (language, code) = snippet.split_once('\n').unwrap();
@@ -474,7 +477,7 @@ fn every_snippet_is_part_of_a_program_that_runs() {
             }
         }
     }
-    assert!(seen >= 7, "only {seen} snippets were found");
+    assert!(seen >= 15, "only {seen} snippets were found");
 }
 
 /// The reference library signs the body. The end of the secret shows that it is decoded as base64.

@@ -7,7 +7,7 @@ use super::Store;
 use super::work::Work;
 use crate::domain::{
     Consumer, ConsumerFilter, ConsumerKey, ConsumerMove, ConsumerPlace, Event, MoveKind, Position, Record,
-    StreamChoice, Tenant,
+    StreamChoice, Tenant, VersionPin,
 };
 use crate::outbox::registry::ConsumerStatus;
 use crate::outbox::unit::{Command, Outcome};
@@ -65,7 +65,8 @@ impl ConsumerModel {
             Command::PutConsumer(wanted) => match self.all.get(&wanted.key) {
                 None => Ok(Record::ConsumerPut(Arc::new(Consumer::clone(wanted)))),
                 Some((known, place))
-                    if (&known.filter, &known.description) == (&wanted.filter, &wanted.description) =>
+                    if (&known.filter, &known.versions, &known.description)
+                        == (&wanted.filter, &wanted.versions, &wanted.description) =>
                 {
                     Err(Outcome::Consumer(ConsumerStatus { consumer: known.clone(), place: *place }))
                 }
@@ -140,6 +141,12 @@ impl<S: Store> Work<S> {
                 let position = Position(self.random.u64(0..=last));
                 Command::PutConsumer(Box::new(Consumer {
                     key,
+                    versions: match streams {
+                        StreamChoice::Prefix(_) => {
+                            vec![("order.paid".parse().expect("a legal type"), VersionPin::Latest)]
+                        }
+                        _ => Vec::new(),
+                    },
                     filter: ConsumerFilter {
                         types: types.iter().map(|text| text.parse().expect("a legal pattern")).collect(),
                         streams,

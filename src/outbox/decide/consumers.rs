@@ -21,6 +21,7 @@ impl Committer {
             Some(known) => {
                 let place = self.place(&wanted.key, staged).unwrap_or(known.place);
                 let is_same = known.consumer.filter == wanted.filter
+                    && known.consumer.versions == wanted.versions
                     && known.consumer.description == wanted.description;
                 if is_same {
                     return Outcome::Consumer(ConsumerStatus { place, ..known });

@@ -183,9 +183,10 @@ async fn read(context: &Context, world: &World, draft: &EventDraft) {
             Err(StreamReadError::Unavailable(error)) => return check_refusal(world, "read stream", &error),
             Err(error) => return world.record_violation(format!("stream {stream}: {error}")),
         };
-        for (position, event) in page.events {
+        for entry in page.events {
+            let (position, event) = (entry.position, &entry.event);
             let known = world.with(|inner| inner.model.oracle.events.get(&position).cloned());
-            if known.as_ref() != Some(&event) {
+            if known.as_ref() != Some(event) {
                 return world.record_violation(format!("stream {stream} has another event at {position}"));
             }
             versions.extend(event.stream.as_ref().map(|(_, version)| *version));

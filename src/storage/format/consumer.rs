@@ -1,8 +1,10 @@
 //! The fields of a consumer.
 
+use super::endpoint::{get_pins, put_pins};
 use super::fields::{
     CodecError, get_list, get_name, get_option, get_text, get_time, put_list, put_option, put_text, put_time,
 };
+use super::record::PINNED_CONSUMER_LAYOUT;
 use crate::codec::{Reader, put_u8, put_varint};
 use crate::domain::{Consumer, ConsumerFilter, ConsumerKey, ConsumerPlace, Position, StreamChoice};
 
@@ -21,7 +23,7 @@ pub(super) fn get_consumer_key(r: &mut Reader<'_>) -> Result<ConsumerKey, CodecE
 }
 
 pub(super) fn put_consumer(out: &mut Vec<u8>, consumer: &Consumer) {
-    let Consumer { key, filter, description, created_at, updated_at, place } = consumer;
+    let Consumer { key, filter, versions, description, created_at, updated_at, place } = consumer;
     put_consumer_key(out, key);
     put_list(out, &filter.types, |out, pattern| put_text(out, pattern.as_str()));
     match &filter.streams {
@@ -40,10 +42,14 @@ pub(super) fn put_consumer(out: &mut Vec<u8>, consumer: &Consumer) {
     put_time(out, *updated_at);
     put_varint(out, place.position.0);
     put_option(out, place.moved_at.as_ref(), |out, at| put_time(out, *at));
+    // In their own layout, so that a consumer without pins has the bytes of earlier versions.
+    if !versions.is_empty() {
+        put_pins(out, versions);
+    }
 }
 
-pub(super) fn get_consumer(r: &mut Reader<'_>) -> Result<Consumer, CodecError> {
-    Ok(Consumer {
+pub(super) fn get_consumer(r: &mut Reader<'_>, layout: u8) -> Result<Consumer, CodecError> {
+    let mut consumer = Consumer {
         key: get_consumer_key(r)?,
         filter: ConsumerFilter {
             types: get_list(r, 2, get_name)?,
@@ -59,17 +65,25 @@ pub(super) fn get_consumer(r: &mut Reader<'_>) -> Result<Consumer, CodecError> {
                 }
             },
         },
+        versions: Vec::new(),
         description: get_text(r)?,
         created_at: get_time(r)?,
         updated_at: get_time(r)?,
         place: ConsumerPlace { position: Position(r.get_varint()?), moved_at: get_option(r, get_time)? },
-    })
+    };
+    if layout == PINNED_CONSUMER_LAYOUT {
+        consumer.versions = get_pins(r)?;
+        if consumer.versions.is_empty() {
+            return Err(CodecError::UnknownValue { what: "pins of a consumer", found: 0 });
+        }
+    }
+    Ok(consumer)
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::domain::Timestamp;
+    use crate::domain::{Timestamp, VersionPin};
 
     fn time(millis: u64) -> Timestamp {
         Timestamp::from_millis(millis)
@@ -82,11 +96,20 @@ pub(super) mod tests {
                 types: vec!["pet.*".parse().unwrap()],
                 streams: StreamChoice::One("pet-1".parse().unwrap()),
             },
+            versions: Vec::new(),
             description: "Search".into(),
             created_at: time(1_000),
             updated_at: time(2_000),
             place: ConsumerPlace { position: Position(300), moved_at: Some(time(3_000)) },
         }
+    }
+
+    pub(in crate::storage::format) fn pinned_consumer() -> Consumer {
+        let versions = vec![
+            ("pet.adopted".parse().unwrap(), VersionPin::Version("1.0".parse().unwrap())),
+            ("pet.born".parse().unwrap(), VersionPin::Latest),
+        ];
+        Consumer { versions, ..consumer() }
     }
 
     pub(in crate::storage::format) fn bare_consumer() -> Consumer {
@@ -97,5 +120,22 @@ pub(super) mod tests {
             place: ConsumerPlace::default(),
             ..consumer()
         }
+    }
+
+    /// As in `golden.txt`: these bytes never change.
+    #[test]
+    fn golden_bytes_of_a_pinned_consumer() {
+        let bytes = |consumer: &Consumer| {
+            let mut out = Vec::new();
+            put_consumer(&mut out, consumer);
+            out
+        };
+        let mut golden = bytes(&consumer());
+        golden.extend_from_slice(b"\x02\x0bpet.adopted\x031.0\x08pet.born\x00");
+        assert_eq!(bytes(&pinned_consumer()), golden);
+        let read = |bytes: &[u8]| get_consumer(&mut Reader::new(bytes), PINNED_CONSUMER_LAYOUT);
+        assert_eq!(read(&golden), Ok(pinned_consumer()));
+        // A list without pins would be a second form of the same consumer.
+        assert!(read(&[bytes(&consumer()), vec![0]].concat()).is_err());
     }
 }

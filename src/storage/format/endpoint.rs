@@ -14,8 +14,8 @@ use super::record::LAYOUT;
 use crate::codec::{Reader, put_bytes, put_u8, put_u64, put_varint};
 use crate::domain::{
     Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, EndpointTransport,
-    EventSelection, Format, Handshake, Network, Ordering, Position, QueueTarget, RateLimit, RequestShape,
-    RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset, SignatureScheme, VersionPin,
+    EventSelection, EventType, Format, Handshake, Network, Ordering, Position, QueueTarget, RateLimit,
+    RequestShape, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset, SignatureScheme, VersionPin,
 };
 
 pub(super) fn put_endpoint(out: &mut Vec<u8>, endpoint: &Endpoint) {
@@ -142,7 +142,7 @@ const OPTION_INTERNAL_ANSWER: u8 = 5;
 
 /// The endpoint is a queue: its name, and the longest time of a lease.
 const OPTION_QUEUE: u8 = 16;
-/// Pinned versions: a list of type and version; an empty version is the latest.
+/// Pinned versions; see [`put_pins`].
 const OPTION_VERSIONS: u8 = 17;
 /// All signature schemes, unless there is only one preset. The endpoint's own field is then 1.
 const OPTION_SIGNATURES: u8 = 18;
@@ -200,10 +200,7 @@ fn put_endpoint_options(out: &mut Vec<u8>, endpoint: &Endpoint) {
     }
     if !endpoint.versions.is_empty() {
         let mut bytes = Vec::new();
-        put_list(&mut bytes, &endpoint.versions, |out, (name, pin)| {
-            put_text(out, name.as_str());
-            put_text(out, if let VersionPin::Version(version) = pin { version.as_str() } else { "" });
-        });
+        put_pins(&mut bytes, &endpoint.versions);
         options.push((OPTION_VERSIONS, bytes));
     }
     put_outgoing_options(&mut options, endpoint);
@@ -281,7 +278,7 @@ fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(
                 endpoint.transport = EndpointTransport::Queue(QueueTarget { name, lease_max });
             }
             OPTION_VERSIONS => {
-                endpoint.versions = get_list(&mut reader, 2, |r| Ok((get_name(r)?, get_pin(r)?)))?;
+                endpoint.versions = get_pins(&mut reader)?;
                 if endpoint.versions.is_empty() {
                     return Err(unknown);
                 }
@@ -314,6 +311,18 @@ fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(
         reader.finish()?;
     }
     Ok(())
+}
+
+/// Pinned versions: a list of type and version; an empty version is the latest.
+pub(super) fn put_pins(out: &mut Vec<u8>, pins: &[(EventType, VersionPin)]) {
+    put_list(out, pins, |out, (name, pin)| {
+        put_text(out, name.as_str());
+        put_text(out, if let VersionPin::Version(version) = pin { version.as_str() } else { "" });
+    });
+}
+
+pub(super) fn get_pins(r: &mut Reader<'_>) -> Result<Vec<(EventType, VersionPin)>, CodecError> {
+    get_list(r, 2, |r| Ok((get_name(r)?, get_pin(r)?)))
 }
 
 fn get_pin(r: &mut Reader<'_>) -> Result<VersionPin, CodecError> {

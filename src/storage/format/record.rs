@@ -29,7 +29,7 @@
 //! | 16 | `TenantDeleted` | tenant, at |
 //! | 17 | `EventErased` | event, tenant, at, reason |
 //! | 18 | `HorizonMoved` | events, stream events, at |
-//! | 19 | `ConsumerPut` | tenant?, name, types, streams (kind, text), description, created at, updated at, position, moved at? |
+//! | 19 | `ConsumerPut` | tenant?, name, types, streams (kind, text), description, created at, updated at, position, moved at?, pins (type, version; layout 2 only) |
 //! | 20 | `ConsumerMoved` | tenant?, name, position, at |
 //! | 21 | `ConsumerDeleted` | tenant?, name, at |
 //! | 22 | `MessagesLeased` | queue, messages (event, place), until, at, worker? |
@@ -80,6 +80,8 @@ const ATTEMPT_LAYOUT: u8 = 5;
 pub(super) const ERASED_EVENT_LAYOUT: u8 = 2;
 /// Layout version of events with labels, which follow the fields of layout 1.
 pub(super) const LABELLED_EVENT_LAYOUT: u8 = 3;
+/// Layout version of consumers with pins. Layout 1, of all other consumers, has no pins.
+pub(super) const PINNED_CONSUMER_LAYOUT: u8 = 2;
 /// Layout version of endpoints. Layout 1 stays readable: its secrets have a single kind and plain
 /// bytes, and it has no options.
 const ENDPOINT_LAYOUT: u8 = 2;
@@ -268,7 +270,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
             horizon: Horizon { events: Position(r.get_varint()?), stream_events: Position(r.get_varint()?) },
             at: get_time(r)?,
         },
-        CONSUMER_PUT => Record::ConsumerPut(Arc::new(get_consumer(r)?)),
+        CONSUMER_PUT => Record::ConsumerPut(Arc::new(get_consumer(r, found)?)),
         CONSUMER_MOVED => Record::ConsumerMoved {
             key: get_consumer_key(r)?,
             position: Position(r.get_varint()?),
@@ -294,17 +296,19 @@ fn layout_of(tag: u8) -> Option<u8> {
         EVENT_REJECTED => Some(REJECTION_LAYOUT),
         KEY_PUT => Some(KEY_LAYOUT),
         EVENT_ACCEPTED => Some(LABELLED_EVENT_LAYOUT),
+        CONSUMER_PUT => Some(PINNED_CONSUMER_LAYOUT),
         EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=TYPE_DELETED => Some(LAYOUT),
         _ => None,
     }
 }
 
-/// The layout version that a record is written in: the latest, except for events. They have the
-/// first one, unless they are erased or have labels.
+/// The layout version that a record is written in: the latest, but the first for an event that is
+/// neither erased nor labelled, and for a consumer without pins.
 fn written_layout(record: &Record) -> u8 {
     match record {
         Record::EventAccepted(event) if event.erased_at.is_some() => ERASED_EVENT_LAYOUT,
         Record::EventAccepted(event) if event.labels.is_empty() => LAYOUT,
+        Record::ConsumerPut(consumer) if consumer.versions.is_empty() => LAYOUT,
         _ => layout_of(record_tag(record)).expect("every record has a layout"),
     }
 }

@@ -14,7 +14,7 @@ use crate::domain::{
     SecretKind, SignaturePreset, SignatureScheme, StreamChoice, TakenFrom, TakenMessage, TenantDelivery,
     TenantSettings, Timestamp, Trigger, VersionPin,
 };
-use crate::storage::format::consumer::tests::{bare_consumer, consumer};
+use crate::storage::format::consumer::tests::{bare_consumer, consumer, pinned_consumer};
 use crate::storage::format::endpoint::{get_handshake, put_handshake};
 use crate::storage::format::event_type::tests::sample_type;
 use crate::storage::format::exchange::tests::{bare_exchange, exchange};
@@ -205,6 +205,7 @@ fn consumer_samples(at: Timestamp) -> Vec<Record> {
     vec![
         Record::ConsumerPut(Arc::new(consumer())),
         Record::ConsumerPut(Arc::new(bare_consumer())),
+        Record::ConsumerPut(Arc::new(pinned_consumer())),
         Record::ConsumerPut(Arc::new(Consumer {
             filter: ConsumerFilter {
                 streams: StreamChoice::Prefix("order-".into()),

@@ -6,8 +6,9 @@ use super::model::{CommitInput, ConsumerBody, ConsumerInput, PlaceBody, ResetInp
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::{Optional, Required};
 use crate::api::http::response::{CreatedOrReplaced, Json, NoContent, Success};
+use crate::api::v1::event_types::pins;
 use crate::api::v1::feed;
-use crate::api::v1::feed::handlers::FeedResponse;
+use crate::api::v1::feed::handlers::{FeedRequest, FeedResponse};
 use crate::api::v1::feed::query::parse_cursor;
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
@@ -80,6 +81,9 @@ pub async fn put(
     }
     let now = call.api.context.now().wall;
     let (consumer, start) = input.check(ConsumerKey { tenant, name }, now, &mut errors);
+    let present = Consumers(&call.api.context).status(&consumer.key);
+    let present = present.map(|present| present.consumer.versions.clone()).unwrap_or_default();
+    pins::check(call, &consumer.versions, &present, &mut errors);
     errors.finish()?;
     let put = Consumers(&call.api.context).put(consumer, start).await;
     let (status, creation) = put.map_err(|error| problem(call, error, "/start"))?;
@@ -143,7 +147,8 @@ pub async fn events(call: &Call) -> Result<FeedResponse, Problem> {
     let consumers = Consumers(&call.api.context);
     let connection = Some(consumers.connect(&status.consumer.key));
     let (filter, start) = (FeedFilter::from(&*status.consumer), FeedStart::After(status.place.position));
-    let answered = feed::handlers::answer(call, filter, start, connection).await;
+    let wanted = FeedRequest { filter, versions: status.consumer.version_choice(), start };
+    let answered = feed::handlers::answer(call, wanted, connection).await;
     if let Err(Problem::PositionGone { oldest }) = &answered {
         consumers.on_gone(&status, *oldest).await;
     }

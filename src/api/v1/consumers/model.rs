@@ -1,6 +1,7 @@
 //! Requests and responses of consumers.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -8,7 +9,8 @@ use serde_json::Value;
 
 use crate::api::http::problem::Errors;
 use crate::api::text::{Time, parse_time};
-use crate::api::v1::endpoints::settings::parse_patterns;
+use crate::api::v1::endpoints::settings::{check_versions, parse_patterns};
+use crate::api::v1::event_types::pins;
 use crate::api::v1::feed::query::{parse_cursor, parse_streams};
 use crate::domain::{
     Consumer, ConsumerFilter, ConsumerKey, ConsumerPlace, Position, StreamChoice, Timestamp,
@@ -116,6 +118,9 @@ pub struct ConsumerInput {
     /// Only streams whose name begins with this text; empty: all streams.
     #[schemars(length(max = 255), regex(pattern = r"^[^\x00-\x1f\x7f-\x9f]*$"))]
     pub(super) stream_prefix: Option<String>,
+    /// Versions of event types that its events are converted to: a registered version, or `latest`.
+    /// At most 100. Other types are read as published.
+    pub(super) versions: Option<BTreeMap<String, String>>,
     /// Where a new consumer begins: `oldest` (the default), `now`, a cursor, or a time. An existing
     /// consumer keeps its position.
     pub(super) start: Option<StartInput>,
@@ -147,6 +152,7 @@ impl ConsumerInput {
         let consumer = Consumer {
             key,
             filter: ConsumerFilter { types, streams },
+            versions: check_versions(self.versions.as_ref(), errors),
             description: description.into(),
             created_at: now,
             updated_at: now,
@@ -206,6 +212,8 @@ pub struct ConsumerBody {
     pub stream: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stream_prefix: Option<String>,
+    /// Versions that its events are converted to, by event type.
+    pub versions: BTreeMap<String, String>,
     pub description: String,
     /// Everything up to this cursor is processed.
     pub position: String,
@@ -232,6 +240,7 @@ impl ConsumerBody {
             types: consumer.filter.types.iter().map(ToString::to_string).collect(),
             stream,
             stream_prefix,
+            versions: pins::body(&consumer.versions),
             description: consumer.description.to_string(),
             position: place.position.to_string(),
             lag: LagBody::new(lag, now),

@@ -1,8 +1,7 @@
-//! Endpoints: create, list, get, change, delete, pause, resume and test.
+//! Endpoints: create, list, get, change, delete, pause and resume.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use serde_json::Value;
 
 use super::model::{EndpointBody, EndpointInput, NewEndpointInput};
@@ -11,26 +10,24 @@ use super::secrets::{RequestedSecret, live_keys, requested_secret, to_secret};
 use super::selection::check_filter_room;
 use super::settings::{self, EndpointSettings};
 use crate::api::http::auth::Audience;
+use crate::api::http::body;
 use crate::api::http::problem::{Errors, Problem, pointer};
 use crate::api::http::request::{MergePatch, Nothing, Required};
-use crate::api::http::response::{Accepted, Created, Json, NoContent};
-use crate::api::http::{body, idempotency};
+use crate::api::http::response::{Created, Json, NoContent};
 use crate::api::v1::event_types;
-use crate::api::v1::events::{self, model::AcceptedBody};
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::context::responses::Remember;
 use crate::domain::{
     ClientCertificate, Endpoint, EndpointAuth, EndpointId, EndpointNumber, EndpointStatus, EndpointTransport,
-    EndpointUid, EventType, Idempotency, Label, Pattern, Position, Sealed, SecretKind, SignatureScheme,
-    Tenant,
+    EndpointUid, Idempotency, Label, Pattern, Position, Sealed, SecretKind, SignatureScheme, Tenant,
 };
 use crate::limits;
 use crate::rules::handshake;
 use crate::rules::headers::is_secret;
 use crate::service::endpoints::EndpointFilter;
-use crate::service::types::{ChangeError, EventDraft, IdentityError, RefusedUrl, is_same_origin};
-use crate::service::{Endpoints, Events, Secrets, Tenants};
+use crate::service::types::{ChangeError, IdentityError, RefusedUrl, is_same_origin};
+use crate::service::{Endpoints, Secrets, Tenants};
 
 /// Tries of a change that conflicts with concurrent changes.
 pub(super) const CHANGE_TRIES_MAX: usize = 5;
@@ -536,28 +533,4 @@ pub async fn pause(call: &Call, _: Nothing) -> Result<Json<EndpointBody>, Proble
 pub async fn resume(call: &Call, _: Nothing) -> Result<Json<EndpointBody>, Problem> {
     let changed = change(call, |endpoint| Ok(resumed(endpoint.clone())));
     Ok(Json::new(&endpoint_body(call, &*changed.await?)))
-}
-
-/// `POST /v1/endpoints/{id}/test`
-pub async fn test(call: &Call, _: Nothing) -> Result<Accepted<AcceptedBody<'static>>, Problem> {
-    let endpoint = find_writable(call)?;
-    let (idempotency, _guard) = call.idempotency(endpoint.tenant.as_str())?;
-    let unreachable = || Problem::Unavailable("the type of the test event is malformed".to_owned());
-    let data = format!("{{\"endpointId\":\"{}\",\"message\":\"This is a test event.\"}}", endpoint.id);
-    let event_type = EventType::TEST.parse().map_err(|_| unreachable())?;
-    let draft = EventDraft {
-        idempotency,
-        fingerprint: idempotency::fingerprint(&call.body),
-        only: Some(endpoint.number),
-        ..EventDraft::new(endpoint.tenant.clone(), event_type, Bytes::from(data))
-    };
-    let limit = &call.api.test_limit;
-    let now = call.api.context.now().monotonic;
-    limit.record(endpoint.number, now).map_err(|retry_after| Problem::TooManyTests { retry_after })?;
-    let published = Events(&call.api.context).publish(draft).await;
-    if published.as_ref().map_or(true, |accepted| accepted.duplicate) {
-        limit.withdraw(endpoint.number);
-    }
-    let accepted = published?;
-    Ok(events::handlers::accepted_response(call, &accepted))
 }

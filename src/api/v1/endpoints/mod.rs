@@ -8,3 +8,4 @@ pub mod reports;
 pub mod secrets;
 pub mod selection;
 pub mod settings;
+pub mod test_event;

@@ -18,6 +18,7 @@ use crate::api::http::body::object;
 use crate::api::http::unique::members;
 use crate::api::text::{Span, Time, Word, format_duration};
 use crate::api::v1::disclosure;
+use crate::api::v1::event_types::pins;
 use crate::domain::{
     ClientCertificate, DisabledReason, Endpoint, EndpointId, EndpointStatus, EndpointStatusName, Format,
     Handshake, Ordering, RetryPolicy, Tenant,
@@ -370,7 +371,7 @@ impl EndpointBody {
             handshake: endpoint.handshake.as_ref().map(|one| HandshakeBody::new(one, endpoint, audience)),
             client_certificate: endpoint.client_certificate.as_ref().map(ClientCertificateBody::new),
             trace: endpoint.trace,
-            versions: versions_body(endpoint),
+            versions: pins::body(&endpoint.versions),
             metadata: metadata_body(endpoint),
             status: endpoint.status.name().as_str(),
             disabled_reason: disabled.map(|(reason, _)| reason.as_str()),
@@ -422,11 +423,6 @@ fn sensitive_header_names(endpoint: &Endpoint) -> Vec<String> {
     let secret = endpoint.headers.iter().map(|(name, _)| name).filter(|name| is_secret(name));
     let all = endpoint.sensitive_headers.iter().map(|(name, _)| name).chain(secret);
     all.map(|name| name.to_ascii_lowercase()).collect::<BTreeSet<_>>().into_iter().collect()
-}
-
-fn versions_body(endpoint: &Endpoint) -> BTreeMap<String, String> {
-    let pins = endpoint.versions.iter();
-    pins.map(|(name, pin)| (name.to_string(), pin.as_str().to_owned())).collect()
 }
 
 fn metadata_body(endpoint: &Endpoint) -> Map<String, Value> {

@@ -220,7 +220,8 @@ pub struct VersionBody {
     pub examples: Option<Vec<Value>>,
     /// Events of the last day, of all tenants.
     pub events_last_day: u64,
-    /// Ids of the endpoints that pin the version, or the latest if this is it.
+    /// Ids of the endpoints and queues that pin the version, or the latest if this is it, and
+    /// `consumer NAME` for consumers.
     pub pinned_by: Vec<String>,
 }
 
@@ -258,7 +259,7 @@ impl TypeBody {
                     .pins
                     .iter()
                     .filter(is_pinned)
-                    .map(|pinned| pinned.endpoint.to_string())
+                    .map(|pinned| pinned.holder.to_string())
                     .collect(),
             };
             (version.version.to_string(), serde_json::to_value(body).unwrap_or_default())

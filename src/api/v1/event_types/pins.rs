@@ -1,4 +1,6 @@
-//! Version pins of subscriptions.
+//! Version pins of subscriptions and readers.
+
+use std::collections::BTreeMap;
 
 use crate::api::Call;
 use crate::api::http::problem::{Errors, pointer};
@@ -13,15 +15,28 @@ pub fn check(
     errors: &mut Errors,
 ) {
     for (name, pin) in pins.iter().filter(|pin| !present.contains(pin)) {
-        let location = pointer("/versions", name.as_str());
-        let Some(registered) = EventTypes(&call.api.context).registered(name) else {
-            errors.push(location, "the event type is not registered");
-            continue;
-        };
-        if let VersionPin::Version(version) = pin
-            && registered.definition().version(version).is_none()
-        {
-            errors.push(location, format!("version {version} of the event type is not registered"));
+        if let Some(detail) = unregistered(call, name, pin) {
+            errors.push(pointer("/versions", name.as_str()), detail);
         }
     }
+}
+
+/// Why a pin cannot be used, if it names an unregistered type or version.
+#[must_use]
+pub fn unregistered(call: &Call, name: &EventType, pin: &VersionPin) -> Option<String> {
+    let Some(registered) = EventTypes(&call.api.context).registered(name) else {
+        return Some(format!("the event type `{name}` is not registered"));
+    };
+    match pin {
+        VersionPin::Version(version) if registered.definition().version(version).is_none() => {
+            Some(format!("version {version} of the event type `{name}` is not registered"))
+        }
+        _ => None,
+    }
+}
+
+/// Pins in a response: the version, or `latest`, by event type.
+#[must_use]
+pub fn body(pins: &[(EventType, VersionPin)]) -> BTreeMap<String, String> {
+    pins.iter().map(|(name, pin)| (name.to_string(), pin.as_str().to_owned())).collect()
 }

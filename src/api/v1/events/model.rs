@@ -13,8 +13,8 @@ use serde_json::value::RawValue;
 use crate::api::http::auth::Audience;
 use crate::api::text::{Time, Word};
 use crate::api::v1::deliveries::model::DeliveryBody;
-use crate::domain::{Event, EventStatus, Expected, Label, Position, attribute};
-use crate::service::types::{AcceptedEvent, EventView, generated_at, has_publisher_id};
+use crate::domain::{Event, EventStatus, EventVersion, Expected, Label, Position, attribute};
+use crate::service::types::{AcceptedEvent, EventView, FeedEvent, generated_at, has_publisher_id};
 
 /// An event to publish.
 #[derive(Deserialize, JsonSchema)]
@@ -242,17 +242,24 @@ pub struct LogEventBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub metadata: Option<&'a RawValue>,
-    /// `traceparent`, `balto-hops` (the number of Balto instances that the event has passed), and
-    /// attributes of a CloudEvent without a member here. `data_base64` is true if `data` is base64.
+    /// `traceparent`, `balto-hops` (the number of Balto instances that the event has passed),
+    /// `balto-test-type` (the type whose example a test event has), and attributes of a CloudEvent
+    /// without a member here. `data_base64` is true if `data` is base64.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<&'a str, Value>,
-    /// As published; null if the event was erased.
+    /// As published, or converted to `version`; null if the event was erased.
     #[schemars(with = "serde_json::Value")]
     pub data: Option<&'a RawValue>,
     /// When the event was erased: `data` is null; `metadata`, `labels` and most `attributes` are
     /// absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub erased_at: Option<Time>,
+    /// The version as published, if `versions` asks for another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stored_version: Option<&'a str>,
+    /// Why the event is not in the version that `versions` asks for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conversion_error: Option<&'a str>,
     /// The event's position in the log.
     pub position: u64,
 }
@@ -276,7 +283,19 @@ impl<'a> LogEventBody<'a> {
             attributes: attributes(event),
             data: raw(&event.data),
             erased_at: event.erased_at.map(Time),
+            stored_version: None,
+            conversion_error: None,
             position: position.0,
+        }
+    }
+
+    /// The event in the version that a reader wants.
+    #[must_use]
+    pub fn of_feed(entry: &'a FeedEvent) -> Self {
+        Self {
+            stored_version: entry.stored_version.as_ref().map(EventVersion::as_str),
+            conversion_error: entry.conversion_error.as_deref(),
+            ..Self::new(entry.position, &entry.event)
         }
     }
 }

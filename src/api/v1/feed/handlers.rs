@@ -17,6 +17,7 @@ use crate::api::http::reply::Reply;
 use crate::api::http::response::{OperationResponse, ReadTurn};
 use crate::api::routes::{SchemaOf, schema};
 use crate::context::consumer_watch::ConsumerConnection;
+use crate::domain::VersionChoice;
 use crate::limits;
 use crate::rules::feed::FeedFilter;
 use crate::service::Feed;
@@ -77,7 +78,15 @@ pub async fn get(call: &Call) -> Result<FeedResponse, Problem> {
     let filter = query::filter(call)?;
     let start = query::parse_start(call.query.text("after").unwrap_or("oldest"));
     let start = start.map_err(|detail| Problem::parameter("after", detail))?;
-    answer(call, filter, start, None).await
+    let wanted = FeedRequest { filter, versions: query::versions(call)?, start };
+    answer(call, wanted, None).await
+}
+
+/// The events that a caller wants.
+pub struct FeedRequest {
+    pub filter: FeedFilter,
+    pub versions: VersionChoice,
+    pub start: FeedStart,
 }
 
 /// Answers with the feed from a start on, in the form that the client accepts. `connection`: of the
@@ -87,8 +96,7 @@ pub async fn get(call: &Call) -> Result<FeedResponse, Problem> {
 /// 410 and 409 for a position that the log does not have, 422 for wrong parameters, 429.
 pub async fn answer(
     call: &Call,
-    filter: FeedFilter,
-    start: FeedStart,
+    FeedRequest { filter, versions, start }: FeedRequest,
     connection: Option<ConsumerConnection>,
 ) -> Result<FeedResponse, Problem> {
     let (wait, events) = (call.query.wait()?, call.query.feed_limit()?);
@@ -102,6 +110,7 @@ pub async fn answer(
         api: Arc::clone(&call.api),
         party: call.party.clone(),
         filter,
+        versions,
         position,
         bounds,
         connection,

@@ -11,7 +11,7 @@ use crate::service::types::{FeedEvent, FeedPage};
 #[must_use]
 pub fn json(entry: &FeedEvent) -> &Bytes {
     entry.json.get_or_init(|| {
-        let body = serde_json::to_vec(&LogEventBody::new(entry.position, &entry.event));
+        let body = serde_json::to_vec(&LogEventBody::of_feed(entry));
         // Strings, numbers and JSON that was checked before: this cannot fail.
         body.unwrap_or_else(|_| b"null".to_vec()).into()
     })

@@ -2,8 +2,9 @@
 
 use crate::api::Call;
 use crate::api::http::problem::Problem;
+use crate::api::v1::event_types::pins;
 use crate::api::v1::lists::Query;
-use crate::domain::{Pattern, Position, StreamName, Tenant};
+use crate::domain::{EventType, Pattern, Position, StreamName, Tenant, VersionChoice, VersionPin};
 use crate::limits;
 use crate::rules::feed::{FeedFilter, FeedStreams};
 use crate::rules::patterns::{canonical_list, check_list, check_pattern};
@@ -96,6 +97,47 @@ pub fn types(query: &Query) -> Result<Vec<Pattern>, Problem> {
     check_types(types).map_err(|detail| Problem::parameter("types", detail))
 }
 
+/// The versions of `versions`: `latest`, or types with a version each, such as
+/// `pet.adopted:1.0,order.paid:latest`.
+///
+/// # Errors
+/// 422 for a malformed value, a type that is named twice, and an unregistered type or version.
+pub fn versions(call: &Call) -> Result<VersionChoice, Problem> {
+    let Some(text) = call.query.text("versions") else { return Ok(VersionChoice::AsPublished) };
+    let choice = parse_versions(text).map_err(|detail| Problem::parameter("versions", detail))?;
+    if let VersionChoice::Pinned(pins) = &choice {
+        let unknown = pins.iter().find_map(|(name, pin)| pins::unregistered(call, name, pin));
+        if let Some(detail) = unknown {
+            return Err(Problem::parameter("versions", detail));
+        }
+    }
+    Ok(choice)
+}
+
+fn parse_versions(text: &str) -> Result<VersionChoice, String> {
+    if text == VersionPin::LATEST {
+        return Ok(VersionChoice::Latest);
+    }
+    let mut found: Vec<(EventType, VersionPin)> = Vec::new();
+    for part in text.split(',') {
+        let form = "must be `latest`, or types with a version: `pet.adopted:1.0,order.paid:latest`";
+        let (name, version) = part.split_once(':').ok_or(form)?;
+        let name: EventType = name.parse().map_err(|error| format!("{error}"))?;
+        let pin = match version {
+            VersionPin::LATEST => VersionPin::Latest,
+            version => VersionPin::Version(version.parse().map_err(|error| format!("{error}"))?),
+        };
+        if found.iter().any(|(other, _)| *other == name) {
+            return Err(format!("`{name}` is named twice"));
+        }
+        if found.len() == limits::PINS_MAX {
+            return Err(format!("at most {} types", limits::PINS_MAX));
+        }
+        found.push((name, pin));
+    }
+    Ok(VersionChoice::Pinned(found))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +154,23 @@ mod tests {
         }
         assert_eq!(parse_start("oldest"), Ok(FeedStart::Oldest));
         assert_eq!(parse_start("now"), Ok(FeedStart::Now));
+    }
+
+    #[test]
+    fn versions_are_latest_or_a_pin_for_each_type() {
+        let pin = |name: &str, version: Option<&str>| {
+            let pin = version.map_or(VersionPin::Latest, |text| VersionPin::Version(text.parse().unwrap()));
+            (name.parse().unwrap(), pin)
+        };
+        assert_eq!(parse_versions("latest"), Ok(VersionChoice::Latest));
+        let pins = vec![pin("pet.adopted", Some("1.0")), pin("latest", None)];
+        assert_eq!(parse_versions("pet.adopted:1.0,latest:latest"), Ok(VersionChoice::Pinned(pins)));
+        let many: Vec<_> = (0..=limits::PINS_MAX).map(|number| format!("t{number}:1")).collect();
+        for text in ["", ",", "pet", "pet:", ":1.0", "pet:1.0,", "pet:1:2", "a..b:1", "a:1,a:2", "latest,a:1"]
+        {
+            assert!(parse_versions(text).is_err(), "{text:?}");
+        }
+        assert!(parse_versions(&many[1..].join(",")).is_ok() && parse_versions(&many.join(",")).is_err());
     }
 
     #[test]

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::api::Api;
+use crate::api::http::heavy_work::off_thread;
 use crate::context::consumer_watch::ConsumerConnection;
-use crate::domain::{Party, Position};
+use crate::domain::{Party, Position, VersionChoice};
 use crate::rules::feed::FeedFilter;
 use crate::service::Feed;
 use crate::service::feed::FeedBounds;
@@ -17,6 +18,7 @@ pub struct FeedReader {
     pub api: Arc<Api>,
     pub party: Party,
     pub filter: FeedFilter,
+    pub versions: VersionChoice,
     /// Every event up to here has been read, or was not wanted.
     pub position: Position,
     pub bounds: FeedBounds,
@@ -31,13 +33,16 @@ impl FeedReader {
     /// When events are forgotten, or the outbox is unavailable.
     pub async fn next_page(&mut self) -> Result<FeedPage, FeedError> {
         let feed = Feed(&self.api.context);
-        let page = match feed.read_tail(&self.filter, self.position, self.bounds) {
+        let mut page = match feed.read_tail(&self.filter, self.position, self.bounds) {
             Some(page) => page?,
             None => {
                 let _turn = self.api.reads.turn(&self.party).await;
                 feed.read(&self.filter, self.position, self.bounds).await?
             }
         };
+        if self.versions != VersionChoice::AsPublished && !page.events.is_empty() {
+            off_thread(|| feed.convert(&self.versions, &mut page, self.bounds.bytes));
+        }
         self.position = page.next;
         Ok(page)
     }

@@ -190,9 +190,20 @@ pub const FEED: &[Param] = &[
         Kind::Any(limits::NAME_BYTES_MAX),
     ),
     TENANT,
+    VERSIONS,
     FEED_LIMIT,
     FEED_WAIT,
 ];
+/// The versions of `GET /v1/feed`, and of the events of a stream.
+pub const VERSIONS: Param = param(
+    "versions",
+    "Convert events to these versions: `latest`, or `type:version` joined by commas; default: as published",
+    Kind::Text(PINS, limits::PINS_MAX * (limits::EVENT_TYPE_BYTES_MAX + limits::VERSION_BYTES_MAX + 2)),
+);
+const PINS: &str = concat!(
+    r"^(latest|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*:[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*",
+    r"(,[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*:[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)*)$"
+);
 const FEED_LIMIT: Param = param(
     "limit",
     "Events per page, 1 to 1000; default 100",

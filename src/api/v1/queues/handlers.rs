@@ -10,6 +10,7 @@ use crate::api::http::request::{MergePatch, Nothing, Required};
 use crate::api::http::response::{Created, Json, NoContent};
 use crate::api::v1::endpoints::selection::check_filter_room;
 use crate::api::v1::endpoints::settings;
+use crate::api::v1::event_types::pins;
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::domain::{Endpoint, EndpointStatus, Idempotency, QueueName, Tenant};
@@ -70,7 +71,8 @@ async fn register(
     idempotency: Option<Idempotency>,
 ) -> Result<Created<QueueBody>, Problem> {
     let queues = Queues(&call.api.context);
-    check_room(call, &tenant, &settings, None)?;
+    let present = queues.get(&call.principal.scope, &tenant, &name);
+    check_context(call, &tenant, &settings, present.as_deref())?;
     for _ in 0..CHANGE_TRIES_MAX {
         if let Some(present) = queues.get(&call.principal.scope, &tenant, &name) {
             return repeated(call, &present, settings);
@@ -119,7 +121,8 @@ fn keep_identity(changed: Endpoint, present: &Endpoint) -> Endpoint {
     }
 }
 
-fn check_room(
+/// Checks pinned versions, and that the tenant's patterns together stay within their bound.
+fn check_context(
     call: &Call,
     tenant: &Tenant,
     settings: &QueueSettings,
@@ -127,6 +130,8 @@ fn check_room(
 ) -> Result<(), Problem> {
     let mut errors = Errors::default();
     check_filter_room(call, tenant, settings.selection(), replaced, &mut errors);
+    let present = replaced.map(|queue| &*queue.versions).unwrap_or_default();
+    pins::check(call, settings.versions(), present, &mut errors);
     let replaced = replaced.map(|queue| queue.number);
     let room = Endpoints(&call.api.context).check_patterns(tenant, settings.event_types(), replaced);
     errors.check("/eventTypes", room);
@@ -168,7 +173,7 @@ pub async fn patch(
         }
         let settings = input.settings(&mut errors);
         errors.finish()?;
-        check_room(call, &queue.tenant, &settings, Some(queue))?;
+        check_context(call, &queue.tenant, &settings, Some(queue))?;
         let name = target.ok_or_else(|| not_found("queue", &call.id))?;
         let changed = settings.into_queue(queue.id.clone(), queue.tenant.clone(), name, queue.created_at);
         Ok(keep_identity(changed, queue))

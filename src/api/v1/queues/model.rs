@@ -1,6 +1,7 @@
 //! Requests and responses of queues.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use crate::api::http::body::object;
 use crate::api::text::{Span, Time, Word, format_duration};
 use crate::api::v1::endpoints::selection::{filter_body, filter_member, labels_body};
 use crate::api::v1::endpoints::settings::word_of;
+use crate::api::v1::event_types::pins;
 use crate::api::v1::queues::settings::{NO_AGE, ORDERINGS, QUEUE_FORMATS};
 use crate::domain::{Endpoint, EndpointStatus, PolicyDefaults, RetryPolicy};
 use crate::service::leases::{ReceiptResult, ReceiptStatus};
@@ -93,6 +95,9 @@ pub struct QueueInput {
     /// Format of the events: `standard`, or `cloudevents` (1.0, structured mode).
     #[schemars(extend("enum" = ["standard", "cloudevents", null]))]
     pub format: Option<String>,
+    /// Versions of event types that messages are converted to: a registered version, or `latest`.
+    /// At most 100. Other types are received as published.
+    pub versions: Option<BTreeMap<String, String>>,
     /// Any object, at most 16 KiB.
     pub metadata: Option<Map<String, Value>>,
 }
@@ -139,6 +144,8 @@ pub struct QueueBody {
     pub max_age: Option<String>,
     #[schemars(extend("enum" = ["standard", "cloudevents"]))]
     pub format: &'static str,
+    /// Versions that messages are converted to, by event type.
+    pub versions: BTreeMap<String, String>,
     pub metadata: Map<String, Value>,
     #[schemars(extend("enum" = ["active", "paused"]))]
     pub status: &'static str,
@@ -171,6 +178,7 @@ impl QueueBody {
             max_lease: target.map(|target| format_duration(target.lease_max)).unwrap_or_default(),
             max_age,
             format: word_of(queue.format, QUEUE_FORMATS),
+            versions: pins::body(&queue.versions),
             metadata: queue
                 .metadata
                 .as_deref()
@@ -200,6 +208,7 @@ impl QueueBody {
             max_lease: Some(self.max_lease),
             max_age: self.max_age,
             format: Some(self.format.to_owned()),
+            versions: Some(self.versions),
             metadata: Some(self.metadata),
         }
     }
@@ -256,8 +265,9 @@ pub struct MessageBody<'a> {
     /// Deliveries of the message in this series, this one included. Released ones do not count.
     pub delivery_count: u32,
     pub leased_until: Time,
-    /// The event in the queue's format, with `position`, and `orderingKey` and
-    /// `attributes.traceparent` if there are any.
+    /// The event in the queue's format, with `position`; `orderingKey` and
+    /// `attributes.traceparent` if there are any; and the published version of a converted event:
+    /// `storedVersion`, as a CloudEvent `storedversion`.
     #[schemars(with = "serde_json::Map<String, serde_json::Value>")]
     pub event: &'a RawValue,
 }

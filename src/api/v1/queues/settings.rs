@@ -7,12 +7,12 @@ use crate::api::http::problem::Errors;
 use crate::api::v1::endpoints::selection::check_selection;
 use crate::api::v1::endpoints::settings::{
     Words, canonical_patterns, check_description, check_integer, check_metadata, check_number,
-    parse_duration_within, parse_word,
+    check_versions, parse_duration_within, parse_word,
 };
 use crate::domain::{
-    Endpoint, EndpointId, EndpointNumber, EndpointStatus, EndpointTransport, EventSelection, Format,
-    Ordering, Pattern, Position, QueueName, QueueTarget, RequestShape, RetryPolicy, SignatureScheme, Tenant,
-    Timestamp,
+    Endpoint, EndpointId, EndpointNumber, EndpointStatus, EndpointTransport, EventSelection, EventType,
+    Format, Ordering, Pattern, Position, QueueName, QueueTarget, RequestShape, RetryPolicy, SignatureScheme,
+    Tenant, Timestamp, VersionPin,
 };
 use crate::limits;
 
@@ -44,6 +44,7 @@ pub struct QueueSettings {
     leased_max: u32,
     lease_max: Duration,
     format: Format,
+    versions: Vec<(EventType, VersionPin)>,
     metadata: Option<Box<str>>,
 }
 
@@ -76,6 +77,7 @@ impl QueueInput {
             ),
             lease_max,
             format: parse_word(errors, "/format", self.format.as_deref(), QUEUE_FORMATS),
+            versions: check_versions(self.versions.as_ref(), errors),
             metadata: check_metadata(self.metadata.as_ref(), errors),
         }
     }
@@ -118,6 +120,10 @@ impl QueueSettings {
         &self.selection
     }
 
+    pub fn versions(&self) -> &[(EventType, VersionPin)] {
+        &self.versions
+    }
+
     /// A new queue with these settings.
     pub fn into_queue(self, id: EndpointId, tenant: Tenant, name: QueueName, now: Timestamp) -> Endpoint {
         Endpoint {
@@ -145,7 +151,7 @@ impl QueueSettings {
             secrets: Vec::new(),
             trace: true,
             uid: None,
-            versions: Vec::new(),
+            versions: self.versions,
             metadata: self.metadata,
             status: EndpointStatus::Active,
             created_at: now,

@@ -7,6 +7,7 @@ use super::query::wanted_events;
 use crate::api::http::problem::Problem;
 use crate::api::http::reply::Reply;
 use crate::api::http::response::Json;
+use crate::api::v1::feed::query::versions;
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::domain::{StreamName, Tenant};
@@ -69,14 +70,19 @@ pub async fn read(call: &Call) -> Result<Json<StreamPageBody<'static>>, Problem>
     let stream: StreamName = call.parse_id("stream")?;
     let tenant = call.stream_tenant()?;
     let wanted = wanted_events(&call.query)?;
-    let page = match Streams(&call.api.context).read(&tenant, &stream, wanted).await {
+    let versions = versions(call)?;
+    let streams = Streams(&call.api.context);
+    let mut page = match streams.read(&tenant, &stream, wanted).await {
         Ok(page) => page,
         Err(StreamReadError::NotFound) => return Err(call.stream_not_found()),
         Err(StreamReadError::Gone { first_version }) => return Err(Problem::VersionGone { first_version }),
         Err(StreamReadError::Unavailable(error)) => return Err(error.into()),
     };
-    let bytes = page.events.iter().map(|(_, event)| event.weight()).sum();
-    let respond = || Json::new(&StreamPageBody::new(&stream, &page)).without_lifetime();
+    let bytes = page.events.iter().map(|entry| entry.event.weight()).sum();
+    let respond = || {
+        streams.convert(&versions, &mut page);
+        Json::new(&StreamPageBody::new(&stream, &page)).without_lifetime()
+    };
     Ok(call.heavy_work(bytes, respond).await)
 }
 

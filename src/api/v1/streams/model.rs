@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use crate::api::text::Time;
 use crate::api::v1::events::model::LogEventBody;
 use crate::api::v1::events::model::{EventInput, ExpectedVersion, event_url};
-use crate::domain::{Event, Position, StreamName, Tenant};
+use crate::domain::{Position, StreamName, Tenant};
 use crate::service::atomic::{StreamCheck, last_version};
 use crate::service::streams::StreamPage;
 use crate::service::types::{AcceptedEvent, Head};
@@ -194,13 +194,11 @@ pub struct StreamPageBody<'a> {
 impl<'a> StreamPageBody<'a> {
     #[must_use]
     pub fn new(stream: &'a StreamName, page: &'a StreamPage) -> Self {
-        let body =
-            |(position, event): &'a (Position, std::sync::Arc<Event>)| LogEventBody::new(*position, event);
         Self {
             stream: stream.as_str(),
             version: page.head.version,
             first_version: page.head.first_version,
-            data: page.events.iter().map(body).collect(),
+            data: page.events.iter().map(|entry| LogEventBody::of_feed(entry)).collect(),
             next_version: page.next_version,
         }
     }

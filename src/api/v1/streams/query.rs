@@ -2,7 +2,7 @@
 
 use crate::api::http::problem::Problem;
 use crate::api::v1::feed::query::types;
-use crate::api::v1::lists::{Kind, LIMIT, NAME, PATTERNS, Param, Query, STREAM, param};
+use crate::api::v1::lists::{Kind, LIMIT, NAME, PATTERNS, Param, Query, STREAM, VERSIONS, param};
 use crate::domain::Expected;
 use crate::limits;
 use crate::service::streams::{Direction, ReadStart, StreamRead};
@@ -39,6 +39,7 @@ pub const STREAM_EVENTS: &[Param] = &[
         "Only types that match one of these topic patterns, separated by commas",
         Kind::Text(PATTERNS, limits::FEED_PATTERNS_MAX * (limits::EVENT_TYPE_BYTES_MAX + 1)),
     ),
+    VERSIONS,
     param(
         "limit",
         "Events per page, 1 to 1,000; default 100",
