@@ -33,6 +33,7 @@ pub(crate) enum Bound {
     ClosedEndpointsChecked,
     BackupBytes,
     TailBytes,
+    EndedJobs,
 }
 
 /// A deliberate bug.
@@ -134,6 +135,8 @@ pub(crate) enum Mutation {
     KeepErasedBytes,
     /// Events of registered types are not counted.
     ForgetTypeUsage,
+    /// The state ignores the steps of jobs.
+    ForgetJobSteps,
 }
 
 #[cfg(not(test))]

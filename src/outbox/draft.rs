@@ -10,6 +10,7 @@ use crate::domain::{
     EndpointNumber, Event, EventId, EventType, EventVersion, Expected, Idempotency, OrderingKey, Position,
     QuotaExceeded, Rejection, StreamName, Tenant, Timestamp, attribute, weigh,
 };
+use crate::limits;
 use crate::rules::append::Judged;
 use crate::schemas::TypeRefusal;
 
@@ -220,6 +221,8 @@ pub enum ChangeError {
     /// The event has no content that could be delivered.
     #[error("the event was erased")]
     Erased,
+    #[error("{} jobs run; try again when one has ended", limits::JOBS_RUNNING_MAX)]
+    TooManyJobs,
     #[error(transparent)]
     QuotaExceeded(#[from] QuotaExceeded),
     /// A request with the same key was committed in between, and its response is stored now.

@@ -10,6 +10,7 @@ mod receivers;
 mod chance;
 mod consumers;
 mod feed;
+mod jobs;
 mod life;
 mod model;
 mod operations;
