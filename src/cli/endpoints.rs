@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use request::RequestOptions;
 
 use super::args::{self, Paging, QueryArgs};
+use super::jobs::ReplayArgs;
 use super::output::{Column, Session, note};
 
 const COLUMNS: &[Column] = &[
@@ -94,6 +95,8 @@ pub(crate) enum EndpointsCommand {
     Handshake(Id),
     /// Send a test event to this endpoint alone.
     Test(Id),
+    /// Deliver past events, as a job.
+    Replay(Box<ReplayArgs>),
     /// Remove an endpoint; its pending deliveries become dead letters.
     Rm(Id),
     /// Show outcomes, success rate, latency and backlog.
@@ -410,6 +413,7 @@ impl EndpointsCommand {
             Self::Resume(id) => act(session, id, "resume", "is active").await,
             Self::Handshake(id) => act(session, id, "handshake", "is asked for consent again").await,
             Self::Test(id) => act(session, id, "test", "receives a test event").await,
+            Self::Replay(args) => args.run(session).await,
         }
     }
 }

@@ -6,6 +6,7 @@
 //! module does not depend on their construction.
 
 mod args;
+mod audit;
 mod backup;
 mod client;
 mod consumers;
@@ -16,6 +17,8 @@ mod endpoints;
 mod events;
 mod feed;
 mod files;
+mod jobs;
+mod keys;
 pub mod listen;
 mod output;
 mod overview;
@@ -127,6 +130,14 @@ enum Command {
     Queues(Box<queues::QueuesCommand>),
     /// Run a command for each message of a queue.
     Work(Box<work::WorkArgs>),
+    /// List, show and cancel jobs: bulk work in the background.
+    #[command(subcommand)]
+    Jobs(jobs::JobsCommand),
+    /// Create, list, change and remove API keys.
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
+    /// List the acts of operators, newest first.
+    Audit(Box<audit::AuditArgs>),
     /// List, show, change and remove tenants.
     #[command(subcommand)]
     Tenants(tenants::TenantsCommand),
@@ -282,6 +293,9 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Queues(command) => block_on(command.run(&session()?))?,
         Command::Work(args) => block_on(args.run(session()?))?,
+        Command::Jobs(command) => block_on(command.run(&session()?))?,
+        Command::Keys(command) => block_on(command.run(&session()?))?,
+        Command::Audit(args) => block_on(args.run(&session()?))?,
         Command::Tenants(command) => block_on(command.run(&session()?))?,
         Command::Types(command) => block_on(command.run(&session()?))?,
         Command::Stats(args) => block_on(args.run(&session()?))?,

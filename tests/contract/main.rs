@@ -9,6 +9,7 @@
 mod support;
 
 mod attempts;
+mod audit;
 mod authorization;
 mod changes;
 mod cloudevents;
@@ -26,6 +27,7 @@ mod feed_stream;
 mod formats;
 mod handshake;
 mod isolation;
+mod jobs;
 mod keys;
 mod listener;
 mod operation;
