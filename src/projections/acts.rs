@@ -13,7 +13,7 @@ use crate::limits;
 
 const TAG: u8 = b'a';
 
-/// The actor of a filter that stands for the configured admin key.
+/// Word for the configured admin key, as the actor of a filter.
 pub const ADMIN_ACTOR: &str = "admin";
 
 /// The entries of a list. All conditions must hold.

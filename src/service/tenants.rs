@@ -42,7 +42,7 @@ impl TenantView {
     }
 }
 
-/// What a deletion covers.
+/// Resources that a deletion covers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TenantDeletion {
     pub endpoints: u64,
@@ -168,7 +168,7 @@ impl Tenants<'_> {
         Ok((deletion, Jobs(self.0).wait(job, DELETION_WAIT_MAX).await))
     }
 
-    /// What a deletion of a tenant covers, and its job.
+    /// Resources that a deletion of a tenant covers, and its job.
     ///
     /// # Errors
     /// When the tenant is unknown, or the outbox is unavailable.

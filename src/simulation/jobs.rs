@@ -13,7 +13,7 @@ use crate::domain::{JobKind, JobStatus, Record};
 use crate::service::Jobs;
 use crate::service::jobs::NewJob;
 
-/// What must occur in some seed.
+/// Occurrences that some seed must have.
 pub(super) const OCCURRENCES: [&str; 3] = ["jobsWithSteps", "jobsCancelled", "jobsContinued"];
 
 /// Simulated time in which a job must end, unless the life ends first.

@@ -21,7 +21,7 @@ use crate::service::tenants::Tenants;
 #[derive(Debug)]
 pub(crate) struct JobStep {
     pub(super) commands: Vec<Command>,
-    /// What is done with it, of the whole job.
+    /// Work of the whole job, this step included.
     pub(super) done: u64,
     /// The start of the next step; `None`: as this one.
     pub(super) next: Option<Cursor>,

@@ -124,7 +124,7 @@ pub struct StartedBody {
     pub id: Option<String>,
     /// The number of deliveries, or of resources of a tenant, that the work covers.
     pub count: u64,
-    /// What the first step has done. A repeated request gets the same answer.
+    /// Work of the first step. A repeated request gets the same answer.
     pub done: u64,
     /// `completed`: small work has ended with its first step. Null for a dry run.
     #[schemars(with = "Option<Word<JobStatus>>")]

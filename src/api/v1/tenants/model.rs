@@ -339,7 +339,7 @@ pub struct DeletionInput {
     pub dry_run: Option<bool>,
 }
 
-/// What a deletion covers, and its job.
+/// Resources that a deletion covers, and its job.
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DeletionBody {
