@@ -33,6 +33,7 @@ pub(crate) enum Bound {
     ClosedEndpointsChecked,
     BackupBytes,
     TailBytes,
+    EndedJobs,
 }
 
 /// A deliberate bug.
@@ -138,6 +139,8 @@ pub(crate) enum Mutation {
     AdmitUnlabelled,
     /// Events of a batch with the same type share the results of filters.
     ShareFilterResults,
+    /// The state ignores the steps of jobs.
+    ForgetJobSteps,
 }
 
 #[cfg(not(test))]

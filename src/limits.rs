@@ -600,3 +600,10 @@ const _: () = assert!(STREAM_PAGE_EVENTS_DEFAULT <= STREAM_PAGE_EVENTS_MAX);
 const _: () = assert!(STREAM_PAGE_EVENTS_MAX >= BATCH_EVENTS_MAX); // an append can be read back at once
 const _: () = assert!(STREAM_SCAN_EVENTS_MAX >= STREAM_PAGE_EVENTS_MAX);
 const _: () = assert!(ATOMIC_SHARED_BYTES_MAX <= SHARED_COMMIT_BYTES);
+
+/// Jobs that run at the same time, of all tenants together.
+pub const JOBS_RUNNING_MAX: usize = 100;
+/// Ended jobs that are kept.
+pub const JOBS_ENDED_MAX: usize = 1_000;
+/// Most deliveries per second that a paced job may ask for.
+pub const JOB_RATE_MAX: u32 = 100_000;

@@ -17,7 +17,7 @@ use api::ApiMetrics;
 use queues::QueueMetrics;
 
 use crate::domain::closed_list::closed_list;
-use crate::domain::{DeadReason, ErrorClass, Quota, Timestamp};
+use crate::domain::{DeadReason, ErrorClass, JobKind, Quota, Timestamp};
 use crate::lanes::queue::QueueReport;
 use crate::lanes::{LanesSummary, WaitReason};
 
@@ -75,6 +75,8 @@ closed_list! {
         Disabling => "disabling",
         /// Operator events about endpoints.
         OperatorEvent => "operatorEvent",
+        /// Steps of bulk work.
+        Jobs => "jobs",
         Gauges => "gauges",
     }
 }
@@ -121,6 +123,8 @@ pub struct Metrics {
     disk_free: IntGauge,
     endpoints_to_reseal: IntGauge,
     log_lines_dropped: IntCounter,
+    jobs_running: IntGauge,
+    job_steps: IntCounterVec,
     queues: QueueMetrics,
 }
 
@@ -243,6 +247,8 @@ impl Metrics {
                 "Panics of background jobs, each of which began again.",
                 &["job"],
             ),
+            jobs_running: gauge("balto_jobs_running", "Jobs that run: bulk work with further steps."),
+            job_steps: counters("balto_job_steps_total", "Steps of jobs, of one commit each.", &["kind"]),
             erased_events: counter("balto_events_erased_total", "Events whose content was erased."),
             pending_erasures: gauge(
                 "balto_erasures_pending",
@@ -295,6 +301,9 @@ impl Metrics {
         }
         for job in BackgroundJob::ALL {
             self.background_panics.with_label_values(&[job.as_str()]);
+        }
+        for kind in JobKind::ALL {
+            self.job_steps.with_label_values(&[kind.as_str()]);
         }
         for reason in REFUSALS {
             self.refused.with_label_values(&[reason]);
@@ -482,6 +491,15 @@ impl Metrics {
 
     pub fn retry(&self, wait: Duration) {
         self.retry_wait.observe(wait.as_secs_f64());
+    }
+
+    pub fn jobs_running(&self, count: usize) {
+        self.jobs_running.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// A step of a job is committed.
+    pub fn job_step(&self, kind: JobKind) {
+        self.job_steps.with_label_values(&[kind.as_str()]).inc();
     }
 
     pub fn job_panicked(&self, job: BackgroundJob) {

@@ -14,6 +14,7 @@ pub mod v1;
 
 use std::future::ready;
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,8 +28,9 @@ use axum::routing::on;
 use bytes::Bytes;
 
 use crate::context::Context;
+use crate::context::acts::Act;
 use crate::context::fair_semaphore::FairSemaphore;
-use crate::domain::{Party, PolicyDefaults, Position, SenderName, Tenant, address_block};
+use crate::domain::{Actor, Party, PolicyDefaults, Position, SenderName, Tenant, address_block};
 use crate::limits;
 use crate::service::Positions;
 use crate::service::positions::Reached;
@@ -105,9 +107,23 @@ pub trait Observer: Send + Sync {
     fn on_authentication_failed(&self, reason: &'static str);
 }
 
-/// State shared by all requests.
+/// The API, as one request uses it.
 pub struct Api {
+    /// Carries the act of a request for one.
     pub context: Context,
+    shared: Arc<ApiShared>,
+}
+
+impl Deref for Api {
+    type Target = ApiShared;
+
+    fn deref(&self) -> &ApiShared {
+        &self.shared
+    }
+}
+
+/// State shared by all requests.
+pub struct ApiShared {
     config: ArcSwap<ApiConfig>,
     in_flight: InFlight,
     auth_throttle: AuthThrottle,
@@ -124,8 +140,7 @@ pub struct Api {
 impl Api {
     #[must_use]
     pub fn new(context: Context, config: ApiConfig, observer: Arc<dyn Observer>) -> Arc<Self> {
-        Arc::new(Self {
-            context,
+        let shared = ApiShared {
             body_budget: BodyBudget::new(config.max_body_bytes),
             config: ArcSwap::from_pointee(config),
             in_flight: InFlight::default(),
@@ -136,7 +151,13 @@ impl Api {
             unread: UnreadResponses::default(),
             heavy_work: HeavyWork::default(),
             observer,
-        })
+        };
+        Arc::new(Self { context, shared: Arc::new(shared) })
+    }
+
+    /// The API for a request for an act of an operator. Its first commit has the audit entry.
+    fn acting(&self, act: Act) -> Arc<Self> {
+        Arc::new(Self { context: self.context.acting(act), shared: self.shared.clone() })
     }
 
     /// Replaces the configuration, from the next request on.
@@ -382,8 +403,12 @@ fn position_wait(headers: &HeaderMap) -> Result<Option<(Position, Duration)>, Pr
     }
 }
 
+fn peer_of(extensions: &Extensions) -> Option<IpAddr> {
+    extensions.get::<Peer>().map(|peer| peer.0.ip())
+}
+
 fn peer_address(extensions: &Extensions) -> IpAddr {
-    extensions.get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.ip())
+    peer_of(extensions).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
 }
 
 /// The caller that the unread response counts for.
@@ -431,6 +456,14 @@ async fn read_call(
         }
     };
     let path = parts.uri.path().to_owned();
+    let api = if route.is_act() {
+        let target = Some(id.as_str()).filter(|id| !id.is_empty()).map(Into::into);
+        let actor =
+            Actor { key: principal.key.clone(), role: principal.role, tenant: principal.scope.0.clone() };
+        api.acting(Act::new(actor, route.operation, target, peer_of(&parts.extensions)))
+    } else {
+        api
+    };
     let client = parts.extensions.get::<ClientWatch>().cloned().unwrap_or_default();
     let headers = parts.headers;
     Ok(Call {

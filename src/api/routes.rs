@@ -14,8 +14,8 @@ use crate::api::http::request::RequestBody;
 use crate::api::http::response::{OperationResponse, ReadTurn};
 use crate::api::v1::lists::{self, Param};
 use crate::api::v1::{
-    backup, cloudevents, consumers, dead_letters, deliveries, endpoints, erasure, event_types, events, feed,
-    handshakes, keys, overview, projections, queues, streams, tenants,
+    audit, backup, cloudevents, consumers, dead_letters, deliveries, endpoints, erasure, event_types, events,
+    feed, handshakes, jobs, keys, overview, projections, queues, streams, tenants,
 };
 use crate::api::{ApiConfig, Call, documents};
 use crate::limits;
@@ -126,6 +126,12 @@ impl Route {
     #[must_use]
     pub fn is_read(&self) -> bool {
         self.verb == Verb::Get && self.repeat != Repeat::Once
+    }
+
+    /// Whether its effects are acts of an operator, which the audit log has.
+    #[must_use]
+    pub fn is_act(&self) -> bool {
+        matches!(self.access, Access::Admin | Access::Operator)
     }
 
     /// The names of the parameters in the path.
@@ -359,6 +365,14 @@ pub static ROUTES: &[Route] = &[
         Work, lists::CONSUMER, Plain, body consumers::handlers::commit),
     route!(Post "/v1/consumers/{name}/reset", "resetConsumer", "Move a consumer forward or back",
         Admin, lists::CONSUMER, Plain, body consumers::handlers::reset),
+    route!(Get "/v1/jobs", "listJobs", "List jobs, newest first: bulk work that runs, and the last that ended",
+        Read, lists::JOBS, Plain, jobs::handlers::list),
+    route!(Get "/v1/jobs/{id}", "getJob", "Get a job and its progress",
+        Read, NONE, Plain, jobs::handlers::get),
+    route!(Post "/v1/jobs/{id}/cancel", "cancelJob", "End a job after its current step; completed steps stay",
+        Admin, NONE, Plain, body jobs::handlers::cancel),
+    route!(Get "/v1/audit", "listAudit", "List the acts of operators, newest first",
+        Admin, lists::AUDIT, Plain, audit::handlers::list),
     route!(Get "/v1/backup", "getBackup", "Get a part of a full backup, for `balto restore`",
         Operator, lists::BACKUP, Plain, backup::handlers::part),
     route!(Post "/v1/keys", "createKey", "Create an API key",
@@ -367,6 +381,8 @@ pub static ROUTES: &[Route] = &[
         Operator, lists::KEYS, Plain, keys::handlers::list),
     route!(Get "/v1/keys/{id}", "getKey", "Get an API key, without its secret",
         Operator, NONE, Plain, keys::handlers::get),
+    route!(Patch "/v1/keys/{id}", "updateKey", "Change the description of an API key by merge patch; null removes it",
+        Operator, NONE, Plain, body keys::handlers::patch),
     route!(Delete "/v1/keys/{id}", "deleteKey", "Delete an API key",
         Operator, NONE, Plain, keys::handlers::delete),
     route!(Get "/v1/tenants", "listTenants", "List tenants with their usage, by name",

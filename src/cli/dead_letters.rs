@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::args::{self, Paging, QueryArgs, Window};
 use super::deliveries::ATTEMPTS;
+use super::jobs::BulkArgs;
 use super::output::{Column, Session, busy};
 use crate::domain::time::Timestamp;
 
@@ -29,7 +30,8 @@ const COLUMNS: &[Column] = &[
     balto dead-letters redrive dlv_01J...\n  \
     balto dead-letters redrive --endpoint ep_01J...\n  \
     balto dead-letters purge --type trial.ended --until 720h\n  \
-    balto dead-letters redrive --all")]
+    balto dead-letters redrive --all --dry-run     how many it would be\n  \
+    balto dead-letters redrive --all --rate 50 --wait")]
 pub(crate) enum DeadLettersCommand {
     /// List dead letters, newest first.
     List {
@@ -98,6 +100,11 @@ pub(crate) struct Selection {
     /// All dead letters.
     #[arg(long)]
     all: bool,
+    /// Most dead letters per second [default: unlimited].
+    #[arg(long, value_name = "N")]
+    rate: Option<u32>,
+    #[command(flatten)]
+    bulk: BulkArgs,
 }
 
 /// A valid selection.
@@ -109,7 +116,11 @@ enum Chosen<'a> {
 
 impl Selection {
     fn chosen(&self, now: Timestamp) -> anyhow::Result<Chosen<'_>> {
-        let filter = self.filter.query(now).into_object();
+        let mut filter = self.filter.query(now).into_object();
+        let is_one = self.id.is_some();
+        if is_one && (self.bulk.is_given() || self.rate.is_some()) {
+            return Err(super::usage("--dry-run, --wait and --rate apply to a filter or --all"));
+        }
         match (&self.id, filter.is_empty(), self.all) {
             (Some(id), true, false) => Ok(Chosen::One(id)),
             (Some(_), ..) => Err(super::usage("give either an id, or a filter or --all, not both")),
@@ -117,7 +128,11 @@ impl Selection {
             (None, true, false) => {
                 Err(super::usage("no dead letter selected: give an id, a filter or --all"))
             }
-            (None, ..) => Ok(Chosen::Matching(filter)),
+            (None, ..) => {
+                filter.extend(self.rate.map(|rate| ("rate".to_owned(), Value::from(rate))));
+                self.bulk.add_to(&mut filter);
+                Ok(Chosen::Matching(filter))
+            }
         }
     }
 }
@@ -144,7 +159,7 @@ impl DeadLettersCommand {
                 Chosen::Matching(filter) => {
                     let body = Value::Object(filter).to_string();
                     let work = client.post_bulk(&["v1", "dead-letters", "redrive"], body);
-                    session.show(&busy("redriving", work).await?)
+                    selection.bulk.finish(session, &busy("redriving", work).await?).await
                 }
             },
             Self::Purge(selection) => match selection.chosen(now)? {
@@ -155,7 +170,7 @@ impl DeadLettersCommand {
                 Chosen::Matching(filter) => {
                     let body = Value::Object(filter).to_string();
                     let work = client.post_bulk(&["v1", "dead-letters", "purge"], body);
-                    session.show(&busy("purging", work).await?)
+                    selection.bulk.finish(session, &busy("purging", work).await?).await
                 }
             },
         }

@@ -4,7 +4,7 @@
 //! patch. A request contains only the given options; the daemon has the defaults.
 
 mod identity;
-mod past;
+mod preview;
 mod rate;
 mod request;
 
@@ -12,11 +12,12 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use identity::IdentityOptions;
-use past::{PreviewArgs, ReplayArgs};
+use preview::PreviewArgs;
 use rate::{Rate, header, header_members};
 use request::RequestOptions;
 
 use super::args::{self, Paging, QueryArgs};
+use super::jobs::ReplayArgs;
 use super::output::{Column, Session, note};
 use super::selection::FilterTrialArgs;
 use super::test_events::TestArgs;
@@ -111,8 +112,8 @@ pub(crate) enum EndpointsCommand {
     },
     /// Show the request that an event would become, without sending it.
     Preview(PreviewArgs),
-    /// Deliver past events, also those that are older than the endpoint.
-    Replay(ReplayArgs),
+    /// Deliver past events, also those that are older than the endpoint, as a job.
+    Replay(Box<ReplayArgs>),
     /// Remove an endpoint; its pending deliveries become dead letters.
     Rm(EndpointName),
     /// Show outcomes, success rate, latency and backlog.

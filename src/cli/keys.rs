@@ -1,4 +1,4 @@
-//! `balto keys`: creates, lists, shows and deletes API keys.
+//! `balto keys`: creates, lists, shows, changes and deletes API keys.
 
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
@@ -47,6 +47,14 @@ pub(crate) enum KeysCommand {
     Show {
         #[arg(value_name = "KEY_ID", value_parser = args::id)]
         id: String,
+    },
+    /// Change the description of a key.
+    Update {
+        #[arg(value_name = "KEY_ID", value_parser = args::id)]
+        id: String,
+        /// Text for people; empty: none.
+        #[arg(long, value_name = "TEXT")]
+        description: String,
     },
     /// Delete a key. Requests with it are rejected from then on.
     #[command(visible_alias = "rm")]
@@ -114,6 +122,10 @@ impl KeysCommand {
                 session.list(&["v1", "keys"], QueryArgs::default(), paging, COLUMNS).await
             }
             Self::Show { id } => session.show(&client.get(&["v1", "keys", id], &[]).await?),
+            Self::Update { id, description } => {
+                let patch = json!({"description": description}).to_string();
+                session.show(&client.patch(&["v1", "keys", id], patch).await?)
+            }
             Self::Revoke { id } => {
                 let answer = client.delete(&["v1", "keys", id]).await?;
                 session.done(&answer, &format!("{id} is revoked."))

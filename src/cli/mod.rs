@@ -6,6 +6,7 @@
 //! module does not depend on their construction.
 
 mod args;
+mod audit;
 mod backup;
 mod client;
 mod code;
@@ -19,6 +20,7 @@ mod feed;
 mod files;
 mod generated;
 mod import;
+mod jobs;
 mod keys;
 pub mod listen;
 mod output;
@@ -134,9 +136,14 @@ enum Command {
     Queues(Box<queues::QueuesCommand>),
     /// Run a command for each message of a queue.
     Work(Box<work::WorkArgs>),
-    /// Manage API keys.
+    /// List, show and cancel jobs: bulk work in the background.
+    #[command(subcommand)]
+    Jobs(jobs::JobsCommand),
+    /// Create, list, change and remove API keys.
     #[command(subcommand)]
     Keys(keys::KeysCommand),
+    /// List the acts of operators, newest first.
+    Audit(Box<audit::AuditArgs>),
     /// List, show, change and remove tenants.
     #[command(subcommand)]
     Tenants(tenants::TenantsCommand),
@@ -312,7 +319,9 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Queues(command) => block_on(command.run(&session()?))?,
         Command::Work(args) => block_on(args.run(session()?))?,
+        Command::Jobs(command) => block_on(command.run(&session()?))?,
         Command::Keys(command) => block_on(command.run(&session()?))?,
+        Command::Audit(args) => block_on(args.run(&session()?))?,
         Command::Tenants(command) => block_on(command.run(&session()?))?,
         Command::Types(command) => block_on(command.run(&session()?))?,
         Command::Apply(args) => block_on(args.run(&session()?))?,

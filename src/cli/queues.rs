@@ -6,7 +6,8 @@
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
 
-use super::args::{self, Paging, QueryArgs, TimeArg};
+use super::args::{self, Paging, QueryArgs};
+use super::jobs::{BulkArgs, PastArgs};
 use super::output::{Column, Session};
 use super::selection::{FilterTrialArgs, SelectionOptions};
 
@@ -71,20 +72,15 @@ pub(crate) enum QueuesCommand {
         /// The name of the queue again, because this cannot be undone.
         #[arg(long, value_name = "QUEUE")]
         confirm: String,
+        #[command(flatten)]
+        bulk: BulkArgs,
     },
     /// Fill the queue with past events.
     Replay {
         #[command(flatten)]
         queue: Queue,
-        /// From this time on: RFC 3339, or a duration before now (24h).
-        #[arg(long, value_name = "TIME", value_parser = TimeArg::parse)]
-        since: TimeArg,
-        /// Before this time: RFC 3339, or a duration before now (15m).
-        #[arg(long, value_name = "TIME", value_parser = TimeArg::parse)]
-        until: Option<TimeArg>,
-        /// Only events that this queue has not acknowledged.
-        #[arg(long)]
-        only_undelivered: bool,
+        #[command(flatten)]
+        past: PastArgs,
     },
     /// Try a filter on an event, or count the stored events that would be delivered.
     TestFilter {
@@ -245,20 +241,18 @@ impl QueuesCommand {
             }
             Self::Pause(queue) => act(session, queue, "pause", json!({})).await,
             Self::Resume(queue) => act(session, queue, "resume", json!({})).await,
-            Self::Purge { queue, confirm } => {
+            Self::Purge { queue, confirm, bulk } => {
                 if *confirm != queue.name {
                     return Err(super::usage(format!("--confirm must be `{}`", queue.name)));
                 }
-                act(session, queue, "purge", json!({})).await
+                let mut body = Map::new();
+                bulk.add_to(&mut body);
+                let answer = post(session, queue, "purge", Value::Object(body)).await?;
+                bulk.finish(session, &answer).await
             }
-            Self::Replay { queue, since, until, only_undelivered } => {
-                let now = args::now();
-                let body = present([
-                    ("since", Some(Value::from(since.before(now)))),
-                    ("until", until.as_ref().map(|until| Value::from(until.before(now)))),
-                    ("onlyUndelivered", only_undelivered.then_some(Value::Bool(true))),
-                ]);
-                act(session, queue, "replay", Value::Object(body)).await
+            Self::Replay { queue, past } => {
+                let answer = post(session, queue, "replay", Value::Object(past.body())).await?;
+                past.bulk.finish(session, &answer).await
             }
             Self::TestFilter { queue, trial } => {
                 let path = queue.path(&["filter", "test"]);
@@ -279,8 +273,12 @@ impl QueuesCommand {
 }
 
 async fn act(session: &Session, queue: &Queue, action: &str, body: Value) -> anyhow::Result<()> {
-    let answer = session.client.post_to(&queue.path(&[action]), &queue.query().0, body.to_string()).await?;
-    session.show(&answer)
+    session.show(&post(session, queue, action, body).await?)
+}
+
+async fn post(session: &Session, queue: &Queue, action: &str, body: Value) -> anyhow::Result<String> {
+    let (path, query) = (queue.path(&[action]), queue.query());
+    Ok(session.client.post_to(&path, &query.0, body.to_string()).await?)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::{self, Paging, QueryArgs};
 use super::client::Error;
+use super::jobs::BulkArgs;
 use super::output::{Column, Session};
 use crate::config::units::parse_size;
 use crate::domain::{Quota, Tenant};
@@ -54,6 +55,8 @@ pub(crate) enum TenantsCommand {
         /// The tenant again, because this cannot be undone.
         #[arg(long, value_name = "TENANT")]
         confirm: String,
+        #[command(flatten)]
+        bulk: BulkArgs,
     },
 }
 
@@ -146,9 +149,12 @@ impl TenantsCommand {
             }
             Self::Show(Name { tenant }) => session.show(&client.get(&["v1", "tenants", tenant], &[]).await?),
             Self::Set { name: Name { tenant }, options } => set(session, tenant, options).await,
-            Self::Rm { name: Name { tenant }, confirm } => {
-                let body = json!({"confirm": confirm}).to_string();
-                session.show(&client.delete_with(&["v1", "tenants", tenant], body).await?)
+            Self::Rm { name: Name { tenant }, confirm, bulk } => {
+                let mut body = Map::new();
+                body.insert("confirm".to_owned(), json!(confirm));
+                bulk.add_to(&mut body);
+                let body = Value::Object(body).to_string();
+                bulk.finish(session, &client.delete_with(&["v1", "tenants", tenant], body).await?).await
             }
         }
     }

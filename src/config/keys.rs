@@ -117,6 +117,7 @@ pub const KEYS: &[ConfigKey] = &[
     key!(retention.events, Restart, |value| value.keep(MINUTE, 100 * YEAR)),
     key!(retention.stream_events, Restart, |value| value.keep(MINUTE, 100 * YEAR)),
     key!(retention.dead_letters, Restart, |value| value.keep(MINUTE, 100 * YEAR)),
+    key!(audit.retention, Restart, |value| value.keep(MINUTE, 100 * YEAR)),
     key!(quotas.endpoints, Reload, |value| value.quota(Quota::Endpoints)),
     key!(quotas.pattern_bytes, Reload, |value| value.quota_bytes(Quota::PatternBytes)),
     key!(quotas.header_bytes, Reload, |value| value.quota_bytes(Quota::HeaderBytes)),

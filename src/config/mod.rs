@@ -24,8 +24,9 @@ pub use keys::{Change, ConfigKey, KEYS};
 pub use loading::{CheckAuthorities, CheckCertificate, check};
 pub use secrets::{AdminKey, ProxyUrl, SECRETS_KEY_BYTES, SecretsKey};
 pub use sections::{
-    Auth, DeliverySection, Egress, HandshakeSection, Ingest, KeepFor, Log, LogFormat, PortRange,
-    QuotasSection, RetentionSection, Retry, SecretsSection, Server, StoreKind, StoreSection, Types,
+    AuditSection, Auth, DeliverySection, Egress, HandshakeSection, Ingest, KeepFor, Log, LogFormat,
+    PortRange, QuotasSection, RetentionSection, Retry, SecretsSection, Server, StoreKind, StoreSection,
+    Types,
 };
 
 use files::{from_file, read_file};
@@ -47,6 +48,7 @@ pub struct Config {
     pub egress: Egress,
     pub handshake: HandshakeSection,
     pub retention: RetentionSection,
+    pub audit: AuditSection,
     pub quotas: QuotasSection,
     pub log: Log,
     /// The `--dev` flag: no key is needed, and the settings that it implies are made. Not a key.

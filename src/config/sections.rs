@@ -149,6 +149,11 @@ pub struct RetentionSection {
     pub dead_letters: KeepFor,
 }
 
+#[derive(Clone, Debug, PartialEq)]
+pub struct AuditSection {
+    pub retention: KeepFor,
+}
+
 /// Limits of each tenant; `None` is off.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuotasSection {
@@ -361,6 +366,12 @@ impl Default for RetentionSection {
             stream_events: KeepFor::Forever,
             dead_letters: KeepFor::Forever,
         }
+    }
+}
+
+impl Default for AuditSection {
+    fn default() -> Self {
+        Self { retention: KeepFor::Time(90 * 24 * HOUR) }
     }
 }
 

@@ -79,6 +79,7 @@ fn every_key_changes_its_field_and_has_a_variable() {
         ("events", "forever"),
         ("stream_events", "1d"),
         ("dead_letters", "1d"),
+        ("retention", "1d"),
         ("format", "json"),
         ("level", "info,balto=debug"),
         ("endpoints", "7"),

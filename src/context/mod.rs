@@ -3,6 +3,7 @@
 //! Owns one cheap handle, [`Context`]. Must never know wire formats or its users.
 
 pub(crate) mod access_tokens;
+pub mod acts;
 pub mod clock;
 pub(crate) mod compiled_templates;
 pub mod consumer_watch;
@@ -38,6 +39,7 @@ use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
 use crate::vault::Vault;
 use access_tokens::AccessTokens;
+use acts::Act;
 use clock::Clock;
 use compiled_templates::CompiledTemplates;
 use consumer_watch::ConsumerWatch;
@@ -78,6 +80,8 @@ pub struct Settings {
 #[derive(Clone)]
 pub struct Context {
     shared: Arc<Shared>,
+    /// The act of an operator that the commits of this handle belong to.
+    act: Option<Arc<Act>>,
 }
 
 struct Shared {
@@ -105,6 +109,8 @@ struct Shared {
     compiled_templates: CompiledTemplates,
     access_tokens: AccessTokens,
     key_uses: KeyUses,
+    job_started: Notify,
+    job_ended: Notify,
 }
 
 impl Context {
@@ -144,8 +150,10 @@ impl Context {
             compiled_templates: CompiledTemplates::default(),
             access_tokens: AccessTokens::default(),
             key_uses: KeyUses::default(),
+            job_started: Notify::new(),
+            job_ended: Notify::new(),
         };
-        (Self { shared: Arc::new(shared) }, inbox)
+        (Self { shared: Arc::new(shared), act: None }, inbox)
     }
 
     /// Commits pending units and writes a checkpoint, after the delivery loop has ended. Blocks.
@@ -170,6 +178,25 @@ impl Context {
     /// Waits for [`Self::request_erasure_pass`].
     pub(crate) async fn erasure_requested(&self) {
         self.shared.erasure_requested.notified().await;
+    }
+
+    /// A job runs that has further steps.
+    pub(crate) fn note_job_started(&self) {
+        self.shared.job_started.notify_one();
+    }
+
+    /// Waits for [`Self::note_job_started`].
+    pub(crate) async fn job_started(&self) {
+        self.shared.job_started.notified().await;
+    }
+
+    pub(crate) fn note_job_ended(&self) {
+        self.shared.job_ended.notify_waiters();
+    }
+
+    /// The next end of a job, from this call on.
+    pub(crate) fn job_ended(&self) -> tokio::sync::futures::Notified<'_> {
+        self.shared.job_ended.notified()
     }
 
     pub(crate) fn rebuilds(&self) -> &Rebuilds {

@@ -35,6 +35,10 @@ impl Rebuilds {
         self.lock().clone()
     }
 
+    pub(crate) fn is_running(&self) -> bool {
+        self.lock().as_ref().is_some_and(|status| status.ended_at.is_none())
+    }
+
     /// Requests a rebuild. Returns `false` while one runs.
     pub(crate) fn request(&self, now: Timestamp, total: Position) -> bool {
         let mut status = self.lock();

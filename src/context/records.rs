@@ -51,6 +51,9 @@ impl Context {
 
     /// Commits commands and returns their outcomes, which are durable. An empty list is allowed.
     pub(crate) async fn submit(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Unavailable> {
+        if self.is_act() {
+            return self.commit_act(commands).await;
+        }
         self.outbox_of(Home::All).commit(commands).await
     }
 
@@ -59,6 +62,10 @@ impl Context {
         &self,
         commands: Vec<Command>,
     ) -> Result<(Vec<Outcome>, Option<Unavailable>), Unavailable> {
+        // An act publishes at most one event.
+        if self.is_act() {
+            return Ok((self.commit_act(commands).await?, None));
+        }
         self.outbox_of(Home::All).commit_independent(commands).await
     }
 

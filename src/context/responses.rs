@@ -80,6 +80,7 @@ impl Context {
         match outcomes.first() {
             Some(Outcome::Conflict) => Err(ChangeError::Conflict),
             Some(Outcome::UidTaken) => Err(ChangeError::UidTaken),
+            Some(Outcome::TooManyJobs) => Err(ChangeError::TooManyJobs),
             Some(Outcome::Duplicate(_) | Outcome::Mismatch) => Err(ChangeError::Repeated),
             Some(Outcome::QuotaExceeded(exceeded)) => {
                 self.metrics().quota_refused(exceeded.quota);

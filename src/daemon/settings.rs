@@ -78,6 +78,7 @@ pub(super) fn keep(config: &Config) -> Keep {
         events: at_least(config.retention.events.duration()),
         stream_events: at_least(config.retention.stream_events.duration()),
         dead_letters: config.retention.dead_letters.duration(),
+        audit: config.audit.retention.duration(),
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod attempt;
 mod background;
+pub mod bulk_jobs;
 mod dispatcher;
 pub mod erasure;
 mod gauges;

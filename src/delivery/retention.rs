@@ -20,7 +20,6 @@ use crate::projections::retention::Cutoffs;
 use crate::service::bulk::Deaths;
 use crate::service::dead_letters::DeadLetters;
 use crate::service::deliveries::Deliveries;
-use crate::service::types::Scope;
 use crate::{failpoints, panics};
 
 /// Bounds of the pause between two passes.
@@ -36,12 +35,15 @@ pub struct Keep {
     pub events: Option<Duration>,
     pub stream_events: Option<Duration>,
     pub dead_letters: Option<Duration>,
+    /// Of audit entries.
+    pub audit: Option<Duration>,
 }
 
 impl Keep {
     /// A tenth of the shortest period, to bound a deletion's delay. `None` without a period.
     fn pause(&self) -> Option<Duration> {
-        let shortest = [self.events, self.stream_events, self.dead_letters].into_iter().flatten().min()?;
+        let shortest =
+            [self.events, self.stream_events, self.dead_letters, self.audit].into_iter().flatten().min()?;
         Some((shortest / 10).clamp(PAUSE_MIN, PAUSE_MAX))
     }
 }
@@ -83,7 +85,10 @@ pub(crate) async fn pass(
     expire(context, keep, now).await?;
     if let Some(age) = keep.dead_letters {
         let expired = Filter { until: Some(now.minus(age)), ..Filter::default() };
-        DeadLetters(context).purge_matching(&Scope(None), expired, None).await?;
+        DeadLetters(context).purge_matching(expired).await?;
+    }
+    if let Some(age) = keep.audit {
+        retention.forget_acts(now.minus(age)).await?;
     }
     Ok(retention.pass(now).await?)
 }

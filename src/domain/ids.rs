@@ -1,4 +1,4 @@
-//! Public identifiers (`evt_`, `ep_`, `dlv_`, `key_`) and internal numbers.
+//! Public identifiers (`evt_`, `ep_`, `dlv_`, `key_`, `job_`) and internal numbers.
 
 use std::fmt;
 use std::str::FromStr;
@@ -73,6 +73,10 @@ text_id!(
 text_id!(
     /// An API key's id: `key_` and an opaque part.
     KeyId, "key id", 64
+);
+text_id!(
+    /// A job's id: `job_` and an opaque part.
+    JobId, "job id", 64
 );
 
 /// A delivery's id. It encodes event and endpoint, so resolving it needs no index.

@@ -4,6 +4,7 @@
 //! randomness. An illegal value cannot be constructed: parsing rejects it.
 
 pub mod address;
+pub mod audit;
 pub mod closed_list;
 pub mod consumer;
 pub mod delivery;
@@ -13,6 +14,7 @@ pub mod event_type;
 pub mod exchange;
 pub mod horizon;
 pub mod ids;
+pub mod job;
 pub mod key;
 pub mod last_attempt;
 pub mod lease;
@@ -30,6 +32,7 @@ pub mod trace;
 pub mod transport;
 
 pub use address::address_block;
+pub use audit::{ActOutcome, Actor, AuditEntry};
 pub use closed_list::ClosedList;
 pub use consumer::{
     Consumer, ConsumerFilter, ConsumerKey, ConsumerMove, ConsumerPlace, MoveKind, StreamChoice,
@@ -47,7 +50,8 @@ pub use event::{Event, EventStatus, Expected, OnDisk, Rejection, attribute, weig
 pub use event_type::{Compatibility, TypeDefinition, TypeMigration, TypeVersion, VersionChoice, VersionPin};
 pub use exchange::{ConnectionFacts, Exchange, PhaseTimes, RetryRule, SentRequest};
 pub use horizon::Horizon;
-pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};
+pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, JobId, KeyId, Position};
+pub use job::{Job, JobCursor, JobKind, JobProgress, JobSelection, JobStatus};
 pub use key::{ApiKey, Role};
 pub use last_attempt::{LastAttempt, LastFailure};
 pub use lease::{EndedLease, HeldLease, LeaseEnd, LeaseKey, TakenFrom, TakenMessage};

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::{
-    ApiKey, Attempt, Consumer, ConsumerKey, DeadReason, DeliveryKey, EndedLease, Endpoint, EndpointNumber,
-    Event, EventType, Horizon, KeyId, LeaseKey, Position, Rejection, Reservation, TakenMessage, Tenant,
-    TenantSettings, Timestamp, Trigger, TypeDefinition, WorkerName,
+    ApiKey, Attempt, AuditEntry, Consumer, ConsumerKey, DeadReason, DeliveryKey, EndedLease, Endpoint,
+    EndpointNumber, Event, EventType, Horizon, Job, JobProgress, KeyId, LeaseKey, Position, Rejection,
+    Reservation, TakenMessage, Tenant, TenantSettings, Timestamp, Trigger, TypeDefinition, WorkerName,
 };
 
 /// Identity of an answered request: hashes of its scope and of its body.
@@ -150,6 +150,16 @@ pub enum Record {
         name: EventType,
         at: Timestamp,
     },
+    /// A job began, with its first step.
+    JobPut(Arc<Job>),
+    /// A job made a step, or ended. Its changes are in the same commit.
+    JobMoved {
+        /// Its number.
+        job: Position,
+        progress: Box<JobProgress>,
+    },
+    /// An operator's act. It is in the commit of the act.
+    Audited(Arc<AuditEntry>),
 }
 
 impl Record {
@@ -183,7 +193,10 @@ impl Record {
             | Self::LeasesEnded { .. }
             | Self::LeasesExtended { .. }
             | Self::TypePut(_)
-            | Self::TypeDeleted { .. } => None,
+            | Self::TypeDeleted { .. }
+            | Self::JobPut(_)
+            | Self::JobMoved { .. }
+            | Self::Audited(_) => None,
         }
     }
 

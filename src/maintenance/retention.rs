@@ -23,6 +23,8 @@ const PAGES_PER_STEP: usize = 16;
 /// Endpoints whose statistics the apply thread examines per step.
 const TENANT_HOURS_PER_STEP: usize = 1_000;
 const ENDPOINTS_PER_STEP: usize = 200;
+/// Audit entries forgotten per step.
+const ACTS_PER_STEP: usize = 1_000;
 /// Pause between two steps, so that the apply thread can serve other work.
 const STEP_PAUSE: Duration = Duration::from_millis(2);
 /// A segment is rewritten when at least one in this many of its records is unneeded.
@@ -64,12 +66,14 @@ pub struct Retention {
     /// For each segment, by first position: the number of records that became unneeded since it was
     /// examined. `None` if it was not examined since the process started.
     unneeded_counts: BTreeMap<Position, Option<u64>>,
+    /// Audit entries expire.
+    forgets_acts: bool,
 }
 
 impl Retention {
     #[must_use]
     pub fn new(outbox: Outbox, policy: RetentionPolicy) -> Self {
-        Self { outbox, policy, unneeded_counts: BTreeMap::new() }
+        Self { outbox, policy, unneeded_counts: BTreeMap::new(), forgets_acts: false }
     }
 
     /// Runs one pass.
@@ -78,7 +82,7 @@ impl Retention {
     /// When the outbox has stopped or failed. The next pass continues.
     pub async fn pass(&mut self, now: Timestamp) -> Result<RetentionReport, Unavailable> {
         let mut pass = RetentionReport::default();
-        if self.policy.keeps_everything() {
+        if self.policy.keeps_everything() && !self.forgets_acts {
             return Ok(pass);
         }
         let outbox = self.outbox.clone();
@@ -126,11 +130,7 @@ impl Retention {
             drop(held);
             events += count;
             page = next;
-            for position in positions {
-                if let Some((_, Some(gone))) = self.unneeded_counts.range_mut(..=position).next_back() {
-                    *gone += 1;
-                }
-            }
+            self.note_unneeded(&positions);
             tokio::time::sleep(STEP_PAUSE).await;
         }
         Ok(events)
@@ -149,6 +149,34 @@ impl Retention {
             tokio::time::sleep(STEP_PAUSE).await;
         }
         Ok(())
+    }
+
+    /// Forgets audit entries of acts before a time. A later pass removes their records from the
+    /// journal.
+    ///
+    /// # Errors
+    /// When the outbox has stopped or failed. The next call continues.
+    pub async fn forget_acts(&mut self, before: Timestamp) -> Result<(), Unavailable> {
+        let most = failpoints::bound(Bound::RetentionPages, ACTS_PER_STEP);
+        self.forgets_acts = true;
+        loop {
+            let forget = move |state: &mut State| state.forget_acts(before, most);
+            let positions = self.outbox.with_state_mut(forget).await?;
+            self.note_unneeded(&positions);
+            if positions.len() < most {
+                return Ok(());
+            }
+            tokio::time::sleep(STEP_PAUSE).await;
+        }
+    }
+
+    /// Counts records that the state no longer needs, for the choice of segments to rewrite.
+    fn note_unneeded(&mut self, positions: &[Position]) {
+        for position in positions {
+            if let Some((_, Some(gone))) = self.unneeded_counts.range_mut(..=*position).next_back() {
+                *gone += 1;
+            }
+        }
     }
 
     /// Updates the list of segments.
@@ -255,7 +283,7 @@ fn take_unneeded(
     (events, gone)
 }
 
-/// Whether the journal still has an event that the record refers to.
+/// Whether the journal still has an event or a job that the record refers to.
 fn has_event_in_journal(
     reader: &JournalReader,
     unneeded: &HashSet<Position>,
@@ -273,6 +301,8 @@ fn has_event_in_journal(
         Record::MessagesLeased { messages, .. } => messages.iter().map(|taken| taken.event).collect(),
         Record::LeasesEnded { ends, .. } => ends.iter().map(|ended| ended.key.event).collect(),
         Record::LeasesExtended { leases, .. } => leases.iter().map(|lease| lease.event).collect(),
+        // Without its end, a forgotten job would run again in a rebuilt state.
+        Record::JobMoved { job, progress } if !progress.is_running() => vec![*job],
         _ => Vec::new(),
     };
     for event in events {

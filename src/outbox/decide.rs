@@ -149,6 +149,9 @@ impl Committer {
             // After a conflict, the rest of the unit is skipped. No response may be stored for a
             // rejected change. Each event is judged alone.
             let outcome = match outcomes.last() {
+                // Commands before the rejected one have written records.
+                _ if matches!(command, Command::Audit(_)) => self.judge(command, &unit.prepared, staged),
+                Some(Outcome::TooManyJobs) => Outcome::TooManyJobs,
                 Some(Outcome::Conflict) => Outcome::Conflict,
                 Some(Outcome::UidTaken) => Outcome::UidTaken,
                 Some(Outcome::QuotaExceeded(exceeded)) if command.draft().is_none() => {
@@ -193,6 +196,9 @@ impl Committer {
             Command::MoveConsumer(wanted) => self.move_consumer(wanted, staged),
             Command::DeleteConsumer { key, at } => self.delete_consumer(key, *at, staged),
             Command::PutType(definition) => self.put_type(definition, staged),
+            Command::PutJob(job) => self.put_job(job, staged),
+            Command::MoveJob { job, progress } => self.move_job(*job, progress, staged),
+            Command::Audit(entry) => Self::audit(entry, staged),
             Command::DeleteType { name, at } => self.delete_type(name, *at, staged),
             Command::Record(Record::KeyPut(key)) => self.put_key(key, staged),
             Command::DeleteEndpoint { endpoint, at } => {
@@ -316,6 +322,8 @@ impl Committer {
             | Record::TenantDeleted { .. }
             | Record::TypePut(_)
             | Record::TypeDeleted { .. }
+            | Record::JobPut(_)
+            | Record::JobMoved { .. }
             | Record::ConsumerPut(_)
             | Record::ConsumerMoved { .. }
             | Record::ConsumerDeleted { .. } => EndpointNumber(0),
@@ -385,6 +393,7 @@ fn fail(error: AppendError, units: impl Iterator<Item = Unit>) -> GroupResult {
 mod atomic;
 mod committed;
 mod consumers;
+mod jobs;
 mod publish;
 mod staged;
 mod tenants;

@@ -11,6 +11,7 @@ use crate::domain::{
     Position, QuotaExceeded, Rejection, StreamName, Tenant, Timestamp, attribute, weigh,
 };
 use crate::filters::EventFacts;
+use crate::limits;
 use crate::outbox::subscriptions::{Selected, Verdicts};
 use crate::rules::append::Judged;
 use crate::schemas::TypeRefusal;
@@ -252,6 +253,8 @@ pub enum ChangeError {
     /// The event has no content that could be delivered.
     #[error("the event was erased")]
     Erased,
+    #[error("{} jobs run; try again when one has ended", limits::JOBS_RUNNING_MAX)]
+    TooManyJobs,
     #[error(transparent)]
     QuotaExceeded(#[from] QuotaExceeded),
     /// A request with the same key was committed in between, and its response is stored now.

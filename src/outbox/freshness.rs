@@ -154,6 +154,9 @@ fn changed_endpoints(record: &Record) -> Vec<EndpointNumber> {
         | Record::ConsumerPut(_)
         | Record::ConsumerMoved { .. }
         | Record::ConsumerDeleted { .. }
+        | Record::JobPut(_)
+        | Record::JobMoved { .. }
+        | Record::Audited(_)
         | Record::EventErased { .. } => Vec::new(),
     }
 }

@@ -187,6 +187,7 @@ pub(crate) fn registry_of(state: &State, reader: &JournalReader) -> Registry {
         registry.apply(&record);
     }
     registry.restore_places(state.consumer_places());
+    registry.restore_jobs(state.job_progress());
     registry
 }
 
@@ -200,7 +201,7 @@ fn read_records(
     positions.into_iter().filter_map(|position| match reader.read(position) {
         Ok(record) => Some((position, record?)),
         Err(error) => {
-            tracing::error!(%error, %position, "endpoint, key, tenant, consumer or event type lost");
+            tracing::error!(%error, %position, "endpoint, key, tenant, consumer, event type or job lost");
             None
         }
     })

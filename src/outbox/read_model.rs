@@ -15,6 +15,7 @@ use crate::domain::{
     DeadReason, DeliveryKey, DueKey, EndpointNumber, EventType, EventVersion, HeldLease, Horizon, Ordering,
     Position, Progress, Reservation, StreamName, Tenant, Timestamp,
 };
+use crate::projections::acts::{self, AuditFilter};
 use crate::projections::counters::{self, Lane};
 use crate::projections::dead::Letter;
 use crate::projections::erasures::{self, ErasureFacts};
@@ -129,6 +130,9 @@ pub trait ReadModel: ConsumerReads {
     fn deliveries(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<DeliveryFacts>;
     /// See [`reads::dead_letters`].
     fn dead_letters(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Letter>;
+
+    /// See [`acts::list`].
+    fn audit_entries(&self, filter: &AuditFilter, after: Option<Cursor>, limit: usize) -> Found<Position>;
 
     /// The stored request with this scope. It may have expired.
     fn request(&self, scope: &[u8; 16]) -> Option<Known>;
@@ -304,6 +308,10 @@ impl ReadModel for State {
 
     fn dead_letters(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Letter> {
         reads::dead_letters(self.rows(), filter, after, limit)
+    }
+
+    fn audit_entries(&self, filter: &AuditFilter, after: Option<Cursor>, limit: usize) -> Found<Position> {
+        acts::list(self.rows(), filter, after, limit)
     }
 
     fn request(&self, scope: &[u8; 16]) -> Option<Known> {

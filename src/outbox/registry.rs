@@ -1,4 +1,5 @@
-//! The in-memory registry of endpoints, API keys, settings of tenants, consumers and event types.
+//! The in-memory registry of endpoints, API keys, settings of tenants, consumers, event types and
+//! jobs.
 //! Every request and every commit reads it.
 //!
 //! A projection of the journal. The commit thread updates it after each commit.
@@ -8,12 +9,14 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 mod consumers;
+mod jobs;
 
 pub use consumers::{ConsumerDirectory, ConsumerStatus};
+pub use jobs::{JobDirectory, KnownJob};
 
 use crate::domain::{
-    ApiKey, ConsumerKey, ConsumerPlace, Endpoint, EndpointId, EndpointNumber, EndpointUid, EventType, KeyId,
-    Ordering, Position, QueueName, Quotas, Record, Tenant, TenantSettings,
+    ApiKey, ConsumerKey, ConsumerPlace, Endpoint, EndpointId, EndpointNumber, EndpointUid, EventType,
+    JobProgress, KeyId, Ordering, Position, QueueName, Quotas, Record, Tenant, TenantSettings,
 };
 use crate::schemas::RegisteredType;
 
@@ -49,6 +52,7 @@ pub struct Registry {
     tenants: BTreeMap<Tenant, Arc<TenantSettings>>,
     types: BTreeMap<EventType, Arc<RegisteredType>>,
     consumers: ConsumerDirectory,
+    jobs: JobDirectory,
     /// Tenants with endpoints, keys or consumers.
     used: HashMap<Tenant, Used>,
     /// Limits of tenants without their own. Configuration, not a projection.
@@ -104,6 +108,7 @@ impl Registry {
                 self.types.insert(definition.name.clone(), registered);
             }
             Record::TypeDeleted { name, .. } => drop(self.types.remove(name)),
+            Record::JobPut(_) | Record::JobMoved { .. } => self.jobs.apply(record),
             Record::EventAccepted(_)
             | Record::HorizonMoved { .. }
             | Record::AttemptFinished { .. }
@@ -118,7 +123,8 @@ impl Registry {
             | Record::EventErased { .. }
             | Record::MessagesLeased { .. }
             | Record::LeasesEnded { .. }
-            | Record::LeasesExtended { .. } => {}
+            | Record::LeasesExtended { .. }
+            | Record::Audited(_) => {}
         }
     }
 
@@ -316,6 +322,18 @@ impl Registry {
     pub fn restore_places(&mut self, places: impl IntoIterator<Item = (ConsumerKey, ConsumerPlace)>) {
         for (key, place) in places {
             self.consumers.set_place(&key, place);
+        }
+    }
+
+    #[must_use]
+    pub fn jobs(&self) -> &JobDirectory {
+        &self.jobs
+    }
+
+    /// Restores the progress of jobs that moved after their first record.
+    pub fn restore_jobs(&mut self, progress: impl IntoIterator<Item = (Position, JobProgress)>) {
+        for (number, progress) in progress {
+            self.jobs.set_progress(number, progress);
         }
     }
 

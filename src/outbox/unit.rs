@@ -8,9 +8,9 @@ use super::draft::{AcceptedEvent, EventDraft};
 use super::recent_keys::Prepared;
 use super::registry::ConsumerStatus;
 use crate::domain::{
-    Consumer, ConsumerKey, ConsumerMove, Endpoint, EndpointNumber, EventType, Expected, Idempotency, Party,
-    Position, QuotaExceeded, Record, Rejection, StreamName, Tenant, TenantSettings, Timestamp,
-    TypeDefinition,
+    AuditEntry, Consumer, ConsumerKey, ConsumerMove, Endpoint, EndpointNumber, EventType, Expected,
+    Idempotency, Job, JobProgress, Party, Position, QuotaExceeded, Record, Rejection, StreamName, Tenant,
+    TenantSettings, Timestamp, TypeDefinition,
 };
 use crate::limits;
 use crate::schemas::TypeRefusal;
@@ -58,6 +58,16 @@ pub enum Command {
     /// First in its unit: binds an idempotency key to the request whose events follow. None of them
     /// is published when the key belongs to another request.
     Claim(Idempotency),
+    /// Begins a job. The committer gives its number.
+    PutJob(Box<Job>),
+    /// A step of a job, or its end.
+    MoveJob {
+        /// Its number.
+        job: Position,
+        progress: Box<JobProgress>,
+    },
+    /// Last in its unit: written if the unit writes anything else.
+    Audit(Arc<AuditEntry>),
     /// A record that needs no judgement.
     Record(Record),
     /// Seals the active segment of the journal. Records of the same group follow it.
@@ -81,6 +91,9 @@ impl Command {
             | Self::DeleteConsumer { .. }
             | Self::PutType(_)
             | Self::DeleteType { .. }
+            | Self::PutJob(_)
+            | Self::MoveJob { .. }
+            | Self::Audit(_)
             | Self::Claim(_)
             | Self::Record(_)
             | Self::SealSegment => None,
@@ -116,6 +129,9 @@ impl Command {
             | Self::PutConsumer(_)
             | Self::MoveConsumer(_)
             | Self::DeleteConsumer { .. }
+            | Self::PutJob(_)
+            | Self::MoveJob { .. }
+            | Self::Audit(_)
             | Self::Record(_)
             | Self::SealSegment => None,
         }
@@ -128,7 +144,8 @@ impl Command {
             || matches!(self, Self::Check { .. })
     }
 
-    /// Whether it changes an endpoint, a key, a tenant, an event type or the set of consumers.
+    /// Whether it changes an endpoint, a key, a tenant, an event type, a job or the set of
+    /// consumers.
     fn changes_registry(&self) -> bool {
         match self {
             Self::PutEndpoint(_)
@@ -139,11 +156,14 @@ impl Command {
             | Self::DeleteConsumer { .. }
             | Self::PutType(_)
             | Self::DeleteType { .. }
+            | Self::PutJob(_)
+            | Self::MoveJob { .. }
             | Self::Record(Record::KeyPut(_) | Record::KeyDeleted { .. }) => true,
             Self::Publish(_)
             | Self::Atomic(_)
             | Self::Check { .. }
             | Self::MoveConsumer(_)
+            | Self::Audit(_)
             | Self::Claim(_)
             | Self::Record(_)
             | Self::SealSegment => false,
@@ -160,9 +180,12 @@ impl Command {
             Self::PutConsumer(consumer) => consumer.key.tenant.as_ref(),
             Self::MoveConsumer(wanted) => wanted.key.tenant.as_ref(),
             Self::DeleteConsumer { key, .. } => key.tenant.as_ref(),
+            Self::PutJob(job) => job.tenant.as_ref(),
             Self::DeleteEndpoint { .. }
             | Self::PutType(_)
             | Self::DeleteType { .. }
+            | Self::MoveJob { .. }
+            | Self::Audit(_)
             | Self::Atomic(_)
             | Self::Claim(_)
             | Self::Record(_)
@@ -186,6 +209,9 @@ impl Command {
             Self::MoveConsumer(_)
             | Self::DeleteConsumer { .. }
             | Self::DeleteEndpoint { .. }
+            | Self::PutJob(_)
+            | Self::MoveJob { .. }
+            | Self::Audit(_)
             | Self::Atomic(_)
             | Self::Check { .. }
             | Self::Claim(_)
@@ -197,7 +223,8 @@ impl Command {
     fn weight(&self) -> usize {
         match self {
             Self::Publish(draft) => draft.weight(),
-            Self::PutEndpoint(_) | Self::PutTenant(_) | Self::PutConsumer(_) => 4096,
+            Self::PutEndpoint(_) | Self::PutTenant(_) | Self::PutConsumer(_) | Self::PutJob(_) => 4096,
+            Self::MoveJob { .. } | Self::Audit(_) => 256,
             Self::Record(Record::AttemptFinished { attempt, .. }) => attempt.reply.len() + 64,
             Self::Record(record) if is_lease(record) => format::size_hint(record),
             Self::PutType(definition) => definition.weight(),
@@ -251,6 +278,9 @@ pub enum Outcome {
     },
     /// [`limits::CONSUMERS_MAX`] is reached.
     TooManyConsumers,
+    Job(Arc<Job>),
+    /// [`limits::JOBS_RUNNING_MAX`] is reached.
+    TooManyJobs,
     Type(Arc<TypeDefinition>),
     Written(Position),
     /// A check that holds, or the mark of an accepted atomic unit.
@@ -343,11 +373,13 @@ impl Unit {
         self.commands.iter().any(Command::is_growth)
     }
 
-    /// Number of commands and approximate bytes in a group. A claim or a mark counts with the
-    /// commands that follow it.
+    /// Number of commands and approximate bytes in a group. A claim, a mark or an audit entry
+    /// counts with the other commands.
     #[must_use]
     pub fn weight(&self) -> (usize, usize) {
-        let is_mark = |command: &&Command| matches!(command, Command::Claim(_) | Command::Atomic(_));
+        let is_mark = |command: &&Command| {
+            matches!(command, Command::Claim(_) | Command::Atomic(_) | Command::Audit(_))
+        };
         let commands = self.commands.iter().filter(|command| !is_mark(command)).count();
         let bytes = self.commands.iter().map(Command::weight).sum::<usize>();
         (commands, bytes.min(limits::FRAME_BYTES_MAX))

@@ -14,7 +14,7 @@ use super::retention::{Cutoffs, Expiry};
 use super::rows::{Key, after_prefix, endpoint_at, u64_at};
 use super::states::{PageStates, StateEntry};
 use super::tenant_hours::TenantHour;
-use super::{Rows, counters, idempotency, pending, stats, streams, type_usage, usage};
+use super::{Rows, acts, counters, idempotency, pending, stats, streams, type_usage, usage};
 use crate::domain::{Horizon, Position, Timestamp};
 
 /// Rows per batch.
@@ -32,6 +32,8 @@ pub struct Terms {
     pub horizon: Horizon,
     /// Requests that expired until then may be missing.
     pub expired_until: Timestamp,
+    /// Audit entries of acts before it may be missing.
+    pub acts_from: Timestamp,
     /// Retention has removed records from the journal.
     pub gaps: bool,
 }
@@ -52,6 +54,8 @@ pub fn audit(
     audit.compare_exactly(b'X');
     audit.compare_exactly(b'R');
     audit.compare_exactly(b'Q');
+    audit.compare_exactly(b'j');
+    audit.compare_acts();
     audit.compare_pages();
     audit.compare_rows_of_events(b'F');
     audit.compare_rows_of_events(b'M');
@@ -256,6 +260,17 @@ impl Audit<'_> {
         });
     }
 
+    /// Compares audit entries. Retention may have removed the kept one.
+    fn compare_acts(&mut self) {
+        self.for_each_row(b'a', |audit, key, kept, folded| {
+            let has_expired =
+                kept.is_none() && folded.and_then(acts::time).is_some_and(|at| at < audit.terms.acts_from);
+            if kept != folded && !has_expired {
+                audit.report(difference(&describe(key), kept.is_some(), folded.is_some()));
+            }
+        });
+    }
+
     fn compare_streams(&mut self) {
         let gaps = self.terms.gaps;
         self.for_each_row(b'S', |audit, key, kept, folded| {
@@ -439,7 +454,7 @@ fn key_bytes(tag: u8) -> Option<usize> {
     match tag {
         b'D' | b'W' | b'X' => Some(21),
         b'G' | b'P' | b'T' | b'M' => Some(13),
-        b'F' | b'H' => Some(9),
+        b'F' | b'H' | b'j' | b'a' => Some(9),
         b'I' | b'J' => Some(17),
         b'L' | b'R' => Some(5),
         _ => None,

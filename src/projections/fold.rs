@@ -12,7 +12,7 @@ use super::states::{self, StateEntry, StatePlace};
 use super::stats::Hour;
 use super::tallies::Tallies;
 use super::usage::Usage;
-use super::{Rows, consumers, dead, idempotency, pages, pending, reserved, retention};
+use super::{Rows, acts, consumers, dead, idempotency, jobs, pages, pending, reserved, retention};
 use crate::domain::delivery::transition;
 use crate::domain::{
     ApiKey, ConsumerPlace, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DueKey, Endpoint,
@@ -250,6 +250,9 @@ impl Fold {
             }
             Record::TypePut(definition) => step.put_type(definition),
             Record::TypeDeleted { name, .. } => step.delete_type(name),
+            Record::JobPut(job) => jobs::begin(step.rows, position, &job.progress),
+            Record::JobMoved { job, progress } => jobs::advance(step.rows, position, *job, progress),
+            Record::Audited(entry) => acts::put(step.rows, position, entry),
             Record::DeliveriesRevived { deliveries, trigger, at } => {
                 for delivery in deliveries {
                     step.revive(*delivery, *trigger, *at);

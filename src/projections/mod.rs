@@ -25,8 +25,11 @@
 //! | `T` | endpoint, hour | [`stats::Hour`] | statistics of that hour |
 //! | `Q` | tenant, name | [`consumers::ConsumerRow`] | places of consumers |
 //! | `U` | tenant | [`usage::Usage`] | numbers of endpoints, keys, deliveries and events |
+//! | `j` | job | [`jobs::JobRow`] | progress of running jobs and of the last ended ones |
+//! | `a` | act | time, tenant, actor, action, target | index of audit entries |
 //! | `y` | event type, version | [`type_usage::TypeUsage`] | events of a registered type's version |
 
+pub mod acts;
 pub mod audit;
 pub mod consumers;
 pub mod counters;
@@ -37,7 +40,7 @@ pub mod feed;
 pub mod filter;
 pub mod fold;
 pub mod idempotency;
-
+pub mod jobs;
 pub mod lag;
 mod last_attempt;
 pub mod leases;

@@ -1,12 +1,10 @@
 //! Dead letters: reading, listing, redriving, purging.
 
 use crate::context::Context;
-use crate::context::home::Home;
 use crate::context::responses::Keyed;
-use crate::domain::{DeadReason, DeliveryKey, Record, Timestamp, Trigger};
+use crate::domain::{DeadReason, DeliveryKey, Party, Record, Trigger};
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
-use crate::outbox::unit::Command;
 use crate::projections::reads::{Cursor, Filter, Found};
 use crate::service::bulk::deliveries_per_step;
 use crate::service::conversions::Conversions;
@@ -95,71 +93,25 @@ impl DeadLetters<'_> {
         Ok(())
     }
 
-    /// Redrives all matching dead letters and returns their number. Works in bounded steps of one
-    /// commit each; the last commit stores the response. Skips dead letters of deleted endpoints.
-    /// Repeating an interrupted request redrives and counts only the remaining dead letters.
+    /// Purges all matching dead letters and returns their number. Works in bounded steps of one
+    /// commit each.
     ///
     /// # Errors
     /// When a read or commit failed. Completed steps stay.
-    pub async fn redrive_matching(
-        self,
-        scope: &Scope,
-        filter: Filter,
-        keyed: Option<Keyed<u64>>,
-    ) -> Result<u64, ChangeError> {
-        let record = |deliveries, at| Record::DeliveriesRevived { deliveries, trigger: Trigger::Redrive, at };
-        self.record_matching(scope, filter, true, record, keyed).await
-    }
-
-    /// Purges like [`Self::redrive_matching`], but includes dead letters of deleted endpoints.
-    ///
-    /// # Errors
-    /// When a read or commit failed. Completed steps stay.
-    pub async fn purge_matching(
-        self,
-        scope: &Scope,
-        filter: Filter,
-        keyed: Option<Keyed<u64>>,
-    ) -> Result<u64, ChangeError> {
-        let record = |deliveries, at| Record::DeadLettersPurged { deliveries, at };
-        self.record_matching(scope, filter, false, record, keyed).await
-    }
-
-    async fn record_matching(
-        self,
-        scope: &Scope,
-        filter: Filter,
-        skip_deleted_endpoints: bool,
-        record: fn(Vec<DeliveryKey>, Timestamp) -> Record,
-        keyed: Option<Keyed<u64>>,
-    ) -> Result<u64, ChangeError> {
-        let Some(filter) = scoped(scope, filter) else { return Ok(0) };
-        let mut cursor = None;
-        let mut count = 0;
+    pub(crate) async fn purge_matching(self, filter: Filter) -> Result<u64, Unavailable> {
+        let (mut cursor, mut count) = (None, 0);
         loop {
-            let _alone = self.0.exclusive(&scope.party()).await;
-            let filter = filter.clone();
-            let found = self
-                .0
-                .outbox_of(filter.tenant.as_ref())
-                .read(move |state| state.dead_letters(&filter, cursor, deliveries_per_step()))
-                .await?;
-            let mut deliveries: Vec<_> = found.items.into_iter().map(|letter| letter.delivery).collect();
-            if skip_deleted_endpoints {
-                self.0.outbox_of(Home::All).registry(|registry| {
-                    deliveries.retain(|key| registry.endpoint(key.endpoint).is_some());
-                });
-            }
+            let _alone = self.0.exclusive(&Party::Delivery).await;
+            let wanted = filter.clone();
+            let read =
+                move |state: &dyn ReadModel| state.dead_letters(&wanted, cursor, deliveries_per_step());
+            let found = self.0.outbox_of(filter.tenant.as_ref()).read(read).await?;
+            let deliveries: Vec<_> = found.items.into_iter().map(|letter| letter.delivery).collect();
             count += deliveries.len() as u64;
-            // Found newest first, sent in order of acceptance.
-            deliveries.sort_unstable();
+            if !deliveries.is_empty() {
+                self.0.write(Record::DeadLettersPurged { deliveries, at: self.0.now().wall }).await?;
+            }
             cursor = found.next;
-            let command =
-                (!deliveries.is_empty()).then(|| Command::Record(record(deliveries, self.0.now().wall)));
-            let last = keyed.clone().filter(|_| cursor.is_none());
-            self.0
-                .commit(command.into_iter().collect(), last.map(|keyed| keyed.response_for(&count)))
-                .await?;
             if cursor.is_none() {
                 return Ok(count);
             }

@@ -85,6 +85,16 @@ impl Endpoints<'_> {
         })
     }
 
+    /// The id of an endpoint, or the name of a live queue.
+    #[must_use]
+    pub fn name(self, number: EndpointNumber) -> Option<String> {
+        self.0.outbox_of(number).registry(|registry| {
+            let queue = registry.endpoint(number).and_then(|endpoint| endpoint.queue());
+            let id = || registry.id_of(number).map(ToString::to_string);
+            queue.map(|target| target.name.to_string()).or_else(id)
+        })
+    }
+
     /// Newest first.
     #[must_use]
     pub fn list(

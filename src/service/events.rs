@@ -158,6 +158,8 @@ impl Events<'_> {
                 | Outcome::Consumer(_)
                 | Outcome::ConsumerMoved { .. }
                 | Outcome::TooManyConsumers
+                | Outcome::Job(_)
+                | Outcome::TooManyJobs
                 | Outcome::Type(_)
                 | Outcome::Written(_)
                 | Outcome::Passed

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::context::Context;
 use crate::context::home::Home;
 use crate::context::responses::Remember;
-use crate::domain::{ApiKey, KeyId, Record, Timestamp};
+use crate::domain::{ApiKey, KeyId, Party, Record, Timestamp};
 use crate::outbox::draft::ChangeError;
 use crate::outbox::unit::Command;
 
@@ -48,9 +48,23 @@ impl Keys<'_> {
         self.0.commit(vec![Command::Record(Record::KeyPut(Arc::new(key)))], remember).await.map(drop)
     }
 
+    /// Changes the description of a key.
+    ///
+    /// # Errors
+    /// When the key is unknown, or the commit failed.
+    pub async fn describe(self, id: &KeyId, description: Box<str>) -> Result<Arc<ApiKey>, ChangeError> {
+        // No deletion between the read and the commit.
+        let _alone = self.0.exclusive(&Party::of(None)).await;
+        let known = self.get(id).ok_or(ChangeError::NotFound)?;
+        let key = Arc::new(ApiKey { description, ..ApiKey::clone(&known) });
+        self.0.commit(vec![Command::Record(Record::KeyPut(key.clone()))], None).await?;
+        Ok(key)
+    }
+
     /// # Errors
     /// When the key is unknown, or the commit failed.
     pub async fn delete(self, id: &KeyId) -> Result<(), ChangeError> {
+        let _alone = self.0.exclusive(&Party::of(None)).await;
         if self.0.outbox_of(Home::All).registry(|registry| registry.key(id).is_none()) {
             return Err(ChangeError::NotFound);
         }

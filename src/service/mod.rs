@@ -4,6 +4,7 @@
 //! Must never know wire formats.
 
 pub mod atomic;
+pub mod audits;
 pub(crate) mod authorization;
 pub mod backups;
 pub(crate) mod bulk;
@@ -19,6 +20,7 @@ pub mod feed;
 pub mod filters;
 pub mod handshakes;
 mod history;
+pub mod jobs;
 pub mod keys;
 pub mod leases;
 pub mod overview;
@@ -38,6 +40,7 @@ pub mod tenants;
 pub(crate) mod tests;
 pub mod types;
 
+pub use audits::Audits;
 pub use backups::Backups;
 pub use consumers::Consumers;
 pub use conversions::Conversions;
@@ -50,6 +53,7 @@ pub use events::Events;
 pub use feed::Feed;
 pub use filters::Filters;
 pub use handshakes::Handshakes;
+pub use jobs::Jobs;
 pub use keys::Keys;
 pub use overview::Overview;
 pub use positions::Positions;

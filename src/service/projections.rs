@@ -73,7 +73,7 @@ impl Projections<'_> {
     ///
     /// # Errors
     /// When less than the disk reserve is free, or the outbox has failed.
-    pub fn rebuild_state(self) -> Result<bool, Unavailable> {
+    pub async fn rebuild_state(self) -> Result<bool, Unavailable> {
         match &*self.0.health().borrow() {
             Health::Good => {}
             Health::DiskFull => return Err(Unavailable::DiskFull),
@@ -82,6 +82,10 @@ impl Projections<'_> {
         if self.0.disk_shortage().is_some() {
             return Err(Unavailable::DiskFull);
         }
+        if self.0.rebuilds().is_running() {
+            return Ok(false);
+        }
+        self.0.record_act(None).await?;
         Ok(self.0.rebuilds().request(self.0.now().wall, self.0.outbox_of(Home::All).applied()))
     }
 

@@ -1,4 +1,4 @@
-//! Queues: creating, reading, purging, and receiving messages. `leases` ends leases.
+//! Queues: creating, reading, and receiving messages. `leases` ends leases.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use crate::context::Context;
 use crate::context::home::Home;
 use crate::context::queue_signal::{LeasedMessage, QueueSignal, ReceiveEnd, ReceiveRequest};
-use crate::context::responses::{Keyed, Remember};
+use crate::context::responses::Remember;
 use crate::context::signal::Signal;
 use crate::courier::body::message_body;
 use crate::domain::{
@@ -20,11 +20,8 @@ use crate::domain::{
 use crate::lanes::queue::{QueueReport, WaiterNumber};
 use crate::lanes::{WaitReason, with_order};
 use crate::limits;
-use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
-use crate::outbox::unit::Command;
-use crate::projections::reads::{Cursor, Filter};
-use crate::service::bulk::deliveries_per_step;
+use crate::projections::reads::Cursor;
 use crate::service::conversions::Conversions;
 use crate::service::deliveries::Deliveries;
 use crate::service::endpoints::Endpoints;
@@ -190,47 +187,6 @@ impl Queues<'_> {
         let (answer, report) = oneshot::channel();
         self.0.signal(Signal::Queue(QueueSignal::Report { queue, answer }));
         report.await.map_err(|_| Unavailable::Stopping)
-    }
-
-    /// Cancels the messages that the queue has now, leased ones included, and returns their
-    /// number. Works in bounded steps of one commit each; the last commit stores the response.
-    ///
-    /// # Errors
-    /// When a read or commit failed. Completed steps stay.
-    pub async fn purge(self, queue: &Endpoint, keyed: Option<Keyed<u64>>) -> Result<u64, ChangeError> {
-        let filter = Filter {
-            tenant: Some(queue.tenant.clone()),
-            endpoint: Some(queue.number),
-            delivery_state: Some("pending"),
-            ..Filter::default()
-        };
-        // Later messages stay.
-        let mut cursor = Some(Cursor {
-            endpoint: EndpointNumber(u32::MAX),
-            ..Cursor::at(self.0.outbox_of(queue.number).journal().last_position())
-        });
-        let mut count = 0;
-        loop {
-            let _alone = self.0.exclusive(&Party::of(Some(&queue.tenant))).await;
-            let (filter, after) = (filter.clone(), cursor);
-            let find = move |state: &dyn ReadModel| state.deliveries(&filter, after, deliveries_per_step());
-            let found = self.0.outbox_of(queue.number).read(find).await?;
-            cursor = found.next;
-            let deliveries: Vec<_> = found.items.iter().map(|facts| facts.key).collect();
-            let step = deliveries.len() as u64;
-            count += step;
-            let at = self.0.now().wall;
-            let command = (!deliveries.is_empty())
-                .then_some(Command::Record(Record::DeliveriesCancelled { deliveries, at }));
-            let last = keyed.clone().filter(|_| cursor.is_none());
-            self.0
-                .commit(command.into_iter().collect(), last.map(|keyed| keyed.response_for(&count)))
-                .await?;
-            self.0.metrics().cancelled(step);
-            if cursor.is_none() {
-                return Ok(count);
-            }
-        }
     }
 
     /// Messages under lease after an event, by event.

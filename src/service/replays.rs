@@ -6,13 +6,12 @@ use std::sync::Arc;
 use crate::context::Context;
 use crate::context::responses::Keyed;
 use crate::domain::{
-    DeliveryKey, DeliveryState, Endpoint, EndpointId, EndpointNumber, EventId, Party, Pattern, Position,
-    Tenant, Timestamp, Trigger,
+    DeliveryKey, DeliveryState, EndpointId, EndpointNumber, EventId, Position, Tenant, Trigger,
 };
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::projections::reads::{Cursor, Filter, Found, Past};
-use crate::service::bulk::{DELETED, deliveries_per_step, revive_command};
+use crate::service::bulk::{deliveries_per_step, revive_command};
 use crate::service::endpoints::Endpoints;
 use crate::service::events::Events;
 use crate::service::filters::StoredSelection;
@@ -63,99 +62,67 @@ impl Replays<'_> {
         Ok(count)
     }
 
-    /// Replays the logged events of the endpoint's tenant between the times, and returns the number
-    /// of deliveries. The patterns replace those of the endpoint; its labels and its filter apply.
-    /// Skips pending deliveries. Works in bounded steps of one commit each; the last
-    /// commit stores the response. Repeating an interrupted request starts over, and may replay
-    /// deliveries that were delivered since.
-    ///
-    /// # Errors
-    /// When a read or commit failed. Completed steps stay.
-    pub async fn to_endpoint(
+    /// The past events of a step that a replay delivers, and the start of the next step. Their
+    /// selection works on a blocking thread.
+    pub(crate) async fn find(
         self,
-        endpoint: &Endpoint,
-        since: Timestamp,
-        until: Option<Timestamp>,
-        event_types: &[Pattern],
-        only_undelivered: bool,
-        keyed: Option<Keyed<u64>>,
-    ) -> Result<u64, ChangeError> {
-        let filter =
-            Filter { tenant: Some(endpoint.tenant.clone()), since: Some(since), until, ..Filter::default() };
-        let patterns = if event_types.is_empty() { &endpoint.event_types } else { event_types };
-        let selection = Arc::new(StoredSelection::new(self.0, endpoint, patterns));
-        let number = endpoint.number;
-        // Later events are not past ones. So each step finds the same events twice.
-        let end = self.0.outbox_of(number).journal().last_position().next();
-        let mut cursor = Some(Cursor::at(end));
-        let mut count = 0;
-        loop {
-            let range = PastRange { filter: filter.clone(), endpoint: number, after: cursor };
-            let found = self.past(&range).await?;
-            let after_this = found.next;
-            let wanted = self.select(found, only_undelivered, selection.clone()).await?;
-            // The scan and the selection take long; the lock covers the decision only. Events that
-            // retention deleted in between are not found again.
-            let _alone = self.0.exclusive(&Party::of(Some(&endpoint.tenant))).await;
-            let _held = self.0.outbox_of(number).hold_events().await;
-            if self.0.outbox_of(number).endpoint(number).is_none() {
-                return Err(DELETED);
-            }
-            let mut deliveries = Vec::new();
-            if !wanted.is_empty() {
-                let current = self.past(&range).await?.items.into_iter();
-                let eligible = current.filter(|past| is_eligible(past, only_undelivered));
-                let keys = eligible.map(|past| DeliveryKey { event: past.position, endpoint: number });
-                deliveries.extend(keys.filter(|key| wanted.contains(&key.event)));
-            }
-            // Found newest first, sent in order of acceptance.
-            deliveries.sort_unstable();
-            count += deliveries.len() as u64;
-            cursor = after_this;
-            let command = (!deliveries.is_empty())
-                .then(|| revive_command(deliveries, Trigger::Replay, self.0.now().wall));
-            let last = keyed.clone().filter(|_| cursor.is_none());
-            self.0
-                .commit(command.into_iter().collect(), last.map(|keyed| keyed.response_for(&count)))
-                .await?;
-            if cursor.is_none() {
-                return Ok(count);
-            }
-        }
-    }
-
-    async fn past(self, range: &PastRange) -> Result<Found<Past>, Unavailable> {
-        let PastRange { filter, endpoint, after } = range.clone();
-        let read = move |state: &dyn ReadModel| state.past(&filter, endpoint, after, deliveries_per_step());
-        self.0.outbox_of(endpoint).read(read).await
-    }
-
-    /// Positions of the eligible events that are selected. Works on a blocking thread.
-    async fn select(
-        self,
-        found: Found<Past>,
-        only_undelivered: bool,
-        selection: Arc<StoredSelection>,
-    ) -> Result<HashSet<Position>, Unavailable> {
+        range: &PastRange,
+    ) -> Result<(HashSet<Position>, Option<Cursor>), Unavailable> {
+        let (found, wanted) = (self.past(range).await?, range.clone());
+        let next = found.next;
         let select = move || -> Result<HashSet<Position>, Unavailable> {
             let mut selected = HashSet::new();
-            for past in found.items.iter().filter(|past| is_eligible(past, only_undelivered)) {
-                if selection.wants(&past.event_type, past.position)? {
+            for past in &found.items {
+                if wanted.wants(past)? {
                     selected.insert(past.position);
                 }
             }
             Ok(selected)
         };
-        self.0.blocking(select).await?
+        Ok((self.0.blocking(select).await??, next))
+    }
+
+    /// The deliveries of these events that are still to be made.
+    pub(crate) async fn confirm(
+        self,
+        range: &PastRange,
+        wanted: &HashSet<Position>,
+    ) -> Result<Vec<DeliveryKey>, Unavailable> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let current = self.past(range).await?.items.into_iter();
+        let eligible = current.filter(|past| is_eligible(past, range.only_undelivered));
+        let keys = eligible.map(|past| DeliveryKey { event: past.position, endpoint: range.endpoint });
+        Ok(keys.filter(|key| wanted.contains(&key.event)).collect())
+    }
+
+    async fn past(self, range: &PastRange) -> Result<Found<Past>, Unavailable> {
+        let PastRange { filter, endpoint, after, limit, .. } = range.clone();
+        let read = move |state: &dyn ReadModel| state.past(&filter, endpoint, after, limit);
+        self.0.outbox_of(endpoint).read(read).await
     }
 }
 
 /// The past events of a step.
 #[derive(Clone)]
-struct PastRange {
-    filter: Filter,
-    endpoint: EndpointNumber,
-    after: Option<Cursor>,
+pub(crate) struct PastRange {
+    pub(crate) filter: Filter,
+    pub(crate) endpoint: EndpointNumber,
+    pub(crate) after: Option<Cursor>,
+    pub(crate) limit: usize,
+    pub(crate) only_undelivered: bool,
+    pub(crate) selection: Arc<StoredSelection>,
+}
+
+impl PastRange {
+    /// Blocks.
+    fn wants(&self, past: &Past) -> Result<bool, Unavailable> {
+        if !is_eligible(past, self.only_undelivered) {
+            return Ok(false);
+        }
+        self.selection.wants(&past.event_type, past.position)
+    }
 }
 
 fn is_eligible(past: &Past, only_undelivered: bool) -> bool {

@@ -6,18 +6,19 @@ use std::time::Duration;
 use crate::context::Context;
 use crate::context::home::Home;
 use crate::context::records::UNEXPECTED_OUTCOME;
-use crate::domain::{Party, Quotas, Record, Tenant, TenantSettings, Timestamp};
+use crate::domain::{JobKind, JobSelection, Quotas, Record, Tenant, TenantSettings, Timestamp};
 use crate::limits;
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::outbox::read_model::ReadModel;
-use crate::outbox::registry::Used;
+use crate::outbox::registry::{KnownJob, Used};
 use crate::outbox::unit::{Command, Outcome};
 use crate::projections::stats::{HOUR_MILLIS, hour_of};
 use crate::projections::tenant_hours::TenantHour;
 use crate::projections::usage::Usage;
+use crate::service::jobs::{Jobs, NewJob};
 
-/// Tries of a deletion that conflicts with new endpoints or keys of the tenant.
-const DELETION_TRIES_MAX: usize = 5;
+/// How long a request for a deletion waits for its end.
+const DELETION_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// A tenant with its limits and usage.
 #[derive(Clone, Debug)]
@@ -41,7 +42,7 @@ impl TenantView {
     }
 }
 
-/// The result of a deletion.
+/// Resources that a deletion covers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TenantDeletion {
     pub endpoints: u64,
@@ -155,45 +156,42 @@ impl Tenants<'_> {
         }
     }
 
-    /// Deletes the keys, consumers, endpoints and settings of a tenant, in bounded steps of one
-    /// commit each. A background job turns its pending deliveries into dead letters. Events stay
-    /// until retention removes them. Repeating an interrupted deletion continues it.
+    /// Deletes the keys, consumers, endpoints and settings of a tenant, as a job. A background job
+    /// turns its pending deliveries into dead letters. Events stay until retention removes them.
+    /// Waits for a short time, so that small work has ended.
     ///
     /// # Errors
-    /// When the tenant is unknown, new endpoints or keys of it keep appearing, or a commit failed.
-    pub async fn delete(self, tenant: &Tenant) -> Result<TenantDeletion, ChangeError> {
+    /// When the tenant is unknown, too many jobs run, or the first commit failed.
+    pub async fn delete(self, tenant: &Tenant) -> Result<(TenantDeletion, KnownJob), ChangeError> {
+        let (deletion, new) = self.deletion(tenant).await?;
+        let job = Jobs(self.0).start(&new, None).await?;
+        Ok((deletion, Jobs(self.0).wait(job, DELETION_WAIT_MAX).await))
+    }
+
+    /// Resources that a deletion of a tenant covers, and its job.
+    ///
+    /// # Errors
+    /// When the tenant is unknown, or the outbox is unavailable.
+    pub async fn deletion(self, tenant: &Tenant) -> Result<(TenantDeletion, NewJob), ChangeError> {
         let found = self.get(tenant).await?.ok_or(ChangeError::NotFound)?;
-        let mut deleted =
-            TenantDeletion { pending_deliveries: found.usage.pending, ..TenantDeletion::default() };
-        let mut tries = 0;
-        loop {
-            let _alone = self.0.exclusive(&Party::of(Some(tenant))).await;
-            let commands = self.deletion_step(tenant);
-            if !commands.is_empty() {
-                for (command, outcome) in commands.iter().zip(self.0.submit(commands.clone()).await?) {
-                    match (command, outcome) {
-                        (Command::DeleteEndpoint { .. }, Outcome::Written(_)) => deleted.endpoints += 1,
-                        (Command::Record(_), Outcome::Written(_)) => deleted.keys += 1,
-                        (Command::DeleteConsumer { .. }, Outcome::Written(_)) => deleted.consumers += 1,
-                        _ => {}
-                    }
-                }
-                continue;
-            }
-            if self.settings(tenant).is_none() {
-                return Ok(deleted);
-            }
-            let command = Command::DeleteTenant { tenant: tenant.clone(), at: self.0.now().wall };
-            match self.0.submit(vec![command]).await?.first() {
-                Some(Outcome::Conflict) if tries < DELETION_TRIES_MAX => tries += 1,
-                Some(Outcome::Conflict) => return Err(ChangeError::Conflict),
-                _ => return Ok(deleted),
-            }
-        }
+        let deletion = TenantDeletion {
+            endpoints: found.used.endpoints,
+            keys: found.used.keys,
+            consumers: found.used.consumers,
+            pending_deliveries: found.usage.pending,
+        };
+        let (kind, selection) = (JobKind::DeleteTenant, JobSelection::default());
+        Ok((deletion, NewJob { kind, tenant: Some(tenant.clone()), selection, rate: None }))
+    }
+
+    /// Number of keys, consumers and endpoints of a tenant.
+    pub(crate) fn resources(self, tenant: &Tenant) -> u64 {
+        let used = self.0.outbox_of(tenant).registry(|registry| registry.used(tenant));
+        used.endpoints + used.keys + used.consumers
     }
 
     /// The next keys, consumers and endpoints to delete. Keys first: they can no longer publish.
-    fn deletion_step(self, tenant: &Tenant) -> Vec<Command> {
+    pub(crate) fn deletion_step(self, tenant: &Tenant) -> Vec<Command> {
         let at = self.0.now().wall;
         self.0.outbox_of(tenant).registry(|registry| {
             let keys = registry.keys().filter(|key| key.tenant.as_ref() == Some(tenant));

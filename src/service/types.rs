@@ -10,8 +10,9 @@ pub use crate::maintenance::backup::BackupId;
 pub use crate::outbox::draft::{
     AcceptedEvent, ChangeError, EventDraft, PublishError, Unavailable, generated_at, has_publisher_id,
 };
-pub use crate::outbox::registry::ConsumerStatus;
+pub use crate::outbox::registry::{ConsumerStatus, KnownJob};
 pub use crate::outbox::tail::FeedEvent;
+pub use crate::projections::acts::AuditFilter;
 pub use crate::projections::lag::Lag;
 pub use crate::projections::reads::{Cursor, Filter, LastAttemptFilter};
 pub use crate::projections::streams::Head;

@@ -16,7 +16,7 @@ use super::world::{self, World, wall};
 use super::{operations, workers};
 use crate::context::environment::Environment;
 use crate::context::{Context, Settings};
-use crate::delivery::{Run, assemble};
+use crate::delivery::{Run, assemble, bulk_jobs};
 use crate::domain::{DeadReason, Position, Quotas, Record, Tenant, Timestamp};
 use crate::metrics::Metrics;
 use crate::outbox::decide::CommitEnvironment;
@@ -25,7 +25,7 @@ use crate::outbox::{AdmissionLimits, Notice, OpenedOutbox, Outbox};
 use crate::outbox::{ApplyThread, CommitThread, UnstartedOutbox, catch_up};
 use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
-use crate::service::Endpoints;
+use crate::service::{Endpoints, Jobs};
 use crate::storage::disk::{Fault, MemoryDisk, Operation};
 use crate::storage::journal::{Journal, JournalOptions, JournalReader, verify};
 use crate::storage::state::State;
@@ -80,6 +80,8 @@ pub(super) struct Life {
     /// Delayed notices of the state.
     held_by_state: VecDeque<Notice>,
     dispatcher: JoinHandle<Result<(), Unavailable>>,
+    /// Runs the steps of jobs.
+    _jobs: JoinHandle<()>,
     stop: watch::Sender<Run>,
     clients: JoinSet<()>,
     writer_ended: bool,
@@ -126,7 +128,9 @@ impl Life {
         let admission = AdmissionLimits { bytes: 1 << 24, commands: 10_000 };
         let source = Box::new(SimulatedSource(chance));
         let assembled = Outbox::assemble(journal, state, admission, source, Arc::new(|_, _| ()), None);
-        Ok(Self::start(world, assembled, reader, last_time))
+        let life = Self::start(world, assembled, reader, last_time);
+        super::jobs::check_known(&life.context, world)?;
+        Ok(life)
     }
 
     fn start(world: &World, assembled: UnstartedOutbox, reader: JournalReader, last_time: Timestamp) -> Self {
@@ -155,9 +159,11 @@ impl Life {
         let (context, dispatcher) = assemble(opened, environment, vault, world::clock(), metrics(), settings);
         let (stop, stopped) = watch::channel(Run::On);
         let drain = Duration::from_millis(world.chance(|chance| chance.within(0, 3_000)));
+        let jobs = tokio::spawn(bulk_jobs::run_steps(context.clone()));
         Self {
             world: world.clone(),
             context,
+            _jobs: jobs,
             writer: writer.without_pauses(),
             state,
             reader,
@@ -518,7 +524,7 @@ impl Life {
                 return End::Killed;
             }
             let left = self.world.with(|inner| inner.model.pending().count());
-            if left == 0 && self.clients.is_empty() {
+            if left == 0 && self.clients.is_empty() && Jobs(&self.context).running().is_empty() {
                 break;
             }
             if tokio::time::Instant::now() > deadline {

@@ -10,6 +10,7 @@ mod receivers;
 mod chance;
 mod consumers;
 mod feed;
+mod jobs;
 mod leases;
 mod life;
 mod model;

@@ -69,6 +69,8 @@ pub(super) struct Model {
     pub(super) streams: BTreeMap<(String, String), u64>,
     /// The events of an atomic request that must follow: its number, the next index, the count.
     unfinished: Option<(u64, u64, u64)>,
+    /// The deliveries of a job's step that must follow.
+    pub(super) unfinished_step: Option<u64>,
     /// Retention period of events.
     pub(super) keep: Option<Duration>,
     pub(super) clock_jumps: bool,
@@ -122,6 +124,8 @@ impl Model {
             | Record::ConsumerDeleted { .. } => false,
             Record::ConsumerMoved { key, .. } => !self.oracle.consumers.is_last_move(key, position),
             Record::HorizonMoved { .. } => self.oracle.horizon.record != position,
+            Record::JobPut(_) | Record::JobMoved { .. } => !self.oracle.jobs.needs(position),
+            Record::Audited(_) => false,
         }
     }
 
@@ -142,6 +146,7 @@ impl Model {
         }
         self.latest = self.latest.max(now);
         self.check_atomicity(record)?;
+        self.check_job_step(record)?;
         self.remember(position, record);
         match record {
             Record::EventAccepted(event) => self.accept(position, event)?,
@@ -181,6 +186,9 @@ impl Model {
             | Record::ConsumerDeleted { .. }
             | Record::TypePut(_)
             | Record::TypeDeleted { .. }
+            | Record::JobPut(_)
+            | Record::JobMoved { .. }
+            | Record::Audited(_)
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
             | Record::RequestAnswered { .. }
@@ -482,6 +490,9 @@ impl Model {
             | Record::ConsumerDeleted { .. }
             | Record::TypePut(_)
             | Record::TypeDeleted { .. }
+            | Record::JobPut(_)
+            | Record::JobMoved { .. }
+            | Record::Audited(_)
             | Record::RateReserved { .. }
             | Record::RequestAnswered { .. }
             | Record::EventRejected { .. }

@@ -505,8 +505,12 @@ async fn rebuild(context: &Context, world: &World) {
 
 async fn run_retention_pass(context: &Context, world: &World) {
     let Some(keep_for) = world.plan().keep else { return };
-    let keep =
-        Keep { events: Some(keep_for), stream_events: Some(keep_for), dead_letters: Some(keep_for * 2) };
+    let keep = Keep {
+        events: Some(keep_for),
+        stream_events: Some(keep_for),
+        dead_letters: Some(keep_for * 2),
+        audit: None,
+    };
     let mut retention = retention::retention(context, keep);
     let now = context.now().wall;
     let before = Some(now.minus(keep_for + ATTEMPT_GRACE));

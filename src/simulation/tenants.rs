@@ -1,5 +1,6 @@
 //! Random changes of tenants: quotas and deletion.
 
+use super::jobs;
 use super::operations::{check_change, tenant};
 use super::world::{World, wall};
 use crate::context::Context;
@@ -19,9 +20,11 @@ pub(super) async fn change_tenant(context: &Context, world: &World) {
         (tenant, limit, chance.percent(20))
     });
     if deletes && tenant.as_str() != Tenant::DEFAULT {
-        let result = Tenants(context).delete(&tenant).await;
-        check_change(world, "delete tenant", &result);
-        if result.is_ok() {
+        let new = match Tenants(context).deletion(&tenant).await {
+            Ok((_, new)) => new,
+            other => return check_change(world, "delete tenant", &other),
+        };
+        if jobs::run(context, world, "delete tenant", &new).await {
             world.count("tenantsDeleted");
         }
         return;

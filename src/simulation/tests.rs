@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Report, run};
+use super::{Report, jobs, run};
 use crate::failpoints::Mutation;
 
 /// Default number of seeds of a run.
@@ -150,7 +150,7 @@ fn nothing_is_lost_in_any_seed() {
     let seeds = first..first + number("BALTO_TEST_SEEDS").unwrap_or(SEEDS);
     let happened = run_all(seeds.clone()).unwrap_or_else(|story| panic!("{story}"));
     println!("seeds {seeds:?}: {happened:?}");
-    for what in WANTED {
+    for what in WANTED.iter().copied().chain(jobs::OCCURRENCES) {
         assert!(
             happened.contains_key(what) || seeds.end - seeds.start < SEEDS,
             "{what} never occurred: {happened:?}"
@@ -348,6 +348,11 @@ fn quota_over_a_lagging_state_is_caught() {
 #[test]
 fn forgotten_commits_of_consumers_are_caught() {
     assert_caught(Mutation::ForgetCommits);
+}
+
+#[test]
+fn forgotten_steps_of_jobs_are_caught() {
+    assert_caught(Mutation::ForgetJobSteps);
 }
 
 #[test]

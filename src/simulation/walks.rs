@@ -5,19 +5,21 @@
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
-use super::operations::{ALL_TENANTS, any_endpoint, check_change, check_refusal};
+use super::jobs;
+use super::operations::{ALL_TENANTS, any_endpoint, check_refusal};
 use super::world::{Inner, World};
 use crate::context::Context;
 use crate::domain::{
-    DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, Position, Tenant, Timestamp,
+    DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, JobKind, JobSelection, Position, Tenant,
 };
 use crate::filters::samples;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
 use crate::projections::reads::{Cursor, Filter};
 use crate::rules::matching::want;
+use crate::service::jobs::NewJob;
 use crate::service::types::Page;
-use crate::service::{Backups, DeadLetters, Deliveries, Events, Replays};
+use crate::service::{Backups, DeadLetters, Deliveries, Events};
 
 /// Walks through one list or a backup.
 pub(super) async fn walk(context: &Context, world: &World) {
@@ -183,14 +185,18 @@ pub(super) async fn operate_in_bulk(context: &Context, world: &World) {
             let mut filter = world.with(draw_filter);
             (filter.delivery_state, filter.event_status, filter.stream) = (None, None, None);
             let (began, before) = world.with(|inner| (inner.model.last(), letters(inner, &filter)));
-            let result = if is_redrive {
-                DeadLetters(context).redrive_matching(&ALL_TENANTS, filter.clone(), None).await
-            } else {
-                DeadLetters(context).purge_matching(&ALL_TENANTS, filter.clone(), None).await
-            };
+            let kind = if is_redrive { JobKind::RedriveDeadLetters } else { JobKind::PurgeDeadLetters };
             let what = if is_redrive { "redrive all" } else { "purge all" };
-            check_change(world, what, &result);
-            if result.is_ok() {
+            let exact =
+                filter.event_type.map(|event_type| event_type.as_str().parse().expect("a type is a pattern"));
+            let selection = JobSelection {
+                endpoint: filter.endpoint,
+                types: exact.into_iter().collect(),
+                reason: filter.reason,
+                ..JobSelection::default()
+            };
+            let new = NewJob { kind, tenant: filter.tenant, selection, rate: rate(world) };
+            if jobs::run(context, world, what, &new).await {
                 let is_included = |inner: &Inner, key: DeliveryKey| {
                     let exists = inner.model.subscriber(key.endpoint).is_some_and(|known| !known.deleted);
                     exists || !is_redrive
@@ -212,13 +218,19 @@ async fn replay_to_endpoint(context: &Context, world: &World) {
     let only_undelivered = world.chance(|chance| chance.percent(70));
     let began = world.with(|inner| inner.model.last());
     let before = world.with(|inner| replayable(inner, &endpoint, only_undelivered));
-    let result =
-        Replays(context).to_endpoint(&endpoint, Timestamp::ZERO, None, &[], only_undelivered, None).await;
     let what = format!("replay to {}", endpoint.number.0);
-    check_change(world, &what, &result);
-    if result.is_ok() {
+    let selection =
+        JobSelection { endpoint: Some(endpoint.number), only_undelivered, ..JobSelection::default() };
+    let tenant = Some(endpoint.tenant.clone());
+    let new = NewJob { kind: JobKind::ReplayEndpoint, tenant, selection, rate: rate(world) };
+    if jobs::run(context, world, &what, &new).await {
         check_reached(world, &what, began, before, |_, _| true);
     }
+}
+
+/// Some jobs are paced.
+fn rate(world: &World) -> Option<u32> {
+    world.chance(|chance| chance.percent(30).then(|| chance.within(1, 20) as u32))
 }
 
 /// Deliveries that a replay to the endpoint must create or revive.

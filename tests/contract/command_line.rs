@@ -107,8 +107,8 @@ async fn every_command_of_the_contract_works() {
     let waiting = answer_of(&daemon, &["deliveries", "list", "--event", &text(&later, "id")]);
     let waiting = text(&waiting["data"][0], "id");
     assert_eq!(answer_of(&daemon, &["deliveries", "cancel", &waiting])["status"], "cancelled");
-    assert_eq!(answer_of(&daemon, &["dead-letters", "redrive", "--all"]), json!({"count": 0}));
-    assert_eq!(answer_of(&daemon, &["dead-letters", "purge", "--type", "order.paid"]), json!({"count": 0}));
+    assert_eq!(answer_of(&daemon, &["dead-letters", "redrive", "--all"])["count"], 0);
+    assert_eq!(answer_of(&daemon, &["dead-letters", "purge", "--type", "order.paid"])["count"], 0);
     assert_eq!(answer_of(&daemon, &["endpoints", "rm", &id]), json!({}));
     assert_eq!(balto(&daemon, &["endpoints", "rm", &id]).code, 1);
     assert!(list(&answer_of(&daemon, &["events", "list", "--all"])).len() >= 3);

@@ -59,6 +59,7 @@ impl TenantIds {
             "deliveries" | "dead-letters" => self.delivery.clone(),
             "queues" => format!("queue-{}", &self.endpoint["ep_".len()..]),
             "keys" => format!("key_{}", &self.endpoint["ep_".len()..]),
+            "jobs" => format!("job_{}", &self.endpoint["ep_".len()..]),
             // Event types belong to all tenants.
             "event-types" => "no.such.type".to_owned(),
             "handshakes" => format!("{}.{}", self.endpoint, "0".repeat(64)),

@@ -10,6 +10,7 @@ mod support;
 
 mod as_code;
 mod attempts;
+mod audit;
 mod authorization;
 mod changes;
 mod cloudevents;
@@ -29,6 +30,7 @@ mod filters;
 mod formats;
 mod handshake;
 mod isolation;
+mod jobs;
 mod keys;
 mod listener;
 mod operation;

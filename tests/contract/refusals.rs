@@ -466,7 +466,8 @@ async fn foreign_id_gets_404() {
         }
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     };
-    let (event, endpoint) = (text(&event, "id"), text(&endpoint, "id"));
+    let (_, job) = call_as(&daemon, &own, "POST", "/dead-letters/redrive", r#"{"type":"none"}"#).await;
+    let (event, endpoint, job) = (text(&event, "id"), text(&endpoint, "id"), text(&job, "id"));
     let mut asked = 0;
     for operation in operations().iter().filter(|operation| operation.has_id()) {
         let id = match operation.path.split('/').nth(1) {
@@ -474,6 +475,7 @@ async fn foreign_id_gets_404() {
             Some("endpoints") => &endpoint,
             Some("deliveries" | "dead-letters") => &letter,
             Some("queues") => &queue,
+            Some("jobs") => &job,
             Some("keys") => continue,       // admin only: 403
             Some("handshakes") => continue, // the token is the authorisation
             kind => panic!("the test has no sample of the kind {kind:?}"),

@@ -52,9 +52,12 @@ async fn each_of_ten_thousand_is_delivered_once() {
     let receiver = with_dead_letters(&daemon).await;
     // Another filter matches nothing.
     let other = daemon.post("/dead-letters/redrive", r#"{"type":"b"}"#).await;
-    assert_eq!(other, json!({"count": 0}));
+    assert_eq!((&other["count"], &other["status"]), (&json!(0), &json!("completed")), "{other}");
     let moved = daemon.post("/dead-letters/redrive", r#"{"type":"a.b","reason":"attemptsExhausted"}"#).await;
-    assert_eq!(moved, json!({"count": LETTERS}));
+    assert_eq!((&moved["count"], &moved["status"]), (&json!(LETTERS), &json!("running")), "{moved}");
+    let job = format!("/jobs/{}", moved["id"].as_str().unwrap());
+    let ended = daemon.until(&job, |job| job["status"] != "running").await;
+    assert_eq!((&ended["status"], &ended["done"]), (&json!("completed"), &json!(LETTERS)), "{ended}");
     receiver.until(2 * LETTERS).await;
     daemon.until("/dead-letters", |page: &Value| page["data"] == json!([])).await;
     daemon.until("/deliveries?status=pending", |page: &Value| page["data"] == json!([])).await;
@@ -86,6 +89,8 @@ async fn redrive_is_complete_after_a_kill_in_the_middle() {
         daemon.kill();
         daemon = Daemon::start(data.path()).await;
     }
+    // The job of the answered command, and those of commands that began one before the kill.
+    daemon.until("/jobs?status=running", |page: &Value| page["data"] == json!([])).await;
     daemon.until("/deliveries?status=pending", |page: &Value| page["data"] == json!([])).await;
     assert_eq!(daemon.get("/dead-letters").await["data"], json!([]), "after {commands} commands");
     let times = repetitions(&receiver);

@@ -45,6 +45,8 @@ pub enum List {
     Queues = 20,
     Leases = 21,
     EventTypes = 12,
+    Jobs = 30,
+    Audit = 31,
 }
 
 /// A query parameter as the route table declares it.

@@ -1,5 +1,6 @@
 //! The resources under `/v1`.
 
+pub mod audit;
 pub mod backup;
 pub mod cloudevents;
 pub mod consumers;
@@ -12,6 +13,7 @@ pub mod event_types;
 pub mod events;
 pub mod feed;
 pub mod handshakes;
+pub mod jobs;
 pub mod keys;
 pub mod lists;
 pub mod overview;

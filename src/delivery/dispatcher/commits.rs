@@ -62,6 +62,9 @@ impl Dispatcher {
                 | Record::ConsumerDeleted { .. }
                 | Record::TypePut(_)
                 | Record::TypeDeleted { .. }
+                | Record::JobPut(_)
+                | Record::JobMoved { .. }
+                | Record::Audited(_)
                 | Record::DeliveriesRevived { .. }
                 | Record::DeliveriesCancelled { .. }
                 | Record::DeliveriesDied { .. }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::time::Duration;
 
+use super::jobs::compare_acts;
 use super::oracle::Oracle;
 use crate::domain::{
     DeadReason, DeliveryKey, DeliveryState, DeliveryStatus, DueKey, EndpointNumber, EventStatus, EventType,
@@ -78,10 +79,11 @@ pub(crate) fn compare(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) ->
     type_usage(oracle, found, moment)?;
     requests(oracle, found, moment)?;
     consumers(oracle, found)?;
+    compare_acts(oracle, found, moment.limit)?;
     streams::streams(oracle, found, moment)
 }
 
-fn same<T: PartialEq + Debug>(what: &str, expected: &T, found: &T) -> Result<(), String> {
+pub(super) fn same<T: PartialEq + Debug>(what: &str, expected: &T, found: &T) -> Result<(), String> {
     if expected == found {
         return Ok(());
     }

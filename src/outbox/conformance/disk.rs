@@ -15,7 +15,7 @@ use crate::maintenance::retention::{Retention, RetentionPolicy};
 use crate::maintenance::verify::verify;
 use crate::outbox::decide::CommitEnvironment;
 use crate::outbox::recent_keys::Prepared;
-use crate::outbox::registry::{ConsumerStatus, Registry};
+use crate::outbox::registry::{ConsumerStatus, KnownJob, Registry};
 use crate::outbox::unit::{Command, Outcome, Unit};
 use crate::outbox::{AdmissionLimits, Notice, Outbox, ReadModel};
 use crate::outbox::{ApplyThread, CommitThread, UnstartedOutbox, catch_up, open_state};
@@ -253,6 +253,10 @@ impl Store for DiskStore {
 
     fn tenants(&mut self) -> Vec<Arc<TenantSettings>> {
         self.parts().outbox.registry(|registry| registry.tenants().cloned().collect())
+    }
+
+    fn jobs(&mut self) -> Vec<KnownJob> {
+        self.parts().outbox.registry(|registry| registry.jobs().iter().cloned().collect())
     }
 
     fn consumers(&mut self) -> Vec<ConsumerStatus> {

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use super::oracle::Oracle;
 use super::{End, Store};
 use crate::domain::{
-    ApiKey, DeliveryKey, Endpoint, EndpointNumber, Event, EventId, EventType, Expected, Idempotency, KeyId,
-    Position, Quota, QuotaExceeded, QuotaOverride, Record, Rejection, Tenant, TenantSettings, Timestamp,
-    TypeDefinition,
+    ApiKey, AuditEntry, DeliveryKey, Endpoint, EndpointNumber, Event, EventId, EventType, Expected,
+    Idempotency, KeyId, Position, Quota, QuotaExceeded, QuotaOverride, Record, Rejection, Tenant,
+    TenantSettings, Timestamp, TypeDefinition,
 };
 use crate::filters::samples;
 use crate::maintenance::retention::RetentionPolicy;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{AcceptedEvent, EventDraft};
-use crate::outbox::registry::ConsumerStatus;
+use crate::outbox::registry::{ConsumerStatus, KnownJob};
 use crate::outbox::unit::{Command, Outcome};
 use crate::rules::matching::want;
 
@@ -79,8 +79,11 @@ impl MemoryStore {
             Some(repeated) => return vec![repeated; unit.len()],
             None => {}
         }
-        let mut refused = None;
+        let (mut refused, before) = (None, self.oracle.last);
         let judge = |command: Command| {
+            if let Command::Audit(entry) = command {
+                return self.audit(entry, before);
+            }
             let outcome = refused.clone().unwrap_or_else(|| self.judge(command));
             if matches!(outcome, Outcome::Conflict | Outcome::QuotaExceeded(_)) {
                 refused = Some(outcome.clone());
@@ -88,6 +91,15 @@ impl MemoryStore {
             outcome
         };
         unit.into_iter().map(judge).collect()
+    }
+
+    /// An audit entry follows records of its unit.
+    fn audit(&mut self, entry: Arc<AuditEntry>, before: Position) -> Outcome {
+        if self.oracle.last > before {
+            Outcome::Written(self.write(Record::Audited(entry)))
+        } else {
+            Outcome::Passed
+        }
     }
 
     /// Judges a copy, and keeps it when every command is accepted.
@@ -250,8 +262,20 @@ impl MemoryStore {
             Command::PutConsumer(_) | Command::MoveConsumer(_) | Command::DeleteConsumer { .. } => {
                 self.judge_consumer(&command)
             }
+            Command::PutJob(_) | Command::MoveJob { .. } => self.judge_job(&command),
+            Command::Audit(entry) => panic!("{entry:?} is not judged alone"),
             Command::SealSegment => Outcome::Sealed,
             Command::Record(record) => Outcome::Written(self.write(record)),
+        }
+    }
+
+    fn judge_job(&mut self, command: &Command) -> Outcome {
+        match self.oracle.jobs.judge(command, self.oracle.last.next()) {
+            Ok(record) => {
+                let written = Outcome::Written(self.write(record.clone()));
+                if let Record::JobPut(job) = record { Outcome::Job(job) } else { written }
+            }
+            Err(outcome) => outcome,
         }
     }
 
@@ -456,6 +480,10 @@ impl Store for MemoryStore {
 
     fn tenants(&mut self) -> Vec<Arc<TenantSettings>> {
         self.tenants.values().cloned().collect()
+    }
+
+    fn jobs(&mut self) -> Vec<KnownJob> {
+        self.oracle.jobs.known()
     }
 
     fn consumers(&mut self) -> Vec<ConsumerStatus> {

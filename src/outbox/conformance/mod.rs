@@ -9,6 +9,7 @@ mod atomic;
 pub(crate) mod compare;
 pub(crate) mod consumers;
 mod disk;
+pub(crate) mod jobs;
 mod leases;
 mod memory;
 pub(crate) mod oracle;
@@ -25,7 +26,7 @@ use crate::domain::{ApiKey, Endpoint, Position, Record, TenantSettings, Timestam
 use crate::failpoints::{Bound, TestOverrides};
 use crate::maintenance::retention::RetentionPolicy;
 use crate::outbox::ReadModel;
-use crate::outbox::registry::ConsumerStatus;
+use crate::outbox::registry::{ConsumerStatus, KnownJob};
 use crate::outbox::unit::{Command, Outcome};
 
 /// How a process ends before the outbox is reopened.
@@ -57,6 +58,8 @@ pub(crate) trait Store {
     /// By tenant and name.
     fn consumers(&mut self) -> Vec<ConsumerStatus>;
     fn types(&mut self) -> Vec<Arc<TypeDefinition>>;
+    /// In the order of their start.
+    fn jobs(&mut self) -> Vec<KnownJob>;
     /// Sets the clock.
     fn tell_time(&mut self, now: Timestamp);
     fn checkpoint(&mut self);
@@ -99,7 +102,7 @@ fn passes<S: Store>(name: &str, seeds: u64, also: &[&str], make: fn(u64) -> S) {
     let seeds = first.map_or_else(|| 1..=crate::failpoints::rounds(seeds), |seed| seed..=seed);
     let mut happened = std::collections::BTreeMap::new();
     // Blocks of a stream's positions are full soon.
-    let bounds = [(Bound::StreamBlock, 4)].into_iter().collect();
+    let bounds = [(Bound::StreamBlock, 4), (Bound::EndedJobs, 2)].into_iter().collect();
     TestOverrides { bounds, ..TestOverrides::default() }.activate();
     for seed in seeds {
         let mut work = work::Work::new(seed, make(seed));
@@ -128,6 +131,7 @@ fn passes<S: Store>(name: &str, seeds: u64, also: &[&str], make: fn(u64) -> S) {
         "Tenant",
         "Consumer",
         "Type",
+        "Job",
         "QuotaExceeded",
         "Conflict",
         "Written",

@@ -15,12 +15,13 @@ use std::time::Duration;
 use erased::{erase, erase_attempt};
 
 use crate::domain::{
-    Attempt, Consumer, ConsumerKey, ConsumerPlace, DeliveryKey, DeliveryState, DueKey, EndpointNumber,
-    EndpointStatus, Event, EventType, EventVersion, Horizon, KeyId, LastAttempt, Next, Ordering, Position,
-    Progress, Record, Reservation, StreamName, Tenant, Timestamp, Trigger,
+    Attempt, Consumer, ConsumerKey, ConsumerPlace, DeliveryKey, DeliveryState, DueKey, Endpoint,
+    EndpointNumber, EndpointStatus, Event, EventType, EventVersion, Horizon, KeyId, LastAttempt, Next,
+    Ordering, Position, Progress, Record, Reservation, StreamName, Tenant, Timestamp, Trigger,
 };
 use crate::limits;
 use crate::outbox::conformance::consumers::{self, ConsumerModel};
+use crate::outbox::conformance::jobs::JobModel;
 use crate::outbox::read_model::{ConsumerReads, DeadLetter, ReadModel};
 use crate::projections::counters::Lane;
 use crate::projections::dead::Letter;
@@ -114,6 +115,7 @@ pub(crate) struct Oracle {
     /// Live keys.
     keys: BTreeMap<KeyId, Option<Tenant>>,
     pub(crate) consumers: ConsumerModel,
+    pub(crate) jobs: JobModel,
     /// Registered event types, with the record that registered them.
     pub(crate) types: BTreeMap<EventType, Position>,
     pub(crate) requests: BTreeMap<[u8; 16], Known>,
@@ -157,25 +159,7 @@ impl Oracle {
             Record::AttemptFinished { delivery, due, attempt } => {
                 self.finish(position, *delivery, *due, attempt)
             }
-            Record::EndpointPut(endpoint) => {
-                self.queues.extend(endpoint.queue().map(|_| endpoint.number));
-                self.orderings.insert(endpoint.number, endpoint.ordering);
-                self.tenants.insert(endpoint.number, endpoint.tenant.clone());
-                let health = self.health.entry(endpoint.number).or_default();
-                let agreed = endpoint.handshake.as_ref().is_none_or(|known| known.consent.is_some());
-                let host = host_of(&endpoint.url);
-                let is_active = endpoint.status == EndpointStatus::Active;
-                // Sealing secrets again is not a change.
-                let changed = Some((endpoint.updated_at, endpoint.status));
-                if std::mem::replace(&mut health.changed, changed) != changed && is_active {
-                    health.failures.clear();
-                }
-                let moved = health.host.replace(host.clone()).is_some_and(|before| before != host);
-                if is_active && agreed && (moved || !health.is_open) {
-                    (health.opened, health.holds) = (position, Vec::new());
-                }
-                health.is_open = is_active && agreed;
-            }
+            Record::EndpointPut(endpoint) => self.put_endpoint(position, endpoint),
             Record::EndpointDeleted { endpoint, .. } => {
                 self.orderings.remove(endpoint);
                 self.reservations.remove(endpoint);
@@ -194,6 +178,9 @@ impl Oracle {
             | Record::KeyDeleted { .. }
             | Record::TypePut(_)
             | Record::TypeDeleted { .. } => self.apply_small(position, record),
+            Record::JobPut(_) | Record::JobMoved { .. } | Record::Audited(_) => {
+                self.jobs.apply(position, record)
+            }
             Record::DeliveriesRevived { deliveries, trigger, at } => {
                 deliveries.iter().for_each(|key| self.revive(*key, *trigger, *at));
             }
@@ -229,6 +216,25 @@ impl Oracle {
                 }
             }
         }
+    }
+
+    fn put_endpoint(&mut self, position: Position, endpoint: &Endpoint) {
+        self.orderings.insert(endpoint.number, endpoint.ordering);
+        self.tenants.insert(endpoint.number, endpoint.tenant.clone());
+        let health = self.health.entry(endpoint.number).or_default();
+        let agreed = endpoint.handshake.as_ref().is_none_or(|known| known.consent.is_some());
+        let host = host_of(&endpoint.url);
+        let is_active = endpoint.status == EndpointStatus::Active;
+        // Sealing secrets again is not a change.
+        let changed = Some((endpoint.updated_at, endpoint.status));
+        if std::mem::replace(&mut health.changed, changed) != changed && is_active {
+            health.failures.clear();
+        }
+        let moved = health.host.replace(host.clone()).is_some_and(|before| before != host);
+        if is_active && agreed && (moved || !health.is_open) {
+            (health.opened, health.holds) = (position, Vec::new());
+        }
+        health.is_open = is_active && agreed;
     }
 
     /// The record as reads show it.

@@ -28,6 +28,8 @@ pub(super) fn kind(outcome: &Outcome) -> &'static str {
         Outcome::Consumer(_) => "Consumer",
         Outcome::ConsumerMoved { .. } => "ConsumerMoved",
         Outcome::TooManyConsumers => "TooManyConsumers",
+        Outcome::Job(_) => "Job",
+        Outcome::TooManyJobs => "TooManyJobs",
         Outcome::Written(_) => "Written",
         Outcome::Sealed => "Sealed",
         Outcome::Conflict => "Conflict",
@@ -47,6 +49,7 @@ pub(super) fn is_same(one: &Outcome, other: &Outcome) -> bool {
         (Outcome::Consumer(one), Outcome::Consumer(other)) => one == other,
         (Outcome::ConsumerMoved { actual: one }, Outcome::ConsumerMoved { actual: other }) => one == other,
         (Outcome::Type(one), Outcome::Type(other)) => one == other,
+        (Outcome::Job(one), Outcome::Job(other)) => one == other,
         (Outcome::QuotaExceeded(one), Outcome::QuotaExceeded(other)) => one == other,
         (Outcome::Mismatch, Outcome::Mismatch)
         | (Outcome::Conflict, Outcome::Conflict)
@@ -91,6 +94,9 @@ pub(super) fn brief(command: &Command) -> String {
         Command::PutConsumer(consumer) => format!("consumer {:?} {:?}", consumer.key, consumer.filter),
         Command::MoveConsumer(wanted) => format!("move {:?} to {} {:?}", wanted.key, wanted.to, wanted.kind),
         Command::DeleteConsumer { key, .. } => format!("delete {key:?}"),
+        Command::PutJob(job) => format!("job {} {:?}", job.id, job.progress),
+        Command::MoveJob { job, progress } => format!("job at {job}: {progress:?}"),
+        Command::Audit(entry) => format!("audit {} {:?}", entry.action, entry.target),
         Command::Claim(request) => format!("claim {}", request.scope[0]),
         Command::SealSegment => "seal".to_owned(),
         Command::Record(record) => format!("{record:?}"),

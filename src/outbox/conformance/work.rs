@@ -118,12 +118,15 @@ impl<S: Store> Work<S> {
                 self.submit(units)
             }
             34..42 => {
-                let unit = vec![self.put_endpoint()];
+                let (put, audit) = (self.put_endpoint(), self.audit());
+                let audit = self.percent(50).then_some(audit);
+                let unit = [put].into_iter().chain(audit).collect();
                 self.submit(vec![unit])
             }
             42..44 => {
                 let endpoint = self.endpoint();
-                self.submit(vec![vec![Command::DeleteEndpoint { endpoint, at: self.now }]])
+                let audit = self.audit();
+                self.submit(vec![vec![Command::DeleteEndpoint { endpoint, at: self.now }, audit]])
             }
             44..47 => {
                 let unit = vec![Command::Record(self.key())];
@@ -139,7 +142,9 @@ impl<S: Store> Work<S> {
             }
             54..60 => {
                 let units = (0..self.random.u32(1..4)).map(|_| vec![self.consumer()]).collect();
-                self.submit(units)
+                self.submit(units)?;
+                let unit = vec![self.job(), self.audit()];
+                self.submit(vec![unit])
             }
             60..71 => {
                 let units = (0..self.random.u32(1..6)).filter_map(|_| self.attempt()).collect();
@@ -487,6 +492,10 @@ impl<S: Store> Work<S> {
         if self.store.consumers() != self.oracle.consumers() {
             return Err("the consumers differ".to_owned());
         }
+        let (found, expected) = (self.store.jobs(), self.oracle.jobs());
+        if found != expected {
+            return Err(format!("the jobs are {found:?}, not {expected:?}"));
+        }
         if self.store.types() != self.oracle.types() {
             return Err("the event types differ".to_owned());
         }
@@ -559,6 +568,8 @@ impl<S: Store> Work<S> {
             | Record::ConsumerDeleted { .. } => false,
             Record::ConsumerMoved { key, .. } => !oracle.consumers.is_last_move(key, position),
             Record::HorizonMoved { .. } => oracle.horizon.record != position,
+            Record::JobPut(_) | Record::JobMoved { .. } => !oracle.jobs.needs(position),
+            Record::Audited(_) => false,
         }
     }
 }

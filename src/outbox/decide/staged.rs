@@ -13,6 +13,8 @@ use crate::projections::idempotency::Known;
 #[derive(Default)]
 pub(super) struct StagedGroup {
     pub(super) records: Vec<Record>,
+    /// Number of records before the current unit.
+    pub(super) unit_start: usize,
     /// Position of the next record.
     pub(super) next: Position,
     pub(super) scopes: HashMap<[u8; 16], Known>,
@@ -34,8 +36,13 @@ pub(super) struct StagedGroup {
 
 impl StagedGroup {
     pub(super) fn begin_unit(&mut self) {
+        self.unit_start = self.records.len();
         self.unit_targets = 0;
         self.unit_is_full = false;
+    }
+
+    pub(super) fn unit_has_records(&self) -> bool {
+        self.records.len() > self.unit_start
     }
 
     /// Reserves an event's targets in its unit. Returns whether they fit.

@@ -10,14 +10,14 @@ use crate::context::responses::{Answer, Keyed, Remember, Remembered};
 use crate::delivery::retention;
 use crate::domain::{
     ApiKey, DeadReason, DeliveryKey, DeliveryState, DisabledReason, Endpoint, EndpointNumber, EndpointStatus,
-    Handshake, Idempotency, Ordering, RetryPolicy, Role, Tenant,
+    Handshake, Idempotency, JobKind, JobSelection, JobStatus, Ordering, RetryPolicy, Role, Tenant,
 };
 use crate::failpoints::{Bound, TestOverrides};
 use crate::lanes::WaitReason;
 use crate::outbox::draft::{ChangeError, EventDraft};
-use crate::projections::reads::Filter;
+use crate::service::jobs::NewJob;
 use crate::service::types::Scope;
-use crate::service::{DeadLetters, Deliveries, Endpoints, Events, Keys, Replays};
+use crate::service::{DeadLetters, Deliveries, Endpoints, Events, Jobs, Keys, Replays};
 
 /// Creates an endpoint of this tenant for all event types, without retries.
 async fn subscribe(life: &mut Life, tenant: &str) -> EndpointNumber {
@@ -282,17 +282,24 @@ async fn request(
             let event = context.event_at(delivery.event).await?.unwrap();
             Replays(&context).of_event(&all, &event.tenant, &event.id, None, Some(keyed())).await.map(drop)
         }
-        Act::ReplayEndpoint => {
-            let since = Timestamp::ZERO;
-            Replays(&context).to_endpoint(&known, since, None, &[], false, Some(keyed())).await.map(drop)
-        }
-        Act::RedriveAll => {
-            DeadLetters(&context).redrive_matching(&all, Filter::default(), Some(keyed())).await.map(drop)
-        }
-        Act::PurgeAll => {
-            DeadLetters(&context).purge_matching(&all, Filter::default(), Some(keyed())).await.map(drop)
-        }
+        Act::ReplayEndpoint => start(&context, replay_of(&known)).await,
+        Act::RedriveAll => start(&context, bulk(JobKind::RedriveDeadLetters)).await,
+        Act::PurgeAll => start(&context, bulk(JobKind::PurgeDeadLetters)).await,
     }
+}
+
+/// Starts a job with the key of the request.
+async fn start(context: &Context, new: NewJob) -> Result<(), ChangeError> {
+    Jobs(context).start(&new, Some(keyed())).await.map(drop)
+}
+
+fn bulk(kind: JobKind) -> NewJob {
+    NewJob { kind, tenant: None, selection: JobSelection::default(), rate: None }
+}
+
+fn replay_of(endpoint: &Endpoint) -> NewJob {
+    let selection = JobSelection { endpoint: Some(endpoint.number), ..JobSelection::default() };
+    NewJob { tenant: Some(endpoint.tenant.clone()), selection, ..bulk(JobKind::ReplayEndpoint) }
 }
 
 /// Runs a life on a separate runtime, and leaves the surviving disk for the next one.
@@ -336,7 +343,10 @@ fn request_repeated_after_power_failure_is_done_once() {
                 let since = inner.model.records.iter().filter(|(position, _)| *position > before);
                 since.map(|(_, record)| record.clone()).collect::<Vec<_>>()
             });
-            let is_once = matches!(&done[..], [_, Record::RequestAnswered { .. }]);
+            let is_once = matches!(
+                &done[..],
+                [_, Record::RequestAnswered { .. }] | [Record::JobPut(_), _, Record::RequestAnswered { .. }]
+            );
             assert!(is_once, "{act:?} after {operations} disk operations: {done:#?}");
             assert!(!world.has_violation());
             if answered {

@@ -13,6 +13,7 @@
 //! | the fields of an endpoint, and its options | [`endpoint`], [`outgoing`] |
 //! | the fields of a tenant's settings | [`tenant`] |
 //! | leases, consumers and event types in records | [`lease`], [`consumer`], [`event_type`] |
+//! | jobs and audit entries in records | [`job`] |
 //! | a journal file: file header, frames, checksums | [`journal::frame`](crate::storage::journal) |
 //! | rows of the state: keys and values | [`projections`](crate::projections) |
 //! | rows of the state: cursor and layout version | [`state`](crate::storage::state) |
@@ -28,6 +29,7 @@ mod event;
 mod event_type;
 mod exchange;
 mod fields;
+mod job;
 mod lease;
 mod outgoing;
 mod record;

@@ -37,6 +37,9 @@
 //! | 24 | `LeasesExtended` | queue, leases (event, lease), until, at |
 //! | 25 | `TypePut` | name, description, compatibility, transitive, versions (version, schema, deprecated, sunset?, examples), migrations (from, to, patch), created at, updated at, revision |
 //! | 26 | `TypeDeleted` | name, at |
+//! | 27 | `JobPut` | id, number, kind, tenant?, started by (actor), started at, count, rate?, selection (endpoint?, types, reason?, since?, until?, only undelivered), progress |
+//! | 28 | `JobMoved` | number, progress (status, done, cursor? (position, endpoint, event), at, error?) |
+//! | 29 | `Audited` | at, actor (key?, role, tenant?), action, target?, tenant?, address? (4 or 16 bytes), outcome |
 //!
 //! Encoding of the fields:
 //!
@@ -60,6 +63,7 @@ use super::fields::{
     CodecError, get_coded, get_list, get_name, get_number, get_option, get_text, get_time, put_list,
     put_option, put_text, put_time,
 };
+use super::job::{get_audit_entry, get_job, get_move, put_audit_entry, put_job, put_move};
 use super::lease::{
     get_leases_ended, get_leases_extended, get_messages_leased, put_leases_ended, put_leases_extended,
     put_messages_leased,
@@ -117,6 +121,9 @@ const LEASES_ENDED: u8 = 23;
 const LEASES_EXTENDED: u8 = 24;
 const TYPE_PUT: u8 = 25;
 const TYPE_DELETED: u8 = 26;
+const JOB_PUT: u8 = 27;
+const JOB_MOVED: u8 = 28;
+const AUDITED: u8 = 29;
 
 /// Estimated encoded size of a record. Most records stay below it.
 #[must_use]
@@ -211,6 +218,9 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
         }
         Record::TypePut(definition) => put_type(out, definition),
         Record::TypeDeleted { name, at } => put_deletion(out, name.as_str(), *at),
+        Record::JobPut(job) => put_job(out, job),
+        Record::JobMoved { job, progress } => put_move(out, *job, progress),
+        Record::Audited(entry) => put_audit_entry(out, entry),
     }
 }
 
@@ -282,10 +292,20 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
         LEASES_EXTENDED => get_leases_extended(r)?,
         TYPE_PUT => Record::TypePut(Arc::new(get_type(r)?)),
         TYPE_DELETED => Record::TypeDeleted { name: get_name(r)?, at: get_time(r)? },
+        JOB_PUT..=AUDITED => get_work_record(tag, r)?,
         other => return Err(CodecError::UnknownTag(other)),
     };
     reader.finish()?;
     Ok(record)
+}
+
+/// A record of a job or of an act.
+fn get_work_record(tag: u8, r: &mut Reader<'_>) -> Result<Record, CodecError> {
+    Ok(match tag {
+        JOB_PUT => Record::JobPut(get_job(r)?),
+        JOB_MOVED => get_move(r)?,
+        _ => Record::Audited(get_audit_entry(r)?),
+    })
 }
 
 /// The latest layout version of a record; `None` for an unknown tag.
@@ -297,7 +317,7 @@ fn layout_of(tag: u8) -> Option<u8> {
         KEY_PUT => Some(KEY_LAYOUT),
         EVENT_ACCEPTED => Some(LABELLED_EVENT_LAYOUT),
         CONSUMER_PUT => Some(PINNED_CONSUMER_LAYOUT),
-        EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=TYPE_DELETED => Some(LAYOUT),
+        EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=AUDITED => Some(LAYOUT),
         _ => None,
     }
 }
@@ -341,6 +361,9 @@ fn record_tag(record: &Record) -> u8 {
         Record::LeasesExtended { .. } => LEASES_EXTENDED,
         Record::TypePut(_) => TYPE_PUT,
         Record::TypeDeleted { .. } => TYPE_DELETED,
+        Record::JobPut(_) => JOB_PUT,
+        Record::JobMoved { .. } => JOB_MOVED,
+        Record::Audited(_) => AUDITED,
     }
 }
 

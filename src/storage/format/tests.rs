@@ -18,6 +18,7 @@ use crate::storage::format::consumer::tests::{bare_consumer, consumer, pinned_co
 use crate::storage::format::endpoint::{get_handshake, put_handshake};
 use crate::storage::format::event_type::tests::sample_type;
 use crate::storage::format::exchange::tests::{bare_exchange, exchange};
+use crate::storage::format::job::tests::work_records;
 use crate::storage::format::outgoing::tests::sample_endpoint;
 use crate::storage::format::selection_tests::{labelled_event, sample_selection};
 
@@ -299,6 +300,7 @@ fn samples() -> Vec<Record> {
     all.extend(consumer_samples(at));
     all.extend(erasures());
     all.extend(lease_records());
+    all.extend(work_records());
     for reason in DeadReason::ALL {
         all.push(finished(attempt(Next::Dead(reason))));
         all.push(Record::DeliveriesDied { deliveries: keys(), reason, at });

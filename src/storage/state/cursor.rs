@@ -7,7 +7,7 @@ use crate::projections::fold::{RecordedHorizon, Totals};
 use crate::projections::retention::Cutoffs;
 
 /// Version of the row layouts and of the fold. A state of another version is rebuilt.
-const LAYOUT: u64 = 9;
+const LAYOUT: u64 = 10;
 
 /// Position that the rows reflect, and what was deleted without a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct StateCursor {
     pub cutoffs: Cutoffs,
     /// Events up to it may be deleted.
     pub horizon: RecordedHorizon,
+    /// Audit entries of acts before it may be deleted.
+    pub acts_from: Timestamp,
 }
 
 /// A record of which only the first deliveries are applied. Their rows are part of the state. No
@@ -69,6 +71,7 @@ impl StateCursor {
             horizon.events.0,
             horizon.stream_events.0,
             record.0,
+            self.acts_from.millis(),
         ];
         for number in numbers {
             put_varint(&mut value, number);
@@ -97,7 +100,8 @@ impl StateCursor {
         let part = Some(part).filter(|part| part.position != Position(0));
         let horizon = Horizon { events: Position(number()?), stream_events: Position(number()?) };
         let horizon = RecordedHorizon { horizon, record: Position(number()?) };
-        Some(Self { applied, part, totals, checkpoints, expired_until, cutoffs, horizon })
+        let acts_from = Timestamp::from_millis(number()?);
+        Some(Self { applied, part, totals, checkpoints, expired_until, cutoffs, horizon, acts_from })
     }
 }
 

@@ -5,6 +5,7 @@
 //! in order gives the state of the journal's end.
 
 mod cursor;
+mod forgetting;
 mod needs;
 mod overlay;
 mod registry_keys;
@@ -25,19 +26,15 @@ use overlay::Overlay;
 use registry_keys::{deleted_key, endpoint_key, key_key, tenant_key, type_key};
 use row_store::RowStore;
 
-use crate::domain::{
-    ConsumerKey, ConsumerPlace, EndpointNumber, Horizon, Position, Record, Tenant, Timestamp,
-};
+use crate::domain::{ConsumerKey, ConsumerPlace, JobProgress, Position, Record, Tenant, Timestamp};
 use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
 use crate::projections::audit::{self, Terms};
 use crate::projections::fold::RecordedHorizon;
-use crate::projections::retention::{self, Cutoffs, Forgotten};
+use crate::projections::retention::Cutoffs;
 use crate::projections::rows::TAGS;
 use crate::projections::usage::{self, Usage};
-use crate::projections::{
-    Fold, LaneChange, Rows, consumers, counters, erasures, idempotency, stats, tenant_hours,
-};
+use crate::projections::{Fold, LaneChange, Rows, consumers, erasures, idempotency, jobs};
 use crate::storage::disk::{is_disk_full, is_out_of_descriptors};
 
 /// Why the state cannot be used. A rebuild from the journal repairs all of it.
@@ -122,6 +119,7 @@ pub struct State {
     dirty_without_record: bool,
     expired_until: Timestamp,
     cutoffs: Cutoffs,
+    acts_from: Timestamp,
 }
 
 impl State {
@@ -144,7 +142,8 @@ impl State {
                 None => return Err(layout_error(&value, journal_end)),
             },
         };
-        let StateCursor { applied, part, totals, checkpoints, expired_until, cutoffs, horizon } = cursor;
+        let StateCursor { applied, part, totals, checkpoints, expired_until, cutoffs, horizon, acts_from } =
+            cursor;
         let applied_in_part = part.map_or(applied, |part| part.position);
         if applied_in_part > journal_end {
             let applied = applied_in_part;
@@ -161,6 +160,7 @@ impl State {
             dirty_without_record: false,
             expired_until,
             cutoffs,
+            acts_from,
         })
     }
 
@@ -331,7 +331,10 @@ impl State {
             | Record::EventErased { .. }
             | Record::MessagesLeased { .. }
             | Record::LeasesEnded { .. }
-            | Record::LeasesExtended { .. } => {}
+            | Record::LeasesExtended { .. }
+            | Record::JobPut(_)
+            | Record::JobMoved { .. }
+            | Record::Audited(_) => {}
         }
     }
 
@@ -358,65 +361,17 @@ impl State {
         self.fold.horizon
     }
 
-    /// The horizon to record before a step of [`Self::forget`], if it is not recorded yet.
-    #[must_use]
-    pub fn next_horizon(&self, cutoffs: Cutoffs, page: u64, pages_max: usize) -> Option<Horizon> {
-        let known = self.fold.horizon;
-        let wanted = known.horizon.max(retention::horizon(self.rows(), cutoffs, page, pages_max));
-        (known.record == Position(0) || wanted != known.horizon).then_some(wanted)
-    }
-
-    /// Deletes expired events up to the recorded horizon; see
-    /// [`retention::forget`](crate::projections::retention::forget).
-    pub fn forget(&mut self, cutoffs: Cutoffs, page: u64, pages_max: usize) -> Forgotten {
-        let forgotten = self.fold.forget(&mut self.rows, cutoffs, page, pages_max);
-        self.dirty_without_record |= forgotten.events > 0;
-        self.cutoffs.events = self.cutoffs.events.max(cutoffs.events);
-        self.cutoffs.stream_events = self.cutoffs.stream_events.max(cutoffs.stream_events);
-        forgotten
-    }
-
-    /// Deletes statistics of the hours before `before`, for up to `endpoints_max` endpoints from
-    /// `from` on. Returns the first endpoint of the next step.
-    pub fn forget_hours(
-        &mut self,
-        before: Timestamp,
-        from: EndpointNumber,
-        endpoints_max: usize,
-    ) -> Option<EndpointNumber> {
-        let mut endpoints = counters::endpoints_from(&self.rows, from, endpoints_max + 1);
-        let next = if endpoints.len() > endpoints_max { endpoints.pop() } else { None };
-        for endpoint in endpoints {
-            self.dirty_without_record |= stats::forget(&mut self.rows, endpoint, before);
-        }
-        next
-    }
-
-    /// Deletes up to `limit` hours of tenants before `before`. Returns whether there
-    /// may be more.
-    pub fn forget_tenant_hours(&mut self, before: Timestamp, limit: usize) -> bool {
-        let forgotten = tenant_hours::forget(&mut self.rows, before, limit);
-        self.dirty_without_record |= forgotten > 0;
-        forgotten == limit
-    }
-
-    /// Deletes requests without an expiry whose events are deleted.
-    pub fn forget_requests(&mut self, scopes: &[([u8; 16], Position)]) {
-        for (scope, position) in scopes {
-            idempotency::forget(&mut self.rows, scope, *position);
-            self.dirty_without_record = true;
-        }
-    }
-
     /// Positions of the records with the current content of the live endpoints, keys, tenants,
-    /// event types and consumers.
+    /// event types, consumers and jobs.
     #[must_use]
     pub fn registry_positions(&self) -> Vec<Position> {
         let consumers = consumers::all(&self.rows).into_iter().map(|(_, row)| row.defined);
+        let jobs = jobs::all(&self.rows).into_iter().map(|(number, _)| number);
         [ENDPOINTS, KEYS, TENANTS, TYPES]
             .into_iter()
             .flat_map(|tag| self.positions(&[tag]))
             .chain(consumers)
+            .chain(jobs)
             .collect()
     }
 
@@ -424,6 +379,12 @@ impl State {
     #[must_use]
     pub fn consumer_places(&self) -> Vec<(ConsumerKey, ConsumerPlace)> {
         consumers::all(&self.rows).into_iter().map(|(key, row)| (key, row.place)).collect()
+    }
+
+    /// The progress of all jobs, by number.
+    #[must_use]
+    pub fn job_progress(&self) -> Vec<(Position, JobProgress)> {
+        jobs::all(&self.rows).into_iter().map(|(number, row)| (number, row.progress)).collect()
     }
 
     /// Positions of the last records of deleted endpoints.
@@ -470,7 +431,7 @@ impl State {
         differs: &mut dyn FnMut(String),
         looked_at: &mut dyn FnMut(u64),
     ) -> u64 {
-        let StateCursor { totals, expired_until, cutoffs, horizon, .. } = self.cursor();
+        let StateCursor { totals, expired_until, cutoffs, horizon, acts_from, .. } = self.cursor();
         let meant = folded.cursor().totals;
         if horizon != folded.horizon() {
             differs(format!("the horizon is {horizon:?}, the journal gives {:?}", folded.horizon()));
@@ -496,7 +457,7 @@ impl State {
                 differs(format!("rows of unknown kind {tag}, for example {key:?}"));
             }
         }
-        let terms = Terms { cutoffs, expired_until, horizon: horizon.horizon, gaps };
+        let terms = Terms { cutoffs, expired_until, acts_from, horizon: horizon.horizon, gaps };
         audit::audit(&self.rows, &folded.rows, &terms, differs, looked_at)
     }
 
@@ -511,6 +472,7 @@ impl State {
             expired_until: self.expired_until,
             cutoffs: self.cutoffs,
             horizon: self.fold.horizon,
+            acts_from: self.acts_from,
         }
     }
 
@@ -595,6 +557,9 @@ fn deliveries_of(record: &Record) -> usize {
         | Record::ConsumerPut(_)
         | Record::ConsumerMoved { .. }
         | Record::ConsumerDeleted { .. }
-        | Record::EventErased { .. } => 0,
+        | Record::EventErased { .. }
+        | Record::JobPut(_)
+        | Record::JobMoved { .. }
+        | Record::Audited(_) => 0,
     }
 }

@@ -6,7 +6,9 @@ use super::State;
 use super::overlay::Overlay;
 use crate::domain::{DeliveryKey, Event, Position, Record};
 use crate::failpoints::{self, Mutation};
-use crate::projections::{consumers, counters, erasures, idempotency, pages, reserved, retention, streams};
+use crate::projections::{
+    acts, consumers, counters, erasures, idempotency, jobs, pages, reserved, retention, streams,
+};
 
 impl State {
     /// Whether the state still needs a record. An unneeded record is never needed again.
@@ -47,6 +49,11 @@ impl State {
                 consumers::row(&self.rows, key).is_some_and(|row| row.moved == position)
             }
             Record::HorizonMoved { .. } => position == self.fold.horizon.record,
+            Record::JobPut(_) => jobs::row(&self.rows, position).is_some(),
+            Record::JobMoved { job, .. } => {
+                jobs::row(&self.rows, *job).is_some_and(|row| row.moved == position)
+            }
+            Record::Audited(_) => acts::is_kept(&self.rows, position),
             Record::DeliveriesRevived { deliveries, .. }
             | Record::DeliveriesCancelled { deliveries, .. }
             | Record::DeliveriesDied { deliveries, .. }

@@ -94,6 +94,7 @@ impl From<ChangeError> for Problem {
             ChangeError::NotAllowed(why) => Self::Conflict(why.to_owned()),
             ChangeError::Erased => Self::EventErased,
             ChangeError::UidTaken => Self::UidTaken,
+            ChangeError::TooManyJobs => Self::Conflict(error.to_string()),
             ChangeError::QuotaExceeded(exceeded) => Self::QuotaExceeded(exceeded),
             ChangeError::Repeated => Self::RequestInFlight,
             ChangeError::Store(unavailable) => unavailable.into(),

@@ -4,13 +4,15 @@ use super::model::{DeadLetterBody, DeadLetterDetailBody, LettersInput};
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::{Nothing, Optional, Required};
 use crate::api::http::response::{Accepted, Json, NoContent};
-use crate::api::v1::CountBody;
 use crate::api::v1::deliveries::handlers::{PageSearch, filter_by_endpoint, limit_by_id};
 use crate::api::v1::deliveries::model::DeliveryBody;
+use crate::api::v1::jobs::handlers::start;
+use crate::api::v1::jobs::model::{StartedBody, check_rate};
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found, text};
-use crate::domain::{DeliveryId, EndpointId, Pattern, QueueName, Tenant};
+use crate::domain::{DeliveryId, EndpointId, JobKind, JobSelection, Pattern, QueueName, Tenant};
 use crate::rules::patterns::{canonical, check_pattern};
+use crate::service::jobs::NewJob;
 use crate::service::types::Filter;
 use crate::service::{DeadLetters, Endpoints, Queues};
 
@@ -119,28 +121,31 @@ fn parse_filter(call: &Call, input: LettersInput) -> Result<Filter, Problem> {
     })
 }
 
+/// The job of a bulk operation.
+fn bulk(call: &Call, kind: JobKind, input: LettersInput) -> Result<NewJob, Problem> {
+    let mut errors = Errors::default();
+    let rate = check_rate(input.rate, &mut errors);
+    errors.finish()?;
+    let Filter { tenant, endpoint, types, reason, since, until, .. } = parse_filter(call, input)?;
+    let types = types.into_iter().collect();
+    let selection = JobSelection { endpoint, types, reason, since, until, only_undelivered: false };
+    Ok(NewJob { kind, tenant, selection, rate })
+}
+
 /// `POST /v1/dead-letters/redrive`
 pub async fn redrive_matching(
     call: &Call,
     Optional(input): Optional<LettersInput>,
-) -> Result<Accepted<CountBody>, Problem> {
-    let filter = parse_filter(call, input)?;
-    call.run_once(call.principal.scope_text(), async |key| {
-        let (scope, keyed) = (&call.principal.scope, CountBody::keyed(key));
-        Ok(CountBody::accepted(DeadLetters(&call.api.context).redrive_matching(scope, filter, keyed).await?))
-    })
-    .await
+) -> Result<Accepted<StartedBody>, Problem> {
+    let dry_run = input.dry_run;
+    start(call, bulk(call, JobKind::RedriveDeadLetters, input)?, dry_run).await
 }
 
 /// `POST /v1/dead-letters/purge`. Purging is irreversible, so the route requires a body.
 pub async fn purge_matching(
     call: &Call,
     Required(input): Required<LettersInput>,
-) -> Result<Accepted<CountBody>, Problem> {
-    let filter = parse_filter(call, input)?;
-    call.run_once(call.principal.scope_text(), async |key| {
-        let (scope, keyed) = (&call.principal.scope, CountBody::keyed(key));
-        Ok(CountBody::accepted(DeadLetters(&call.api.context).purge_matching(scope, filter, keyed).await?))
-    })
-    .await
+) -> Result<Accepted<StartedBody>, Problem> {
+    let dry_run = input.dry_run;
+    start(call, bulk(call, JobKind::PurgeDeadLetters, input)?, dry_run).await
 }

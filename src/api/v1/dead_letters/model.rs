@@ -96,4 +96,9 @@ pub struct LettersInput {
     /// Only deliveries that died before this time.
     #[schemars(extend("format" = "date-time"))]
     pub(super) until: Option<String>,
+    /// `true`: count only, and change nothing.
+    pub(super) dry_run: Option<bool>,
+    /// Most dead letters per second, 1 to 100,000; default: unlimited.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub(super) rate: Option<u32>,
 }

@@ -543,21 +543,3 @@ impl LaneBody {
         }
     }
 }
-
-#[derive(Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct EndpointReplayInput {
-    #[schemars(extend("format" = "date-time"))]
-    pub(super) since: String,
-    /// Default: now.
-    #[schemars(extend("format" = "date-time"))]
-    pub(super) until: Option<String>,
-    /// Topic patterns; default: those of the endpoint.
-    #[schemars(
-        length(min = 1, max = 256),
-        inner(regex(pattern = r"^([A-Za-z0-9_-]+|[*#])(\.([A-Za-z0-9_-]+|[*#]))*$"))
-    )]
-    pub(super) event_types: Option<Vec<String>>,
-    /// Only events that were not delivered to this endpoint.
-    pub(super) only_undelivered: Option<bool>,
-}

@@ -2,18 +2,47 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
+use serde::Deserialize;
+
 use super::handlers::{find, find_writable};
-use super::model::{EndpointReplayInput, LaneBody, LatencyBody, StatsBody};
+use super::model::{LaneBody, LatencyBody, StatsBody};
 use super::settings;
 use crate::api::Call;
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::Required;
 use crate::api::http::response::{Accepted, Json};
 use crate::api::text::{self, Time};
-use crate::api::v1::{CountBody, lists};
-use crate::domain::{Endpoint, Timestamp};
+use crate::api::v1::jobs::handlers::start;
+use crate::api::v1::jobs::model::{StartedBody, check_rate};
+use crate::api::v1::lists;
+use crate::domain::{Endpoint, JobKind, JobSelection, Timestamp};
+use crate::service::Endpoints;
+use crate::service::jobs::NewJob;
 use crate::service::types::LaneView;
-use crate::service::{Endpoints, Replays};
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EndpointReplayInput {
+    #[schemars(extend("format" = "date-time"))]
+    since: String,
+    /// Default: now.
+    #[schemars(extend("format" = "date-time"))]
+    until: Option<String>,
+    /// Topic patterns; default: those of the endpoint.
+    #[schemars(
+        length(min = 1, max = 256),
+        inner(regex(pattern = r"^([A-Za-z0-9_-]+|[*#])(\.([A-Za-z0-9_-]+|[*#]))*$"))
+    )]
+    event_types: Option<Vec<String>>,
+    /// Only events that were not delivered to this endpoint.
+    only_undelivered: Option<bool>,
+    /// `true`: count only, and change nothing.
+    dry_run: Option<bool>,
+    /// Most events per second, 1 to 100,000; default: unlimited.
+    #[schemars(range(min = 1, max = 100_000))]
+    rate: Option<u32>,
+}
 
 const STATS_WINDOW: Duration = Duration::from_secs(24 * 3600);
 
@@ -70,7 +99,7 @@ pub async fn lane(call: &Call) -> Result<Json<LaneBody>, Problem> {
 pub async fn replay(
     call: &Call,
     Required(input): Required<EndpointReplayInput>,
-) -> Result<Accepted<CountBody>, Problem> {
+) -> Result<Accepted<StartedBody>, Problem> {
     let endpoint = find_writable(call)?;
     replay_to(call, &endpoint, input).await
 }
@@ -80,7 +109,7 @@ pub(in crate::api::v1) async fn replay_to(
     call: &Call,
     endpoint: &Endpoint,
     input: EndpointReplayInput,
-) -> Result<Accepted<CountBody>, Problem> {
+) -> Result<Accepted<StartedBody>, Problem> {
     let mut errors = Errors::default();
     let since = errors.check("/since", text::parse_bound(&input.since));
     let until = input.until.and_then(|time| errors.check("/until", text::parse_bound(&time)));
@@ -90,13 +119,16 @@ pub(in crate::api::v1) async fn replay_to(
         errors.push("/until", lists::UNTIL_BEFORE_SINCE);
     }
     let patterns = settings::parse_patterns(input.event_types.as_deref(), "/eventTypes", &mut errors);
+    let rate = check_rate(input.rate, &mut errors);
     errors.finish()?;
-    let since = since.unwrap_or_default();
-    let only_undelivered = input.only_undelivered.unwrap_or(false);
-    call.run_once(call.principal.scope_text(), async |key| {
-        let (context, keyed) = (&call.api.context, CountBody::keyed(key));
-        let replay = Replays(context).to_endpoint(endpoint, since, until, &patterns, only_undelivered, keyed);
-        Ok(CountBody::accepted(replay.await?))
-    })
-    .await
+    let kind = if endpoint.queue().is_some() { JobKind::ReplayQueue } else { JobKind::ReplayEndpoint };
+    let selection = JobSelection {
+        endpoint: Some(endpoint.number),
+        types: patterns,
+        reason: None,
+        since,
+        until,
+        only_undelivered: input.only_undelivered.unwrap_or(false),
+    };
+    start(call, NewJob { kind, tenant: Some(endpoint.tenant.clone()), selection, rate }, input.dry_run).await
 }

@@ -14,8 +14,8 @@ use crate::api::http::response::Json;
 use crate::api::text::Time;
 use crate::domain::{Endpoint, Sealed, Secret, SecretKind, SignatureScheme, Timestamp};
 use crate::rules::signature::{self, SecretError, SigningKey};
-use crate::service::Secrets;
 use crate::service::types::ChangeError;
+use crate::service::{Audits, Secrets};
 
 const OVERLAP_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 const OVERLAP_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -128,7 +128,9 @@ fn secret_response(call: &Call, endpoint: &Endpoint) -> Result<Json<SecretBody>,
 
 /// `GET /v1/endpoints/{id}/secret`
 pub async fn secret(call: &Call) -> Result<Json<SecretBody>, Problem> {
-    secret_response(call, &*find_writable(call)?)
+    let endpoint = find_writable(call)?;
+    Audits(&call.api.context).record(Some(endpoint.tenant.clone())).await?;
+    secret_response(call, &endpoint)
 }
 
 /// `GET /v1/endpoints/{id}/public-keys`

@@ -53,6 +53,7 @@ pub async fn grant(call: &Call) -> Result<Json<Granted>, Problem> {
             | ChangeError::Erased
             | ChangeError::UidTaken
             | ChangeError::Repeated
+            | ChangeError::TooManyJobs
             | ChangeError::QuotaExceeded(_)
             | ChangeError::Store(_)),
         ) => Err(error.into()),

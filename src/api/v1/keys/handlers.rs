@@ -3,11 +3,11 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::model::{KeyBody, KeyInput};
-use crate::api::http::auth;
+use super::model::{KeyBody, KeyInput, KeyPatch};
 use crate::api::http::problem::{Errors, Problem};
-use crate::api::http::request::Required;
+use crate::api::http::request::{MergePatch, Required};
 use crate::api::http::response::{Created, Json, NoContent};
+use crate::api::http::{auth, body};
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found, text};
 use crate::domain::{ApiKey, Idempotency, KeyId, Role, Tenant, Timestamp};
@@ -25,10 +25,7 @@ pub async fn create(call: &Call, Required(input): Required<KeyInput>) -> Result<
     let mut errors = Errors::default();
     let role = errors.check("/role", parse_role(&input.role));
     let tenant: Option<Tenant> = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
-    let description = input.description.unwrap_or_default();
-    if description.len() > DESCRIPTION_BYTES_MAX {
-        errors.push("/description", format!("at most {DESCRIPTION_BYTES_MAX} bytes"));
-    }
+    let description = check_description(input.description, &mut errors);
     if tenant.as_ref().is_some_and(|tenant| tenant.as_str() == Tenant::OPERATOR) && role != Some(Role::Viewer)
     {
         errors.push("/tenant", "the tenant `balto` is reserved; only a viewer can be bound to it");
@@ -39,10 +36,21 @@ pub async fn create(call: &Call, Required(input): Required<KeyInput>) -> Result<
         errors.push("/expiresAt", "must be in the future");
     }
     errors.finish()?;
-    let key =
-        NewKey { role: role.unwrap_or(Role::Viewer), tenant, description: description.into(), expires_at };
+    let key = NewKey { role: role.unwrap_or(Role::Viewer), tenant, description, expires_at };
     call.run_once(call.principal.scope_text(), async |idempotency| create_key(call, &key, idempotency).await)
         .await
+}
+
+/// Checks the text for people. Lists show it in one line, so it has no control characters.
+fn check_description(text: Option<String>, errors: &mut Errors) -> Box<str> {
+    let text = text.unwrap_or_default();
+    if text.len() > DESCRIPTION_BYTES_MAX {
+        errors.push("/description", format!("at most {DESCRIPTION_BYTES_MAX} bytes"));
+    }
+    if text.chars().any(char::is_control) {
+        errors.push("/description", "must have no control characters");
+    }
+    text.into()
 }
 
 /// A validated request to create a key.
@@ -78,7 +86,7 @@ async fn create_key(
     Ok(Created::new(&body).with_header("location", &location))
 }
 
-fn body(call: &Call, key: &ApiKey) -> KeyBody {
+fn shown(call: &Call, key: &ApiKey) -> KeyBody {
     KeyBody::new(key, Keys(&call.api.context).last_use(&key.id))
 }
 
@@ -92,7 +100,7 @@ pub async fn list(call: &Call) -> Result<Json<ListBody<KeyBody>>, Problem> {
     let more = keys.len() > limit;
     keys.truncate(limit);
     let next = keys.last().filter(|_| more).map(|key| lists::encode(List::Keys, &sort_key(key)));
-    let data = keys.iter().map(|key| body(call, key)).collect();
+    let data = keys.iter().map(|key| shown(call, key)).collect();
     Ok(lists::list_reply(&call.path, &call.query, data, next))
 }
 
@@ -107,7 +115,22 @@ fn sort_key(key: &ApiKey) -> Vec<u8> {
 pub async fn get(call: &Call) -> Result<Json<KeyBody>, Problem> {
     let id: KeyId = call.parse_id("key")?;
     let key = Keys(&call.api.context).get(&id).ok_or_else(|| not_found("key", &call.id))?;
-    Ok(Json::new(&body(call, &key)))
+    Ok(Json::new(&shown(call, &key)))
+}
+
+/// `PATCH /v1/keys/{id}`: its description. Role, tenant, secret and expiry are final.
+pub async fn patch(
+    call: &Call,
+    MergePatch { patch, .. }: MergePatch<KeyPatch>,
+) -> Result<Json<KeyBody>, Problem> {
+    let id: KeyId = call.parse_id("key")?;
+    let KeyPatch { description } = body::parse_value(patch)?;
+    let mut errors = Errors::default();
+    let description = check_description(description, &mut errors);
+    errors.finish()?;
+    let changed = Keys(&call.api.context).describe(&id, description).await;
+    let key = changed.map_err(|error| call.change_problem(error, "key"))?;
+    Ok(Json::new(&shown(call, &key)))
 }
 
 /// `DELETE /v1/keys/{id}`

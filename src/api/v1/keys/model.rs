@@ -17,12 +17,21 @@ pub struct KeyInput {
     /// The only tenant that the key can access; default: all tenants.
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
     pub(super) tenant: Option<String>,
-    /// At most 1,024 bytes.
+    /// At most 1,024 bytes, without control characters.
     #[schemars(length(max = 1024))]
     pub(super) description: Option<String>,
     /// From this time on the key is rejected; in the future. Default: never.
     #[schemars(extend("format" = "date-time"))]
     pub(super) expires_at: Option<String>,
+}
+
+/// The changes of a key.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KeyPatch {
+    /// At most 1,024 bytes, without control characters; null: none.
+    #[schemars(length(max = 1024))]
+    pub(super) description: Option<String>,
 }
 
 #[derive(Serialize, JsonSchema)]

@@ -2,7 +2,9 @@
 
 use super::{Kind, Param, param};
 use crate::api::v1::disclosure::ShownClass;
-use crate::domain::{ClosedList as _, DeadReason, DeliveryStatus, EndpointStatusName, EventStatus};
+use crate::domain::{
+    ClosedList as _, DeadReason, DeliveryStatus, EndpointStatusName, EventStatus, JobKind, JobStatus,
+};
 use crate::limits;
 use crate::service::types::WaitReason;
 
@@ -105,6 +107,25 @@ pub const DEAD_LETTERS: &[Param] = &[
     param("reason", "Only dead letters with this reason", Kind::Word(REASONS)),
     param("since", "Only deliveries that died at or after this time", Kind::Time),
     param("until", "Only deliveries that died before this time", Kind::Time),
+    LIMIT,
+    CURSOR,
+];
+pub const JOB_KINDS: &[&str] = JobKind::WORDS;
+pub const JOB_STATUSES: &[&str] = JobStatus::WORDS;
+pub const JOBS: &[Param] = &[
+    param("tenant", "Only jobs that change data of this tenant", NAME),
+    param("kind", "Only jobs of this kind", Kind::Word(JOB_KINDS)),
+    param("status", "Only jobs with this status", Kind::Word(JOB_STATUSES)),
+    LIMIT,
+    CURSOR,
+];
+pub const AUDIT: &[Param] = &[
+    param("tenant", "Only acts that concern this tenant", NAME),
+    param("actor", "Only acts with this key; `admin`: with the configured admin key", ID),
+    param("action", "Only this operation, by its `operationId`", ID),
+    param("target", "Only acts on the resource with this id or name", Kind::Any(limits::NAME_BYTES_MAX)),
+    param("since", "Only acts at or after this time", Kind::Time),
+    param("until", "Only acts before this time", Kind::Time),
     LIMIT,
     CURSOR,
 ];

@@ -27,7 +27,7 @@ pub async fn list(call: &Call) -> Result<Json<ListBody<ProjectionBody>>, Problem
 /// 409 while another rebuild runs, 507 without free disk space.
 pub async fn rebuild(call: &Call) -> Result<Accepted<ProjectionBody>, Problem> {
     let projections = Projections(&call.api.context);
-    if !projections.rebuild_state()? {
+    if !projections.rebuild_state().await? {
         return Err(Problem::Conflict("a rebuild of the state runs already".to_owned()));
     }
     Ok(Accepted::new(&ProjectionBody::from(projections.state().await?)))

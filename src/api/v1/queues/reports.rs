@@ -1,18 +1,22 @@
 //! Leases, statistics, lane, purge and replay of a queue.
 
+use schemars::JsonSchema;
+use serde::Deserialize;
+
 use super::handlers::{find, find_writable};
 use super::model::{LeaseBody, LeaseTimeBody, QueueLaneBody, QueueStatsBody};
 use crate::api::Call;
 use crate::api::http::problem::Problem;
-use crate::api::http::request::{Nothing, Optional, Required};
+use crate::api::http::request::{Optional, Required};
 use crate::api::http::response::{Accepted, Json};
 use crate::api::text::{Span, Time};
-use crate::api::v1::CountBody;
-use crate::api::v1::endpoints::model::EndpointReplayInput;
-use crate::api::v1::endpoints::reports::{replay_to, stats_window};
+use crate::api::v1::endpoints::reports::{EndpointReplayInput, replay_to, stats_window};
 use crate::api::v1::endpoints::selection::{FilterTrialBody, FilterTrialInput, try_filter};
+use crate::api::v1::jobs::handlers::start;
+use crate::api::v1::jobs::model::StartedBody;
 use crate::api::v1::lists::{self, List, ListBody};
-use crate::domain::{DeliveryId, Endpoint, EndpointNumber, Position};
+use crate::domain::{DeliveryId, Endpoint, EndpointNumber, JobKind, JobSelection, Position};
+use crate::service::jobs::NewJob;
 use crate::service::queues::LeaseView;
 use crate::service::types::{Cursor, Page};
 use crate::service::{Endpoints, Queues};
@@ -102,21 +106,29 @@ pub async fn lane(call: &Call) -> Result<Json<QueueLaneBody>, Problem> {
     }))
 }
 
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct QueuePurgeInput {
+    /// `true`: count only, and change nothing.
+    dry_run: Option<bool>,
+}
+
 /// `POST /v1/queues/{name}/purge`
-pub async fn purge(call: &Call, _: Nothing) -> Result<Accepted<CountBody>, Problem> {
+pub async fn purge(
+    call: &Call,
+    Optional(input): Optional<QueuePurgeInput>,
+) -> Result<Accepted<StartedBody>, Problem> {
     let queue = find_writable(call)?;
-    call.run_once(call.principal.scope_text(), async |key| {
-        let purged = Queues(&call.api.context).purge(&queue, CountBody::keyed(key)).await?;
-        Ok(CountBody::accepted(purged))
-    })
-    .await
+    let selection = JobSelection { endpoint: Some(queue.number), ..JobSelection::default() };
+    let tenant = Some(queue.tenant.clone());
+    start(call, NewJob { kind: JobKind::PurgeQueue, tenant, selection, rate: None }, input.dry_run).await
 }
 
 /// `POST /v1/queues/{name}/replay`
 pub async fn replay(
     call: &Call,
     Required(input): Required<EndpointReplayInput>,
-) -> Result<Accepted<CountBody>, Problem> {
+) -> Result<Accepted<StartedBody>, Problem> {
     let queue = find_writable(call)?;
     replay_to(call, &queue, input).await
 }

@@ -8,11 +8,12 @@ use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::{MergePatch, Required};
 use crate::api::http::response::{Accepted, CreatedOrReplaced, Json, Success};
 use crate::api::v1::endpoints::settings;
+use crate::api::v1::jobs::model::StartedBody;
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::domain::{Tenant, TenantSettings};
-use crate::service::Tenants;
 use crate::service::types::ChangeError;
+use crate::service::{Jobs, Tenants};
 
 /// Tries of a change that conflicts with concurrent changes.
 const CHANGE_TRIES_MAX: usize = 5;
@@ -137,7 +138,7 @@ fn apply_patch(
 /// `DELETE /v1/tenants/{tenant}`
 pub async fn delete(
     call: &Call,
-    Required(DeletionInput { confirm }): Required<DeletionInput>,
+    Required(DeletionInput { confirm, dry_run }): Required<DeletionInput>,
 ) -> Result<Accepted<DeletionBody>, Problem> {
     let tenant = named(call)?;
     if tenant.as_str() == Tenant::OPERATOR {
@@ -148,7 +149,15 @@ pub async fn delete(
     if confirm != tenant.as_str() {
         return Err(Problem::invalid("/confirm", format!("must be the tenant in the path, `{tenant}`")));
     }
-    let deleted = Tenants(&call.api.context).delete(&tenant).await;
-    let deleted = deleted.map_err(|error| call.change_problem(error, "tenant"))?;
-    Ok(Accepted::new(&DeletionBody::from(deleted)))
+    let tenants = Tenants(&call.api.context);
+    if dry_run == Some(true) {
+        let covered = tenants.deletion(&tenant).await;
+        let (deletion, new) = covered.map_err(|error| call.change_problem(error, "tenant"))?;
+        let count = Jobs(&call.api.context).count(&new).await?;
+        return Ok(Accepted::new(&DeletionBody::new(StartedBody::dry_run(count), deletion)));
+    }
+    let deleted = tenants.delete(&tenant).await;
+    let (deletion, known) = deleted.map_err(|error| call.change_problem(error, "tenant"))?;
+    let started = StartedBody::new(&known.job, &known.progress);
+    Ok(Accepted::new(&DeletionBody::new(started, deletion)))
 }

@@ -11,6 +11,7 @@ use crate::api::http::body::object;
 use crate::api::http::problem::{ErrorLocation, Errors, FieldError};
 use crate::api::text::{Time, format_duration};
 use crate::api::v1::endpoints::model::{EndpointInput, RetryInput, retry_body};
+use crate::api::v1::jobs::model::StartedBody;
 use crate::domain::{
     Position, Quota, QuotaOverride, QuotaOverrides, Tenant, TenantDelivery, TenantSettings, Timestamp,
 };
@@ -330,26 +331,31 @@ impl TenantBody {
 
 /// The confirmation of a deletion.
 #[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DeletionInput {
     /// The tenant in the path again.
     pub confirm: String,
+    /// `true`: count only, and change nothing.
+    pub dry_run: Option<bool>,
 }
 
-/// The result of a deletion.
+/// Resources that a deletion covers, and its job.
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DeletionBody {
+    #[serde(flatten)]
+    pub job: StartedBody,
     pub endpoints: u64,
     pub keys: u64,
     pub consumers: u64,
-    /// Deliveries that were pending. They become dead letters soon.
+    /// Deliveries that are pending. They become dead letters soon.
     pub pending_deliveries: u64,
 }
 
-impl From<TenantDeletion> for DeletionBody {
-    fn from(deleted: TenantDeletion) -> Self {
-        let TenantDeletion { endpoints, keys, consumers, pending_deliveries } = deleted;
-        Self { endpoints, keys, consumers, pending_deliveries }
+impl DeletionBody {
+    #[must_use]
+    pub fn new(job: StartedBody, deletion: TenantDeletion) -> Self {
+        let TenantDeletion { endpoints, keys, consumers, pending_deliveries } = deletion;
+        Self { job, endpoints, keys, consumers, pending_deliveries }
     }
 }

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 
 use super::*;
 use crate::domain::{HeldLease, OnDisk};
+use crate::projections::acts::AuditFilter;
 use crate::projections::erasures::ErasureFacts;
 use crate::projections::tenant_hours::TenantHour;
 
@@ -339,6 +340,17 @@ impl ReadModel for Oracle {
             endpoint: letter.delivery.endpoint,
             event: letter.delivery.event,
         })
+    }
+
+    fn audit_entries(&self, filter: &AuditFilter, after: Option<Cursor>, limit: usize) -> Found<Position> {
+        let before = after.map_or(Position(u64::MAX), |cursor| cursor.position);
+        let newest_first = self.jobs.acts.range(..before).rev();
+        let wanted = newest_first.filter(|(_, entry)| filter.wants(entry));
+        let mut items: Vec<_> = wanted.map(|(position, _)| *position).collect();
+        let more = items.len() > limit;
+        items.truncate(limit);
+        let next = items.last().filter(|_| more).copied().map(Cursor::at);
+        Found { items, next }
     }
 
     fn request(&self, scope: &[u8; 16]) -> Option<Known> {

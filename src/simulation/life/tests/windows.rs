@@ -3,7 +3,7 @@
 use super::*;
 use crate::domain::Consent;
 use crate::rules::handshake::restart_handshake;
-use crate::service::{Deliveries, Endpoints, Events, Replays};
+use crate::service::{Deliveries, Endpoints, Events, Jobs};
 
 /// Disables the payload cache, so that every event is read from the journal.
 fn disable_payload_cache() {
@@ -204,7 +204,7 @@ async fn endpoint_resumed_during_the_expiry_read_loses_nothing() {
     }
 }
 
-/// An endpoint is deleted between two steps of a replay to it, and of a redrive.
+/// An endpoint is deleted between two steps of a replay to it.
 #[tokio::test(start_paused = true)]
 async fn deletion_between_two_steps_ends_the_replay() {
     TestOverrides { bounds: [(Bound::BulkDeliveries, 1)].into(), mutation: None }.activate();
@@ -218,7 +218,8 @@ async fn deletion_between_two_steps_ends_the_replay() {
     let endpoint = known(&life, number).unwrap();
     let (context, id) = (life.context.clone(), endpoint.id.clone());
     let replaying = tokio::spawn(async move {
-        Replays(&context).to_endpoint(&endpoint, Timestamp::ZERO, None, &[], false, None).await
+        let job = Jobs(&context).start(&replay_of(&endpoint), None).await.unwrap();
+        Jobs(&context).wait(job, Duration::from_secs(60)).await
     });
     // Two of five steps are durable.
     while revival_records(&world) < 2 {
@@ -233,7 +234,8 @@ async fn deletion_between_two_steps_ends_the_replay() {
     life.run_for(Duration::from_secs(5)).await;
     assert!(deleting.await.unwrap().is_ok());
     let ended = replaying.await.unwrap();
-    assert!(matches!(ended, Err(ChangeError::NotAllowed("the endpoint was deleted"))), "{ended:?}");
+    let (status, error) = (ended.progress.status, ended.progress.error.as_deref());
+    assert_eq!((status, error), (JobStatus::Failed, Some("the endpoint was deleted")));
     // Already replayed deliveries end like all deliveries of a deleted endpoint.
     let left = world.with(|inner| inner.model.pending().count());
     assert_eq!(left, 0);
@@ -248,9 +250,10 @@ fn revival_records(world: &World) -> usize {
     })
 }
 
-/// The power fails after each step of a bulk operation in turn.
+/// The power fails after each step of a job in turn. The next life continues the job, and a
+/// repeated request starts no other.
 #[test]
-fn bulk_operation_cut_between_steps_reaches_all_on_repeat() {
+fn job_cut_between_steps_continues_after_a_restart() {
     for act in [Act::ReplayEndpoint, Act::RedriveAll, Act::PurgeAll] {
         for steps in 1..=4 {
             TestOverrides { bounds: [(Bound::BulkDeliveries, 1)].into(), mutation: None }.activate();
@@ -284,7 +287,10 @@ fn bulk_operation_cut_between_steps_reaches_all_on_repeat() {
                 }
                 let before = world.with(|inner| inner.model.last());
                 let asked = tokio::spawn(request(life.context.clone(), act, new.clone(), first));
-                while world.with(|inner| inner.model.last()).0 < before.0 + steps && !asked.is_finished() {
+                while world.with(|inner| inner.model.changed_since(before).len() as u64) < steps {
+                    if asked.is_finished() && Jobs(&life.context).running().is_empty() {
+                        break;
+                    }
                     life.work().await;
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
@@ -295,7 +301,12 @@ fn bulk_operation_cut_between_steps_reaches_all_on_repeat() {
             run_life(&world, steps, async |life| {
                 let again = request(life.context.clone(), act, new.clone(), first);
                 run_task(life, again).await.unwrap();
+                life.run_for(Duration::from_secs(5)).await;
+                assert!(Jobs(&life.context).running().is_empty());
             });
+            let jobs = world.with(|inner| inner.model.oracle.jobs.known());
+            let [job] = &jobs[..] else { panic!("{act:?} after {steps} steps: {jobs:?}") };
+            assert_eq!((job.progress.status, job.progress.done), (JobStatus::Completed, 4), "{act:?}");
             let left = world.with(|inner| {
                 let all = inner.model.oracle.deliveries.values();
                 let is_left = |state| match act {

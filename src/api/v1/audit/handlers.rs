@@ -1,0 +1,34 @@
+//! The audit log: list.
+
+use super::model::AuditBody;
+use crate::api::Call;
+use crate::api::http::problem::Problem;
+use crate::api::http::response::Json;
+use crate::api::v1::jobs::model::is_visible;
+use crate::api::v1::lists::{self, List, ListBody};
+use crate::service::Audits;
+use crate::service::types::AuditFilter;
+
+/// `GET /v1/audit`
+pub async fn list(call: &Call) -> Result<Json<ListBody<AuditBody>>, Problem> {
+    let (since, until) = call.query.window()?;
+    let text = |name| call.query.text(name).map(Into::into);
+    let filter = AuditFilter {
+        tenant: call.principal.tenant_filter(call.query.get("tenant")?)?,
+        actor: text("actor"),
+        action: text("action"),
+        target: text("target"),
+        since,
+        until,
+    };
+    let (after, limit) = (call.query.cursor(List::Audit)?, call.query.limit()?);
+    let scope = &call.principal.scope;
+    let page = Audits(&call.api.context).list(filter, after, limit).await?;
+    // A filter by a key of another tenant must not tell which entries are its.
+    let hides = |entry: &crate::domain::AuditEntry| {
+        call.query.text("actor").is_some() && !is_visible(&entry.actor, scope)
+    };
+    let shown = page.items.iter().filter(|(_, entry)| !hides(entry));
+    let data = shown.map(|(position, entry)| AuditBody::new(*position, entry, scope)).collect();
+    Ok(lists::page_reply(&call.path, &call.query, List::Audit, &page, data))
+}

@@ -1,0 +1,4 @@
+//! The audit log: acts of operators.
+
+pub mod handlers;
+pub mod model;

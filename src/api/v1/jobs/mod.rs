@@ -1,0 +1,4 @@
+//! Jobs: bulk work in the background.
+
+pub mod handlers;
+pub mod model;
