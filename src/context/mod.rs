@@ -18,6 +18,7 @@ pub(crate) mod records;
 pub mod responses;
 pub(crate) mod signal;
 pub mod source;
+pub mod source_board;
 mod tenant_rates;
 pub mod waiter_limit;
 pub(crate) mod waits;
@@ -48,6 +49,7 @@ use home::Home;
 use key_uses::KeyUses;
 use rebuilds::Rebuilds;
 use signal::Signal;
+use source_board::SourceBoard;
 use tenant_rates::TenantRates;
 use waits::Waits;
 
@@ -105,6 +107,7 @@ struct Shared {
     compiled_templates: CompiledTemplates,
     access_tokens: AccessTokens,
     key_uses: KeyUses,
+    source_board: SourceBoard,
 }
 
 impl Context {
@@ -144,6 +147,7 @@ impl Context {
             compiled_templates: CompiledTemplates::default(),
             access_tokens: AccessTokens::default(),
             key_uses: KeyUses::default(),
+            source_board: SourceBoard::default(),
         };
         (Self { shared: Arc::new(shared) }, inbox)
     }
@@ -187,6 +191,10 @@ impl Context {
         self.outbox_of(Home::All).journal().last_position()
     }
 
+    pub(crate) fn source_board(&self) -> &SourceBoard {
+        &self.shared.source_board
+    }
+
     pub(crate) fn converted_events(&self) -> &ConvertedEvents {
         &self.shared.converted_events
     }
@@ -225,10 +233,12 @@ impl Context {
         &*self.shared.environment.transport
     }
 
-    /// Replaces the settings. Lanes adopt them when the delivery loop receives the signal.
+    /// Replaces the settings. Lanes adopt them when the delivery loop receives the signal. Sources
+    /// connect again.
     pub fn reconfigure(&self, settings: Settings) {
         self.outbox_of(Home::All).set_default_quotas(settings.quotas);
         self.shared.settings.store(Arc::new(settings));
+        self.source_board().restart();
         self.signal(Signal::Reconfigured);
     }
 

@@ -22,6 +22,7 @@ pub mod party;
 pub mod quota;
 pub mod record;
 pub mod share;
+pub mod source;
 pub mod tenant;
 pub mod text;
 pub mod time;
@@ -35,7 +36,7 @@ pub use consumer::{
 };
 pub use delivery::{
     Attempt, AttemptRef, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DeliveryStatus, DueKey,
-    ErrorClass, Hold, Network, Next, Progress, Trigger, Verdict,
+    ErrorClass, Hold, Network, Next, Progress, ReceiverAnswer, Trigger, Verdict,
 };
 pub use endpoint::{
     Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, EndpointStatusName, Format,
@@ -52,7 +53,7 @@ pub use last_attempt::{LastAttempt, LastFailure};
 pub use lease::{EndedLease, HeldLease, LeaseEnd, LeaseKey, TakenFrom, TakenMessage};
 pub use names::{
     ConsumerName, EndpointUid, EventType, EventVersion, InvalidName, OrderingKey, Pattern, QueueName,
-    SenderName, StreamName, Tenant, WorkerName, normalize_header_name,
+    SenderName, SourceName, StreamName, Tenant, WorkerName, normalize_header_name,
 };
 pub use outgoing::{
     CustomSignature, EndpointAuth, OAuthClient, RequestMethod, RequestShape, SignatureAlgorithm,
@@ -62,7 +63,11 @@ pub use party::Party;
 pub use quota::{Quota, QuotaExceeded, QuotaOverride, QuotaOverrides, Quotas};
 pub use record::{Idempotency, Record};
 pub use share::SharedSlots;
+pub use source::{
+    Dedup, OnInvalid, Source, SourceFormat, SourceOutcome, SourceQueueType, SourceState, SourceStatus,
+    SourceTenant,
+};
 pub use tenant::{TenantDelivery, TenantSettings};
 pub use time::{Now, Timestamp};
 pub use trace::{TraceId, TraceParent};
-pub use transport::{EndpointTransport, QueueTarget};
+pub use transport::{AmqpTarget, EndpointTransport, QueueTarget, RoutingKey};

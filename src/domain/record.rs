@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{
     ApiKey, Attempt, Consumer, ConsumerKey, DeadReason, DeliveryKey, EndedLease, Endpoint, EndpointNumber,
-    Event, EventType, Horizon, KeyId, LeaseKey, Position, Rejection, Reservation, TakenMessage, Tenant,
-    TenantSettings, Timestamp, Trigger, TypeDefinition, WorkerName,
+    Event, EventType, Horizon, KeyId, LeaseKey, Position, Rejection, Reservation, Source, SourceName,
+    TakenMessage, Tenant, TenantSettings, Timestamp, Trigger, TypeDefinition, WorkerName,
 };
 
 /// Identity of an answered request: hashes of its scope and of its body.
@@ -150,6 +150,12 @@ pub enum Record {
         name: EventType,
         at: Timestamp,
     },
+    /// A source was created or changed.
+    SourcePut(Arc<Source>),
+    SourceDeleted {
+        name: SourceName,
+        at: Timestamp,
+    },
 }
 
 impl Record {
@@ -183,7 +189,9 @@ impl Record {
             | Self::LeasesEnded { .. }
             | Self::LeasesExtended { .. }
             | Self::TypePut(_)
-            | Self::TypeDeleted { .. } => None,
+            | Self::TypeDeleted { .. }
+            | Self::SourcePut(_)
+            | Self::SourceDeleted { .. } => None,
         }
     }
 

@@ -12,7 +12,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::domain::{Endpoint, Position, Record, StreamName, Tenant, Timestamp};
+use crate::domain::{Endpoint, Position, Record, Source, StreamName, Tenant, Timestamp};
 use crate::outbox::registry::Registry;
 use crate::outbox::{ReadModel, registry_of};
 use crate::storage::data_directory::{FORMAT, FORMAT_FILE, JOURNAL, LOCK_FILE};
@@ -92,6 +92,8 @@ pub struct VerificationReport {
     pub state: StateCheck,
     /// Endpoints at the end of the journal.
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// Live sources.
+    pub sources: Vec<Arc<Source>>,
     pub problems: Problems,
 }
 
@@ -218,6 +220,7 @@ fn check_state(
         frame.into_iter().flatten().for_each(|(_, record)| known.apply(&record));
     }
     report.endpoints = known.endpoints().cloned().collect();
+    report.sources = known.sources().cloned().collect();
     Ok(())
 }
 

@@ -194,6 +194,8 @@ impl Committer {
             Command::DeleteConsumer { key, at } => self.delete_consumer(key, *at, staged),
             Command::PutType(definition) => self.put_type(definition, staged),
             Command::DeleteType { name, at } => self.delete_type(name, *at, staged),
+            Command::PutSource(source) => self.put_source(source, staged),
+            Command::DeleteSource { name, at } => self.delete_source(name, *at, staged),
             Command::Record(Record::KeyPut(key)) => self.put_key(key, staged),
             Command::DeleteEndpoint { endpoint, at } => {
                 if read(&self.registry).endpoint(*endpoint).is_none() {
@@ -316,6 +318,8 @@ impl Committer {
             | Record::TenantDeleted { .. }
             | Record::TypePut(_)
             | Record::TypeDeleted { .. }
+            | Record::SourcePut(_)
+            | Record::SourceDeleted { .. }
             | Record::ConsumerPut(_)
             | Record::ConsumerMoved { .. }
             | Record::ConsumerDeleted { .. } => EndpointNumber(0),
@@ -386,6 +390,7 @@ mod atomic;
 mod committed;
 mod consumers;
 mod publish;
+mod sources;
 mod staged;
 mod tenants;
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The in-memory registry of endpoints, API keys, settings of tenants, consumers and event types.
+//! The in-memory registry of endpoints, API keys, settings of tenants, consumers, event types and
+//! sources.
 //! Every request and every commit reads it.
 //!
 //! A projection of the journal. The commit thread updates it after each commit.
@@ -13,7 +14,7 @@ pub use consumers::{ConsumerDirectory, ConsumerStatus};
 
 use crate::domain::{
     ApiKey, ConsumerKey, ConsumerPlace, Endpoint, EndpointId, EndpointNumber, EndpointUid, EventType, KeyId,
-    Ordering, Position, QueueName, Quotas, Record, Tenant, TenantSettings,
+    Ordering, Position, QueueName, Quotas, Record, Source, SourceName, Tenant, TenantSettings,
 };
 use crate::schemas::RegisteredType;
 
@@ -48,6 +49,7 @@ pub struct Registry {
     keys_by_hash: HashMap<[u8; 32], KeyId>,
     tenants: BTreeMap<Tenant, Arc<TenantSettings>>,
     types: BTreeMap<EventType, Arc<RegisteredType>>,
+    sources: BTreeMap<SourceName, Arc<Source>>,
     consumers: ConsumerDirectory,
     /// Tenants with endpoints, keys or consumers.
     used: HashMap<Tenant, Used>,
@@ -104,6 +106,8 @@ impl Registry {
                 self.types.insert(definition.name.clone(), registered);
             }
             Record::TypeDeleted { name, .. } => drop(self.types.remove(name)),
+            Record::SourcePut(source) => drop(self.sources.insert(source.name.clone(), source.clone())),
+            Record::SourceDeleted { name, .. } => drop(self.sources.remove(name)),
             Record::EventAccepted(_)
             | Record::HorizonMoved { .. }
             | Record::AttemptFinished { .. }
@@ -317,6 +321,16 @@ impl Registry {
         for (key, place) in places {
             self.consumers.set_place(&key, place);
         }
+    }
+
+    #[must_use]
+    pub fn source(&self, name: &SourceName) -> Option<&Arc<Source>> {
+        self.sources.get(name)
+    }
+
+    /// Sources, by name.
+    pub fn sources(&self) -> impl ExactSizeIterator<Item = &Arc<Source>> {
+        self.sources.values()
     }
 
     #[must_use]

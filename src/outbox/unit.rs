@@ -9,8 +9,8 @@ use super::recent_keys::Prepared;
 use super::registry::ConsumerStatus;
 use crate::domain::{
     Consumer, ConsumerKey, ConsumerMove, Endpoint, EndpointNumber, EventType, Expected, Idempotency, Party,
-    Position, QuotaExceeded, Record, Rejection, StreamName, Tenant, TenantSettings, Timestamp,
-    TypeDefinition,
+    Position, QuotaExceeded, Record, Rejection, Source, SourceName, StreamName, Tenant, TenantSettings,
+    Timestamp, TypeDefinition,
 };
 use crate::limits;
 use crate::schemas::TypeRefusal;
@@ -37,6 +37,12 @@ pub enum Command {
     PutType(Box<TypeDefinition>),
     DeleteType {
         name: EventType,
+        at: Timestamp,
+    },
+    /// A new source has revision 0; a changed one has the revision that the change rests on.
+    PutSource(Box<Source>),
+    DeleteSource {
+        name: SourceName,
         at: Timestamp,
     },
     /// First in its unit: all commands are committed, or none. The others are checks and events.
@@ -81,6 +87,8 @@ impl Command {
             | Self::DeleteConsumer { .. }
             | Self::PutType(_)
             | Self::DeleteType { .. }
+            | Self::PutSource(_)
+            | Self::DeleteSource { .. }
             | Self::Claim(_)
             | Self::Record(_)
             | Self::SealSegment => None,
@@ -113,6 +121,8 @@ impl Command {
             | Self::Check { .. }
             | Self::PutType(_)
             | Self::DeleteType { .. }
+            | Self::PutSource(_)
+            | Self::DeleteSource { .. }
             | Self::PutConsumer(_)
             | Self::MoveConsumer(_)
             | Self::DeleteConsumer { .. }
@@ -128,7 +138,8 @@ impl Command {
             || matches!(self, Self::Check { .. })
     }
 
-    /// Whether it changes an endpoint, a key, a tenant, an event type or the set of consumers.
+    /// Whether it changes an endpoint, a key, a tenant, an event type, a source or the set of
+    /// consumers.
     fn changes_registry(&self) -> bool {
         match self {
             Self::PutEndpoint(_)
@@ -139,6 +150,8 @@ impl Command {
             | Self::DeleteConsumer { .. }
             | Self::PutType(_)
             | Self::DeleteType { .. }
+            | Self::PutSource(_)
+            | Self::DeleteSource { .. }
             | Self::Record(Record::KeyPut(_) | Record::KeyDeleted { .. }) => true,
             Self::Publish(_)
             | Self::Atomic(_)
@@ -163,6 +176,8 @@ impl Command {
             Self::DeleteEndpoint { .. }
             | Self::PutType(_)
             | Self::DeleteType { .. }
+            | Self::PutSource(_)
+            | Self::DeleteSource { .. }
             | Self::Atomic(_)
             | Self::Claim(_)
             | Self::Record(_)
@@ -178,6 +193,8 @@ impl Command {
             Self::PutEndpoint(endpoint) => endpoint.number == EndpointNumber(0),
             // A quota must be lowered on a full disk.
             Self::PutTenant(_) | Self::DeleteTenant { .. } | Self::DeleteType { .. } => false,
+            Self::PutSource(source) => source.revision == Position(0),
+            Self::DeleteSource { .. } => false,
             Self::PutType(definition) => definition.revision == Position(0),
             Self::Record(record) => {
                 matches!(record, Record::KeyPut(_) | Record::DeliveriesRevived { .. })
@@ -197,13 +214,14 @@ impl Command {
     fn weight(&self) -> usize {
         match self {
             Self::Publish(draft) => draft.weight(),
-            Self::PutEndpoint(_) | Self::PutTenant(_) | Self::PutConsumer(_) => 4096,
+            Self::PutEndpoint(_) | Self::PutTenant(_) | Self::PutConsumer(_) | Self::PutSource(_) => 4096,
             Self::Record(Record::AttemptFinished { attempt, .. }) => attempt.reply.len() + 64,
             Self::Record(record) if is_lease(record) => format::size_hint(record),
             Self::PutType(definition) => definition.weight(),
             Self::DeleteEndpoint { .. }
             | Self::DeleteTenant { .. }
             | Self::DeleteType { .. }
+            | Self::DeleteSource { .. }
             | Self::Atomic(_)
             | Self::Check { .. }
             | Self::MoveConsumer(_)
@@ -252,6 +270,7 @@ pub enum Outcome {
     /// [`limits::CONSUMERS_MAX`] is reached.
     TooManyConsumers,
     Type(Arc<TypeDefinition>),
+    Source(Arc<Source>),
     Written(Position),
     /// A check that holds, or the mark of an accepted atomic unit.
     Passed,

@@ -250,6 +250,8 @@ impl Fold {
             }
             Record::TypePut(definition) => step.put_type(definition),
             Record::TypeDeleted { name, .. } => step.delete_type(name),
+            // The rows of the state point at them.
+            Record::SourcePut(_) | Record::SourceDeleted { .. } => {}
             Record::DeliveriesRevived { deliveries, trigger, at } => {
                 for delivery in deliveries {
                     step.revive(*delivery, *trigger, *at);

@@ -159,6 +159,7 @@ impl Events<'_> {
                 | Outcome::ConsumerMoved { .. }
                 | Outcome::TooManyConsumers
                 | Outcome::Type(_)
+                | Outcome::Source(_)
                 | Outcome::Written(_)
                 | Outcome::Passed
                 | Outcome::Withdrawn

@@ -108,6 +108,8 @@ impl Model {
             | Record::TenantDeleted { .. }
             | Record::TypePut(_)
             | Record::TypeDeleted { .. }
+            | Record::SourcePut(_)
+            | Record::SourceDeleted { .. }
             | Record::MessagesLeased { .. }
             | Record::LeasesEnded { .. }
             | Record::LeasesExtended { .. }
@@ -174,6 +176,8 @@ impl Model {
             | Record::ConsumerDeleted { .. }
             | Record::TypePut(_)
             | Record::TypeDeleted { .. }
+            | Record::SourcePut(_)
+            | Record::SourceDeleted { .. }
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
             | Record::RequestAnswered { .. }
@@ -460,6 +464,8 @@ impl Model {
             | Record::ConsumerDeleted { .. }
             | Record::TypePut(_)
             | Record::TypeDeleted { .. }
+            | Record::SourcePut(_)
+            | Record::SourceDeleted { .. }
             | Record::RateReserved { .. }
             | Record::RequestAnswered { .. }
             | Record::EventRejected { .. }

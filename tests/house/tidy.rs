@@ -51,7 +51,7 @@ fn outbox_is_reached_by_the_home_of_the_data() {
 }
 
 /// A layer and its permitted imports.
-const LAYERS: [(&str, &[&str]); 23] = [
+const LAYERS: [(&str, &[&str]); 24] = [
     ("limits", &[]),
     ("panics", &[]),
     ("codec", &[]),
@@ -122,6 +122,7 @@ const LAYERS: [(&str, &[&str]); 23] = [
             "service",
         ],
     ),
+    ("sources", &["limits", "panics", "domain", "outbox", "courier", "context", "service"]),
     ("api", &["limits", "panics", "unique_json", "domain", "rules", "context", "service"]),
     (
         "daemon",
@@ -133,6 +134,7 @@ const LAYERS: [(&str, &[&str]); 23] = [
             "context",
             "service",
             "delivery",
+            "sources",
             "api",
             "config",
             "metrics",

@@ -11,4 +11,5 @@ mod feed;
 mod judges;
 mod metrics;
 mod openapi;
+mod rabbitmq;
 mod token_server;

@@ -62,6 +62,8 @@ impl Dispatcher {
                 | Record::ConsumerDeleted { .. }
                 | Record::TypePut(_)
                 | Record::TypeDeleted { .. }
+                | Record::SourcePut(_)
+                | Record::SourceDeleted { .. }
                 | Record::DeliveriesRevived { .. }
                 | Record::DeliveriesCancelled { .. }
                 | Record::DeliveriesDied { .. }

@@ -13,6 +13,7 @@ mod memory;
 pub(crate) mod oracle;
 mod outcomes;
 mod rare_rows;
+mod sources;
 mod tenants;
 mod types;
 mod upkeep;
@@ -20,7 +21,7 @@ mod work;
 
 use std::sync::Arc;
 
-use crate::domain::{ApiKey, Endpoint, Position, Record, TenantSettings, Timestamp, TypeDefinition};
+use crate::domain::{ApiKey, Endpoint, Position, Record, Source, TenantSettings, Timestamp, TypeDefinition};
 use crate::failpoints::{Bound, TestOverrides};
 use crate::maintenance::retention::RetentionPolicy;
 use crate::outbox::ReadModel;
@@ -56,6 +57,7 @@ pub(crate) trait Store {
     /// By tenant and name.
     fn consumers(&mut self) -> Vec<ConsumerStatus>;
     fn types(&mut self) -> Vec<Arc<TypeDefinition>>;
+    fn sources(&mut self) -> Vec<Arc<Source>>;
     /// Sets the clock.
     fn tell_time(&mut self, now: Timestamp);
     fn checkpoint(&mut self);

@@ -13,9 +13,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::domain::{
-    Attempt, Consumer, ConsumerKey, ConsumerPlace, DeliveryKey, DeliveryState, DueKey, EndpointNumber,
-    EndpointStatus, Event, EventType, EventVersion, Horizon, KeyId, LastAttempt, Next, Ordering, Position,
-    Progress, Record, Reservation, StreamName, Tenant, Timestamp, Trigger,
+    Attempt, Consumer, ConsumerKey, ConsumerPlace, DeliveryKey, DeliveryState, DueKey, Endpoint,
+    EndpointNumber, EndpointStatus, Event, EventType, EventVersion, Horizon, KeyId, LastAttempt, Next,
+    Ordering, Position, Progress, Record, Reservation, StreamName, Tenant, Timestamp, Trigger,
 };
 use crate::limits;
 use crate::outbox::conformance::consumers::{self, ConsumerModel};
@@ -154,6 +154,25 @@ impl Oracle {
         }
     }
 
+    fn put_endpoint(&mut self, position: Position, endpoint: &Endpoint) {
+        self.orderings.insert(endpoint.number, endpoint.ordering);
+        self.tenants.insert(endpoint.number, endpoint.tenant.clone());
+        let health = self.health.entry(endpoint.number).or_default();
+        let agreed = endpoint.handshake.as_ref().is_none_or(|known| known.consent.is_some());
+        let host = host_of(&endpoint.url);
+        let is_active = endpoint.status == EndpointStatus::Active;
+        // Sealing secrets again is not a change.
+        let changed = Some((endpoint.updated_at, endpoint.status));
+        if std::mem::replace(&mut health.changed, changed) != changed && is_active {
+            health.failures.clear();
+        }
+        let moved = health.host.replace(host.clone()).is_some_and(|before| before != host);
+        if is_active && agreed && (moved || !health.is_open) {
+            (health.opened, health.holds) = (position, Vec::new());
+        }
+        health.is_open = is_active && agreed;
+    }
+
     /// Applies the next record.
     pub(crate) fn apply(&mut self, position: Position, record: &Record) {
         self.last = position;
@@ -162,24 +181,7 @@ impl Oracle {
             Record::AttemptFinished { delivery, due, attempt } => {
                 self.finish(position, *delivery, *due, attempt)
             }
-            Record::EndpointPut(endpoint) => {
-                self.orderings.insert(endpoint.number, endpoint.ordering);
-                self.tenants.insert(endpoint.number, endpoint.tenant.clone());
-                let health = self.health.entry(endpoint.number).or_default();
-                let agreed = endpoint.handshake.as_ref().is_none_or(|known| known.consent.is_some());
-                let host = host_of(&endpoint.url);
-                let is_active = endpoint.status == EndpointStatus::Active;
-                // Sealing secrets again is not a change.
-                let changed = Some((endpoint.updated_at, endpoint.status));
-                if std::mem::replace(&mut health.changed, changed) != changed && is_active {
-                    health.failures.clear();
-                }
-                let moved = health.host.replace(host.clone()).is_some_and(|before| before != host);
-                if is_active && agreed && (moved || !health.is_open) {
-                    (health.opened, health.holds) = (position, Vec::new());
-                }
-                health.is_open = is_active && agreed;
-            }
+            Record::EndpointPut(endpoint) => self.put_endpoint(position, endpoint),
             Record::EndpointDeleted { endpoint, .. } => {
                 self.orderings.remove(endpoint);
                 self.reservations.remove(endpoint);
@@ -191,9 +193,11 @@ impl Oracle {
                 self.consumers.apply(position, record);
             }
             Record::MessagesLeased { .. } | Record::LeasesEnded { .. } | Record::LeasesExtended { .. } => {}
-            Record::HorizonMoved { .. } | Record::TypePut(_) | Record::TypeDeleted { .. } => {
-                self.apply_small(position, record);
-            }
+            Record::HorizonMoved { .. }
+            | Record::TypePut(_)
+            | Record::TypeDeleted { .. }
+            | Record::SourcePut(_)
+            | Record::SourceDeleted { .. } => self.apply_small(position, record),
             Record::DeliveriesRevived { deliveries, trigger, at } => {
                 deliveries.iter().for_each(|key| self.revive(*key, *trigger, *at));
             }

@@ -129,7 +129,7 @@ impl<S: Store> Work<S> {
                 self.submit(vec![unit])
             }
             47..50 => {
-                let units = vec![vec![self.tenant()], vec![self.event_type()]];
+                let units = vec![vec![self.tenant()], vec![self.event_type()], vec![self.source()]];
                 self.submit(units)
             }
             50..54 => {
@@ -474,6 +474,9 @@ impl<S: Store> Work<S> {
         if self.store.consumers() != self.oracle.consumers() {
             return Err("the consumers differ".to_owned());
         }
+        if self.store.sources() != self.oracle.sources() {
+            return Err("the sources differ".to_owned());
+        }
         if self.store.types() != self.oracle.types() {
             return Err("the event types differ".to_owned());
         }
@@ -539,6 +542,8 @@ impl<S: Store> Work<S> {
             | Record::TenantDeleted { .. }
             | Record::TypePut(_)
             | Record::TypeDeleted { .. }
+            | Record::SourcePut(_)
+            | Record::SourceDeleted { .. }
             | Record::MessagesLeased { .. }
             | Record::LeasesEnded { .. }
             | Record::LeasesExtended { .. }

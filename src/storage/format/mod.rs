@@ -12,7 +12,7 @@
 //! | the fields of an attempt | [`attempt`] |
 //! | the fields of an endpoint, and its options | [`endpoint`], [`outgoing`] |
 //! | the fields of a tenant's settings | [`tenant`] |
-//! | leases, consumers and event types in records | [`lease`], [`consumer`], [`event_type`] |
+//! | leases, consumers, event types and sources in records | [`lease`], [`consumer`], [`event_type`], [`source`] |
 //! | a journal file: file header, frames, checksums | [`journal::frame`](crate::storage::journal) |
 //! | rows of the state: keys and values | [`projections`](crate::projections) |
 //! | rows of the state: cursor and layout version | [`state`](crate::storage::state) |
@@ -31,6 +31,7 @@ mod fields;
 mod lease;
 mod outgoing;
 mod record;
+mod source;
 mod tenant;
 
 pub use fields::CodecError;

@@ -37,6 +37,8 @@
 //! | 24 | `LeasesExtended` | queue, leases (event, lease), until, at |
 //! | 25 | `TypePut` | name, description, compatibility, transitive, versions (version, schema, deprecated, sunset?, examples), migrations (from, to, patch), created at, updated at, revision |
 //! | 26 | `TypeDeleted` | name, at |
+//! | 30 | `SourcePut` | kind (1 AMQP), name, URL, user name, password (sealed), queue, type of queue, exchange?, bindings, declares, prefetch, tenant (1 fixed, 2 header), format, stream header?, ordering key header?, fate of invalid messages, recognition of repetitions, status, created at, updated at, revision |
+//! | 31 | `SourceDeleted` | name, at |
 //!
 //! Encoding of the fields:
 //!
@@ -64,6 +66,7 @@ use super::lease::{
     get_leases_ended, get_leases_extended, get_messages_leased, put_leases_ended, put_leases_extended,
     put_messages_leased,
 };
+use super::source::{get_source, put_source};
 use super::tenant::{get_tenant, put_tenant};
 use crate::codec::{Reader, put_bytes, put_u8, put_u16, put_varint};
 use crate::domain::{
@@ -113,6 +116,8 @@ const LEASES_ENDED: u8 = 23;
 const LEASES_EXTENDED: u8 = 24;
 const TYPE_PUT: u8 = 25;
 const TYPE_DELETED: u8 = 26;
+const SOURCE_PUT: u8 = 30;
+const SOURCE_DELETED: u8 = 31;
 
 /// Estimated encoded size of a record. Most records stay below it.
 #[must_use]
@@ -207,6 +212,8 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
         }
         Record::TypePut(definition) => put_type(out, definition),
         Record::TypeDeleted { name, at } => put_deletion(out, name.as_str(), *at),
+        Record::SourcePut(source) => put_source(out, source),
+        Record::SourceDeleted { name, at } => put_deletion(out, name.as_str(), *at),
     }
 }
 
@@ -278,6 +285,8 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
         LEASES_EXTENDED => get_leases_extended(r)?,
         TYPE_PUT => Record::TypePut(Arc::new(get_type(r)?)),
         TYPE_DELETED => Record::TypeDeleted { name: get_name(r)?, at: get_time(r)? },
+        SOURCE_PUT => Record::SourcePut(Arc::new(get_source(r)?)),
+        SOURCE_DELETED => Record::SourceDeleted { name: get_name(r)?, at: get_time(r)? },
         other => return Err(CodecError::UnknownTag(other)),
     };
     reader.finish()?;
@@ -293,6 +302,7 @@ fn layout_of(tag: u8) -> Option<u8> {
         KEY_PUT => Some(KEY_LAYOUT),
         EVENT_ACCEPTED => Some(ERASED_EVENT_LAYOUT),
         EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=TYPE_DELETED => Some(LAYOUT),
+        SOURCE_PUT | SOURCE_DELETED => Some(LAYOUT),
         _ => None,
     }
 }
@@ -334,6 +344,8 @@ fn record_tag(record: &Record) -> u8 {
         Record::LeasesExtended { .. } => LEASES_EXTENDED,
         Record::TypePut(_) => TYPE_PUT,
         Record::TypeDeleted { .. } => TYPE_DELETED,
+        Record::SourcePut(_) => SOURCE_PUT,
+        Record::SourceDeleted { .. } => SOURCE_DELETED,
     }
 }
 

@@ -2,20 +2,62 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use super::handlers::{find, find_writable};
-use super::model::{EndpointReplayInput, LaneBody, LatencyBody, StatsBody};
+use super::model::{EndpointReplayInput, LatencyBody, StatsBody};
 use super::settings;
 use crate::api::Call;
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::Required;
 use crate::api::http::response::{Accepted, Json};
-use crate::api::text::{self, Time};
+use crate::api::text::{self, Time, Word};
 use crate::api::v1::{CountBody, lists};
-use crate::domain::{Endpoint, Timestamp};
-use crate::service::types::LaneView;
+use crate::domain::{Endpoint, EndpointId, Tenant, Timestamp};
+use crate::service::types::{CircuitState, LaneView, WaitReason};
 use crate::service::{Endpoints, Replays};
 
 const STATS_WINDOW: Duration = Duration::from_secs(24 * 3600);
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LaneBody {
+    pub endpoint_id: String,
+    pub tenant: String,
+    /// Why the lane waits; null if it does not.
+    #[schemars(with = "Option<Word<WaitReason>>")]
+    pub reason: Option<&'static str>,
+    pub pending: u64,
+    /// Pending deliveries behind another one of the same ordering key.
+    pub waiting_for_order: u64,
+    pub in_flight: u64,
+    /// Due time of the delivery that the lane sends next.
+    pub next_due_at: Option<Time>,
+    /// When the reason ends without intervention.
+    pub until: Option<Time>,
+    #[schemars(with = "Word<CircuitState>")]
+    pub circuit: &'static str,
+    pub consecutive_failures: u32,
+}
+
+impl LaneBody {
+    #[must_use]
+    pub fn new(endpoint_id: &EndpointId, tenant: &Tenant, lane: &LaneView) -> Self {
+        Self {
+            endpoint_id: endpoint_id.to_string(),
+            tenant: tenant.to_string(),
+            reason: lane.reason,
+            pending: lane.pending,
+            waiting_for_order: lane.waiting_for_order,
+            in_flight: lane.in_flight,
+            next_due_at: lane.next_due.map(Time),
+            until: lane.until.map(Time),
+            circuit: lane.circuit,
+            consecutive_failures: lane.consecutive_failures,
+        }
+    }
+}
 
 /// The window of statistics: the last day by default.
 pub(in crate::api::v1) fn stats_window(call: &Call) -> Result<(Timestamp, Timestamp), Problem> {
