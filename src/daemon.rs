@@ -43,7 +43,9 @@ use crate::delivery::{bulk_jobs, erasure, rebuilding, resealing, retention};
 use crate::metrics::Metrics;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::{AdmissionLimits, DiskWrite, Outbox};
-use crate::service::Secrets;
+use crate::service::event_types::Unregistered;
+use crate::service::{Secrets, Sources};
+use crate::sources::{self, SourceOptions};
 use crate::vault::Vault;
 use certificate::{ListenerCertificate, ListenerTls};
 use log::{LogSink, NOTICE};
@@ -193,13 +195,19 @@ async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
         until_draining(&run),
     ));
     let (mut delivery, background) = spawn_tasks(&setup, &context, dispatcher, &run, &supervisor);
+    let sources = tokio::spawn(sources::run(
+        context.clone(),
+        courier.clone(),
+        source_options(config),
+        until_draining(&run),
+    ));
     supervisor.tell(DaemonState::Ready(None));
 
     let on_hangup = || reload::begin(&setup, &courier, &context, &api, &supervisor);
     let early = signals.until_end(on_hangup, &mut delivery).await;
     supervisor.tell(DaemonState::Stopping);
     tracing::info!("stopping");
-    let delivered = drain(&run, &mut signals, serving, early, delivery).await;
+    let delivered = drain(&run, &mut signals, serving, sources, early, delivery).await;
     drop(background);
     let has_failed = report_delivery_end(delivered);
     let is_stopped = signals.stop_store(context, has_failed).await;
@@ -234,12 +242,14 @@ async fn drain(
     run: &watch::Sender<Run>,
     signals: &mut Signals,
     serving: JoinSet<()>,
+    sources: JoinHandle<()>,
     early: Option<Delivered>,
     delivery: JoinHandle<Result<(), Unavailable>>,
 ) -> Delivered {
     run.send_replace(Run::Draining);
     let mut drained = std::pin::pin!(async {
         end_serving(serving, run.subscribe()).await;
+        end_sources(sources, run.subscribe()).await;
         match early {
             Some(ended) => ended,
             None => delivery.await,
@@ -278,6 +288,22 @@ async fn end_serving(mut serving: JoinSet<()>, mut run: watch::Receiver<Run>) {
     tokio::select! {
         () = ended => {}
         _ = run.wait_for(|run| *run == Run::Cut) => {}
+    }
+}
+
+/// Waits for the messages that sources have taken, until the daemon is cut off.
+async fn end_sources(sources: JoinHandle<()>, mut run: watch::Receiver<Run>) {
+    tokio::select! {
+        // A panic is logged where it happens.
+        _ = sources => {}
+        _ = run.wait_for(|run| *run == Run::Cut) => {}
+    }
+}
+
+fn source_options(config: &Config) -> SourceOptions {
+    SourceOptions {
+        max_event_bytes: config.ingest.max_event_bytes,
+        unregistered: if config.types.required { Unregistered::Refused } else { Unregistered::Accepted },
     }
 }
 
@@ -364,6 +390,7 @@ fn open(
     let environment = Environment::system(courier.clone());
     let made = assemble(opened, environment, vault, Clock::default(), metrics.clone(), settings(config));
     Secrets(&made.0).check().map_err(anyhow::Error::msg)?;
+    Sources(&made.0).check().map_err(anyhow::Error::msg)?;
     Ok(made)
 }
 

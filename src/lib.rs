@@ -18,10 +18,11 @@
 //! | [`storage`] | bytes on disk: journal, state rows, every layout ([`storage::format`]) | decisions |
 //! | [`outbox`] | accepting or rejecting writes, and the read model | HTTP |
 //! | [`maintenance`] | retention, erasure, backup, restore, verification | HTTP |
-//! | [`courier`] | outbound requests, behind the address guard | the outbox |
+//! | [`courier`] | outbound requests and messages, behind the address guard | the outbox |
 //! | [`context`] | clock, randomness, settings and handles shared by the next two | wire formats |
 //! | [`service`] | one small type for each API resource: decide, commit, then act | wire formats |
 //! | [`delivery`] | the delivery loop, attempts, background jobs | wire formats |
+//! | [`sources`] | brokers whose messages become events | HTTP |
 //! | [`api`] | HTTP shape, authentication, status codes | the outbox |
 //! | `nearest` | which known name is nearest to an unknown one | anything |
 //! | `panics` | which panics end the process | anything |
@@ -32,10 +33,10 @@
 //! | [`config`], [`metrics`] | the operator's settings and metrics | services |
 //! | [`daemon`], [`cli`] | assembly, start and shutdown; the command line | |
 //!
-//! Imports point down only: `main, cli -> daemon -> { api, delivery } -> service -> context -> {
-//! maintenance, courier } -> outbox -> { storage, schemas, filters } -> { lanes, rules, projections
-//! } -> domain -> codec, limits`. The test `tests/house/tidy.rs` checks this. `rules` may also read
-//! the rows of `projections`.
+//! Imports point down only: `main, cli -> daemon -> { api, delivery, sources } -> service ->
+//! context -> { maintenance, courier } -> outbox -> { storage, schemas, filters } -> { lanes, rules,
+//! projections } -> domain -> codec, limits`. The test `tests/house/tidy.rs` checks this. `rules`
+//! may also read the rows of `projections`.
 //!
 //! # One event's journey
 //!
@@ -115,6 +116,7 @@ pub mod schemas;
 pub mod service;
 #[cfg(test)]
 mod simulation;
+pub mod sources;
 pub mod storage;
 pub mod templates;
 mod unique_json;

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+pub mod broker;
+
 // ---- ingest ----
 
 /// Default bound of one event's request body, in bytes (`ingest.max_event_bytes`).

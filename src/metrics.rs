@@ -12,12 +12,14 @@ use prometheus::{
 
 mod api;
 mod queues;
+mod sources;
 
 use api::ApiMetrics;
 use queues::QueueMetrics;
+use sources::SourceMetrics;
 
 use crate::domain::closed_list::closed_list;
-use crate::domain::{DeadReason, ErrorClass, JobKind, Quota, Timestamp};
+use crate::domain::{DeadReason, ErrorClass, JobKind, Quota, SourceOutcome, SourceState, Timestamp};
 use crate::lanes::queue::QueueReport;
 use crate::lanes::{LanesSummary, WaitReason};
 
@@ -126,6 +128,7 @@ pub struct Metrics {
     jobs_running: IntGauge,
     job_steps: IntCounterVec,
     queues: QueueMetrics,
+    sources: SourceMetrics,
 }
 
 impl Default for Metrics {
@@ -190,6 +193,7 @@ impl Metrics {
             ),
             api: ApiMetrics::new(&registry),
             queues: QueueMetrics::new(&registry),
+            sources: SourceMetrics::new(&registry),
             commit_duration: histogram(
                 "balto_commit_duration_seconds",
                 "Duration of a group commit, including fdatasync.",
@@ -375,6 +379,14 @@ impl Metrics {
 
     pub fn deprecated(&self) {
         self.deprecated.inc();
+    }
+
+    pub fn source_messages(&self, outcome: SourceOutcome, count: u64) {
+        self.sources.count(outcome, count);
+    }
+
+    pub fn source_states(&self, states: &[SourceState]) {
+        self.sources.set_states(states);
     }
 
     pub fn duplicate(&self) {

@@ -11,6 +11,7 @@
 //!   attributes (of a client secret: the token URL). A value does not decrypt if the endpoint's URL
 //!   was edited on disk or if an older ciphertext was restored. Only the writer knows the new
 //!   revision, so it seals all values of an endpoint on each write.
+//!   The password of a source is bound to the source's name, URL and user name.
 //! * Version 1 (read only): the endpoint's id and the field. The next write of the endpoint
 //!   replaces it.
 //!
@@ -27,7 +28,7 @@ use hmac::{Hmac, Mac as _};
 use sha2::{Digest as _, Sha256};
 
 use crate::domain::endpoint::SEALED_OVERHEAD_BYTES;
-use crate::domain::{Endpoint, EndpointAuth, Sealed, Secret, SecretKind};
+use crate::domain::{Endpoint, EndpointAuth, Sealed, Secret, SecretKind, Source};
 
 /// Length of an operator's key.
 pub const KEY_BYTES: usize = 32;
@@ -114,6 +115,8 @@ pub enum SealContext<'a> {
     Endpoint(&'a Endpoint, SealedField<'a>),
     /// A stored idempotent response, by its idempotency scope.
     StoredResponse(&'a [u8; 16]),
+    /// The password of a source.
+    Source(&'a Source),
 }
 
 /// A sealed field of an endpoint.
@@ -136,6 +139,8 @@ impl SealContext<'_> {
     fn associated_data_v1(self) -> Vec<u8> {
         match self {
             Self::StoredResponse(scope) => [b"answer ", &scope[..]].concat(),
+            // No version sealed it in this layout.
+            Self::Source(source) => format!("source {}", source.name).into_bytes(),
             Self::Endpoint(owner, SealedField::Secret(_)) => format!("{} secret", owner.id).into_bytes(),
             Self::Endpoint(owner, SealedField::Header(name)) => {
                 format!("{} header {name}", owner.id).into_bytes()
@@ -149,6 +154,12 @@ impl SealContext<'_> {
     fn associated_data_v2(self) -> Vec<u8> {
         let mut out = vec![BOUND_TO_REVISION];
         match self {
+            Self::Source(source) => {
+                put_text(&mut out, "source");
+                for text in [source.name.as_str(), &*source.url, &*source.username] {
+                    put_text(&mut out, text);
+                }
+            }
             Self::StoredResponse(scope) => {
                 put_text(&mut out, "answer");
                 out.extend(scope);

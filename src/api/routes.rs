@@ -15,7 +15,7 @@ use crate::api::http::response::{OperationResponse, ReadTurn};
 use crate::api::v1::lists::{self, Param};
 use crate::api::v1::{
     audit, backup, cloudevents, consumers, dead_letters, deliveries, endpoints, erasure, event_types, events,
-    feed, handshakes, jobs, keys, overview, projections, queues, streams, tenants,
+    feed, handshakes, jobs, keys, overview, projections, queues, sources, streams, tenants,
 };
 use crate::api::{ApiConfig, Call, documents};
 use crate::limits;
@@ -403,6 +403,20 @@ pub static ROUTES: &[Route] = &[
         Operator, lists::TYPE_CHANGE, Plain, body event_types::handlers::put),
     route!(Delete "/v1/event-types/{name}", "deleteEventType", "Delete an event type; its events stay",
         Operator, lists::FORCED, Plain, event_types::handlers::delete),
+    route!(Post "/v1/sources", "createSource", "Create a source: a broker's queue whose messages become events",
+        Operator, NONE, Stored, body sources::handlers::create),
+    route!(Get "/v1/sources", "listSources", "List sources with what they do now, by name",
+        Operator, lists::TENANTS, Plain, sources::handlers::list),
+    route!(Get "/v1/sources/{name}", "getSource", "Get a source with its connection and counts",
+        Operator, NONE, Plain, sources::handlers::get),
+    route!(Patch "/v1/sources/{name}", "updateSource", "Change a source by merge patch; it connects again",
+        Operator, NONE, Plain, body sources::handlers::patch),
+    route!(Delete "/v1/sources/{name}", "deleteSource", "Delete a source; its queue stays at the broker",
+        Operator, NONE, Plain, sources::handlers::delete),
+    route!(Post "/v1/sources/{name}/pause", "pauseSource", "Pause a source; its messages wait at the broker",
+        Operator, NONE, Plain, body sources::handlers::pause),
+    route!(Post "/v1/sources/{name}/resume", "resumeSource", "Resume a source",
+        Operator, NONE, Plain, body sources::handlers::resume),
     route!(Get "/v1/stats", "getStats", "Get counts and latencies over all endpoints, or those of a tenant",
         Read, lists::OVERVIEW, Plain, overview::handlers::stats),
     route!(Get "/v1/lanes", "listLanes", "List lanes with pending deliveries, with their wait reasons",

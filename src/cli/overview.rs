@@ -61,7 +61,8 @@ pub(crate) struct LanesArgs {
     #[arg(long)]
     tenant: Option<String>,
     /// Only lanes that wait for this reason: notDue, rate, inFlightLimit, circuitOpen, retryAfter,
-    /// paused, disabled, ordering, globalLimit, addressLimit, storeFull or handshake.
+    /// paused, disabled, ordering, globalLimit, addressLimit, brokerBlocked, storeFull or
+    /// handshake.
     #[arg(long)]
     reason: Option<String>,
     /// The lane whose next delivery was due first comes first.

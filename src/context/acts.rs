@@ -128,6 +128,8 @@ fn subject(command: &Command, registry: &Registry) -> Option<Subject> {
         Command::DeleteTenant { tenant, .. } => named(tenant.as_str(), Some(tenant)),
         Command::PutType(definition) => named(definition.name.as_str(), None),
         Command::DeleteType { name, .. } => named(name.as_str(), None),
+        Command::PutSource(source) => named(source.name.as_str(), None),
+        Command::DeleteSource { name, .. } => named(name.as_str(), None),
         Command::PutConsumer(consumer) => named(consumer.key.name.as_str(), consumer.key.tenant.as_ref()),
         Command::MoveConsumer(wanted) => named(wanted.key.name.as_str(), wanted.key.tenant.as_ref()),
         Command::DeleteConsumer { key, .. } => named(key.name.as_str(), key.tenant.as_ref()),

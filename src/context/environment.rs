@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::courier::guard::RefusedUrl;
-use crate::courier::{Courier, NotSent, OutboundRequest, ReceiverReply};
+use crate::courier::{Courier, NotSent, OutboundMessage, OutboundRequest, ReceiverReply};
 use crate::{context::clock, panics};
 
 /// Pause between [`NotSent`] and the next try of a request.
@@ -23,11 +23,23 @@ pub trait Transport: Send + Sync {
     /// When the request was not sent for a local reason.
     async fn send(&self, outbound_request: OutboundRequest) -> Result<ReceiverReply, NotSent>;
 
+    /// Publishes one message to a broker, and returns its confirm, or the reason why it is missing.
+    ///
+    /// # Errors
+    /// When the message was not sent for a local reason.
+    async fn publish(&self, outbound_message: OutboundMessage) -> Result<ReceiverReply, NotSent>;
+
     /// Checks a URL by the rules of [`Self::send`], and returns its canonical form.
     ///
     /// # Errors
     /// When the policy forbids the URL or an address of its host.
     async fn check_url(&self, url: &str) -> Result<Box<str>, RefusedUrl>;
+
+    /// As [`Self::check_url`], by the rules of [`Self::publish`].
+    ///
+    /// # Errors
+    /// When the policy forbids the URL or an address of its host.
+    async fn check_broker_url(&self, url: &str) -> Result<Box<str>, RefusedUrl>;
 }
 
 /// Source of random bytes.
@@ -63,8 +75,16 @@ impl Transport for Courier {
         Courier::send(self, outbound_request).await
     }
 
+    async fn publish(&self, outbound_message: OutboundMessage) -> Result<ReceiverReply, NotSent> {
+        Courier::publish(self, outbound_message).await
+    }
+
     async fn check_url(&self, url: &str) -> Result<Box<str>, RefusedUrl> {
         Courier::check_url(self, url).await
+    }
+
+    async fn check_broker_url(&self, url: &str) -> Result<Box<str>, RefusedUrl> {
+        Courier::check_broker_url(self, url).await
     }
 }
 

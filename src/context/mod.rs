@@ -19,6 +19,7 @@ pub(crate) mod records;
 pub mod responses;
 pub(crate) mod signal;
 pub mod source;
+pub mod source_board;
 mod tenant_rates;
 pub mod waiter_limit;
 pub(crate) mod waits;
@@ -50,6 +51,7 @@ use home::Home;
 use key_uses::KeyUses;
 use rebuilds::Rebuilds;
 use signal::Signal;
+use source_board::SourceBoard;
 use tenant_rates::TenantRates;
 use waits::Waits;
 
@@ -111,6 +113,7 @@ struct Shared {
     key_uses: KeyUses,
     job_started: Notify,
     job_ended: Notify,
+    source_board: SourceBoard,
 }
 
 impl Context {
@@ -152,6 +155,7 @@ impl Context {
             key_uses: KeyUses::default(),
             job_started: Notify::new(),
             job_ended: Notify::new(),
+            source_board: SourceBoard::default(),
         };
         (Self { shared: Arc::new(shared), act: None }, inbox)
     }
@@ -214,6 +218,10 @@ impl Context {
         self.outbox_of(Home::All).journal().last_position()
     }
 
+    pub(crate) fn source_board(&self) -> &SourceBoard {
+        &self.shared.source_board
+    }
+
     pub(crate) fn converted_events(&self) -> &ConvertedEvents {
         &self.shared.converted_events
     }
@@ -252,10 +260,12 @@ impl Context {
         &*self.shared.environment.transport
     }
 
-    /// Replaces the settings. Lanes adopt them when the delivery loop receives the signal.
+    /// Replaces the settings. Lanes adopt them when the delivery loop receives the signal. Sources
+    /// connect again.
     pub fn reconfigure(&self, settings: Settings) {
         self.outbox_of(Home::All).set_default_quotas(settings.quotas);
         self.shared.settings.store(Arc::new(settings));
+        self.source_board().restart();
         self.signal(Signal::Reconfigured);
     }
 

@@ -50,11 +50,12 @@ pub(crate) enum Signal {
         key: DueKey,
         progress: Progress,
     },
-    /// The attempt was not made, because the receiver's address is at its limit.
+    /// The attempt was not made, because of a limit outside the lane.
     Postponed {
         endpoint: EndpointNumber,
         key: DueKey,
         progress: Progress,
+        cause: lanes::PostponeCause,
     },
     /// A handshake request has ended.
     Asked {

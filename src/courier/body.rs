@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
@@ -62,7 +64,7 @@ pub fn message_body(
     let mut body = match queue.format {
         // A queue cannot have format `raw`: its workers need the event's id.
         Format::Standard | Format::Raw => standard_body(event),
-        Format::CloudEvents => cloudevent_body(queue, event, deprecation),
+        Format::CloudEvents | Format::CloudEventsBinary => cloudevent_body(queue, event, deprecation),
     };
     body.pop();
     let text = |text: &str| serde_json::to_string(text).expect("a string is JSON");
@@ -99,7 +101,47 @@ pub fn body(
             "application/cloudevents+json; charset=utf-8",
         ),
         Format::Raw => (event.data.clone(), "application/json"),
+        Format::CloudEventsBinary => (binary_data(event), "application/json"),
     }
+}
+
+/// The data of an event as its publisher had it.
+fn binary_data(event: &Event) -> Bytes {
+    let text =
+        event.attribute(attribute::BINARY).and_then(|_| serde_json::from_slice::<&str>(&event.data).ok());
+    match text.and_then(|text| STANDARD.decode(text).ok()) {
+        Some(bytes) => bytes.into(),
+        None => event.data.clone(),
+    }
+}
+
+/// The attributes of a CloudEvent in binary mode, as headers of a message (AMQP Protocol Binding,
+/// section 3.1). Readers accept `cloudEvents_` and `cloudEvents:`.
+#[must_use]
+pub fn cloudevent_headers(endpoint: &Endpoint, event: &Event) -> Vec<(String, String)> {
+    let own = |name: &str| event.attribute(name).map(ToOwned::to_owned);
+    let source = own(attribute::SOURCE).unwrap_or_else(|| format!("/{}", event.tenant));
+    let subject = event.stream.as_ref().map(|(name, _)| name.to_string());
+    let mut attributes = vec![
+        ("specversion", "1.0".to_owned()),
+        ("id", own(attribute::ID).unwrap_or_else(|| event.id.to_string())),
+        ("source", source),
+        ("type", event.event_type.to_string()),
+        ("time", own(attribute::TIME).unwrap_or_else(|| event.timestamp.rfc3339().to_string())),
+    ];
+    let optional = [
+        (attribute::SUBJECT, own(attribute::SUBJECT).or(subject)),
+        (attribute::DATA_SCHEMA, own(attribute::DATA_SCHEMA)),
+    ];
+    attributes.extend(optional.into_iter().filter_map(|(name, value)| Some((name, value?))));
+    let extensions = event.attributes.iter().filter(|(name, value)| is_extension(name, value, endpoint));
+    let extensions =
+        extensions.map(|(name, value)| (name.trim_end_matches(attribute::NOT_TEXT), value.to_string()));
+    attributes
+        .into_iter()
+        .chain(extensions)
+        .map(|(name, value)| (format!("cloudEvents_{name}"), value))
+        .collect()
 }
 
 /// CloudEvents 1.0 in structured mode. An event posted as a CloudEvent keeps its id, source and

@@ -25,6 +25,7 @@ use tokio_rustls::client::TlsStream;
 use url::{Host, Url};
 
 use super::addresses;
+use super::broker_url::BrokerUrl;
 use super::deadline::{running_timer, with_deadline};
 use super::failure::{find_cause, is_exhausted};
 use super::guard::{AllowedAddress, BlockedAddress, Guard, LOOPBACK, RefusedUrl, is_localhost};
@@ -132,6 +133,10 @@ impl Target {
         let is_secure = url.scheme() == "https";
         Some(Self { host: url.host()?.to_owned(), port: url.port_or_known_default()?, is_secure })
     }
+
+    pub(super) fn of_broker(url: &BrokerUrl) -> Self {
+        Self { host: url.host.clone(), port: url.port, is_secure: url.is_secure }
+    }
 }
 
 impl Connector {
@@ -170,11 +175,18 @@ impl Connector {
 
     /// Resolves a URL's host and checks its addresses without connecting.
     pub(super) async fn probe(&self, url: &Url) -> Result<(), ConnectError> {
-        let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else { return Ok(()) };
-        if self.proxy.is_some() {
-            return self.guard.check_host(&host, port).map(drop).map_err(Into::into);
+        match Target::new(url) {
+            Some(target) => self.probe_target(&target).await,
+            None => Ok(()),
         }
-        self.resolve(&host.to_owned(), port, limits::DNS_TIMEOUT_AT_SAVE).await.map(drop)
+    }
+
+    /// As [`Self::probe`].
+    pub(super) async fn probe_target(&self, target: &Target) -> Result<(), ConnectError> {
+        if self.proxy.is_some() {
+            return self.guard.check_host(&target.host, target.port).map(drop).map_err(Into::into);
+        }
+        self.resolve(&target.host, target.port, limits::DNS_TIMEOUT_AT_SAVE).await.map(drop)
     }
 
     /// All addresses of the host. One forbidden address forbids the host, because the owner of a

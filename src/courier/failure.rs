@@ -15,11 +15,14 @@ use super::tls::{self, ClientCertificateUse};
 use crate::domain::ErrorClass;
 
 /// Why a request has no reply.
+#[derive(Clone, Debug)]
 pub(super) enum RequestFailure {
     /// The process has no file descriptor or socket memory left. No attempt was made.
     DescriptorsExhausted,
     /// The receiver's address is at its limit. No attempt was made.
     AddressLimit,
+    /// The broker takes no messages now. No attempt was made.
+    BrokerBlocked,
     /// Policy forbids the URL.
     Forbidden(RefusedUrl),
     /// The attempt failed.

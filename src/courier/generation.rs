@@ -6,7 +6,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustls::ClientConfig;
+
 use super::CourierSettings;
+use super::broker::Brokers;
 use super::connect::Connector;
 use super::guard::Guard;
 use super::pool::Pool;
@@ -22,6 +25,8 @@ pub(super) struct Generation {
     pool: Arc<Pool>,
     /// Connector of `pool`, also used to check URLs.
     pub(super) connector: Arc<Connector>,
+    /// Connections to brokers.
+    pub(super) brokers: Arc<Brokers>,
     certificate_pools: Mutex<CertificatePools>,
 }
 
@@ -37,7 +42,24 @@ impl Generation {
     pub(super) fn new(settings: CourierSettings, guard: Arc<Guard>) -> Result<Self, String> {
         let connector = Arc::new(connector(&settings, &guard, None)?);
         let pool = Pool::new(connector.clone());
-        Ok(Self { settings, guard, pool, connector, certificate_pools: Mutex::default() })
+        let brokers = Arc::default();
+        Ok(Self { settings, guard, pool, connector, brokers, certificate_pools: Mutex::default() })
+    }
+
+    /// The connector of connections to brokers: without the ALPN of HTTP.
+    pub(super) fn broker_connector(&self, identity: Option<&ClientIdentity>) -> Result<Connector, String> {
+        let mut tls = match identity {
+            None => ClientConfig::clone(&self.connector.tls),
+            Some(identity) => tls::client_config(self.settings.roots.clone(), Some(identity))?,
+        };
+        tls.alpn_protocols.clear();
+        Ok(Connector {
+            guard: self.guard.clone(),
+            resolver: self.settings.resolver.clone(),
+            proxy: self.settings.proxy.clone(),
+            tls: Arc::new(tls),
+            timeout: self.settings.connect_timeout,
+        })
     }
 
     /// The pool of this identity. Creates it if needed, and then evicts the least recently used one

@@ -26,6 +26,7 @@ use ipnet::{IpNet, Ipv4Net};
 use url::{Host, Url};
 
 use super::addresses::{embedded, is_always_denied, is_public};
+use super::broker_url::BrokerUrl;
 use super::local_addresses::LocalAddresses;
 use crate::limits;
 
@@ -201,6 +202,13 @@ impl EgressPolicy {
         }
     }
 
+    fn check_broker_scheme(&self, url: &BrokerUrl) -> Result<(), RefusedUrl> {
+        if url.is_secure || self.allow_http {
+            return Ok(());
+        }
+        Err(RefusedUrl::Forbidden("the scheme of a broker must be amqps"))
+    }
+
     fn check_name(&self, name: &str) -> Result<(), RefusedUrl> {
         let name = name.strip_suffix('.').unwrap_or(name);
         if name.len() > limits::DNS_NAME_BYTES_MAX
@@ -275,19 +283,42 @@ impl Guard {
         Ok(AllowedAddress(SocketAddr::new(address, target.port())))
     }
 
+    /// Parses and checks the URL of a broker as the client wrote it, without resolving its host.
+    ///
+    /// # Errors
+    /// When policy forbids it, or it is not the URL of a broker.
+    pub(super) fn parse_broker(&self, raw: &str) -> Result<BrokerUrl, RefusedUrl> {
+        check_text(raw)?;
+        let (url, credentials) = BrokerUrl::parse(raw)?;
+        if credentials.is_some() {
+            return Err(RefusedUrl::Forbidden("a URL with a user name or password is not accepted"));
+        }
+        self.check_broker(&url)?;
+        if let Host::Domain(name) = &url.host {
+            check_new_name(name)?;
+        }
+        Ok(url)
+    }
+
+    /// Checks a broker's URL. Checks the host's address only if the host is an IP address.
+    ///
+    /// # Errors
+    /// When policy forbids it.
+    pub(super) fn check_broker(&self, url: &BrokerUrl) -> Result<(), RefusedUrl> {
+        let policy = self.policy.load();
+        policy.check_broker_scheme(url)?;
+        if !policy.allows_port(url.port) {
+            return Err(RefusedUrl::Forbidden("policy does not allow this port"));
+        }
+        self.check_host(&url.host, url.port).map(drop)
+    }
+
     /// Parses and checks a URL as the client wrote it, without resolving its host.
     ///
     /// # Errors
     /// When policy forbids it, or it is not an absolute URL.
     pub(super) fn parse(&self, raw: &str) -> Result<Url, RefusedUrl> {
-        if raw.len() > limits::URL_BYTES_MAX {
-            return Err(RefusedUrl::Malformed("a URL has at most 2048 bytes"));
-        }
-        if raw.chars().any(|c| c.is_control() || c == '\\') || raw.trim() != raw {
-            return Err(RefusedUrl::Malformed(
-                "a URL has no control characters, no backslashes and no spaces around it",
-            ));
-        }
+        check_text(raw)?;
         let (scheme, rest) =
             raw.split_once(':').ok_or(RefusedUrl::Malformed("this is not an absolute URL"))?;
         self.policy.load().check_scheme(&scheme.to_ascii_lowercase())?;
@@ -344,6 +375,18 @@ impl Guard {
         };
         Ok(Some(self.check(SocketAddr::new(address, port))?))
     }
+}
+
+fn check_text(raw: &str) -> Result<(), RefusedUrl> {
+    if raw.len() > limits::URL_BYTES_MAX {
+        return Err(RefusedUrl::Malformed("a URL has at most 2048 bytes"));
+    }
+    if raw.chars().any(|c| c.is_control() || c == '\\') || raw.trim() != raw {
+        return Err(RefusedUrl::Malformed(
+            "a URL has no control characters, no backslashes and no spaces around it",
+        ));
+    }
+    Ok(())
 }
 
 /// Rejects names that no resolver or no certificate accepts. Underscores are accepted: names with

@@ -1,4 +1,4 @@
-//! The courier: sends HTTP requests to receivers.
+//! The courier: sends HTTP requests to receivers, and messages to AMQP brokers.
 //!
 //! Owns the HTTP client, its timeouts and limits, the address guard and the body formats. Must
 //! never know the outbox. Each attempt
@@ -21,6 +21,8 @@
 mod address_limit;
 mod addresses;
 pub mod body;
+pub mod broker;
+mod broker_url;
 mod connect;
 mod deadline;
 mod failure;
@@ -48,6 +50,8 @@ use rustls::RootCertStore;
 
 use crate::domain::{ConnectionFacts, ErrorClass, Network};
 use address_limit::AddressLimit;
+pub use broker::{BrokerSession, OutboundMessage};
+pub use broker_url::{BrokerCredentials, BrokerUrl, is_broker_url};
 pub use connect::Proxy;
 use connect::{ConnectError, Target};
 use deadline::{running_timer, with_deadline};
@@ -71,6 +75,8 @@ pub enum NotSent {
     DescriptorsExhausted,
     /// The receiver's address is at its limit of concurrent requests.
     AddressLimit,
+    /// The broker takes no messages, because it is short of memory or disk.
+    BrokerBlocked,
 }
 
 /// Settings of a courier.
@@ -183,6 +189,20 @@ impl Courier {
         }
     }
 
+    /// As [`Self::check_url`], for the URL of a broker.
+    ///
+    /// # Errors
+    /// When policy forbids the URL or an address of its host.
+    pub async fn check_broker_url(&self, url: &str) -> Result<Box<str>, RefusedUrl> {
+        let url = self.shared.guard.parse_broker(url)?;
+        let connector = self.shared.generation.load().connector.clone();
+        match connector.probe_target(&Target::of_broker(&url)).await {
+            Err(ConnectError::Forbidden(forbidden)) => Err(forbidden),
+            Err(ConnectError::Blocked(blocked)) => Err(blocked.into()),
+            _ => Ok(url.to_string().into()),
+        }
+    }
+
     /// Closes all idle connections, because the process has no file descriptor left.
     pub fn on_shortage(&self) {
         let mut shortage = self.shared.shortage.lock().unwrap_or_else(PoisonError::into_inner);
@@ -207,7 +227,18 @@ impl Courier {
         // `maybe_done`: the deadline may be polled again after its end.
         let deadline = pin!(maybe_done(running_timer(request.timeout)));
         let mut observed = Observed::default();
-        match self.exchange(request, started, deadline, &mut observed).await {
+        let exchanged = self.exchange(request, started, deadline, &mut observed).await;
+        self.to_reply(exchanged, started, observed)
+    }
+
+    /// The reply of an attempt that began then, or the failure in its place.
+    fn to_reply(
+        &self,
+        exchanged: Result<ReceiverReply, RequestFailure>,
+        started: Instant,
+        observed: Observed,
+    ) -> Result<ReceiverReply, NotSent> {
+        match exchanged {
             Ok(reply) => Ok(ReceiverReply { connection: observed.connection, ..reply }),
             Err(RequestFailure::Forbidden(refused)) => {
                 let failed = ReceiverReply::failed(ErrorClass::BlockedAddress, refused.to_string());
@@ -224,6 +255,7 @@ impl Courier {
                 Err(NotSent::DescriptorsExhausted)
             }
             Err(RequestFailure::AddressLimit) => Err(NotSent::AddressLimit),
+            Err(RequestFailure::BrokerBlocked) => Err(NotSent::BrokerBlocked),
         }
     }
 

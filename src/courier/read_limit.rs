@@ -23,11 +23,32 @@ pub(super) struct ReadLimitExceeded;
 pub(super) struct ReadLimited<S> {
     stream: S,
     left: usize,
+    refill: Refill,
+}
+
+/// The effect of a write on the limit.
+#[derive(Clone, Copy)]
+enum Refill {
+    /// It is a request: the limit begins again.
+    Request,
+    /// Twice the written bytes.
+    Echo,
+    Unlimited,
 }
 
 impl<S> ReadLimited<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self { stream, left: limits::REPLY_WIRE_BYTES_MAX }
+        Self { stream, left: limits::REPLY_WIRE_BYTES_MAX, refill: Refill::Request }
+    }
+
+    /// Ends the limit.
+    pub(super) fn lift(&mut self) {
+        (self.left, self.refill) = (usize::MAX, Refill::Unlimited);
+    }
+
+    /// From now on, allows twice the written bytes and [`limits::broker::READ_BYTES_MIN`].
+    pub(super) fn limit_to_echo(&mut self) {
+        (self.left, self.refill) = (limits::broker::READ_BYTES_MIN, Refill::Echo);
     }
 
     pub(super) fn get_ref(&self) -> &S {
@@ -35,9 +56,12 @@ impl<S> ReadLimited<S> {
     }
 
     fn on_written(&mut self, written: &Poll<io::Result<usize>>) {
-        if matches!(written, Poll::Ready(Ok(1..))) {
-            self.left = limits::REPLY_WIRE_BYTES_MAX;
-        }
+        let Poll::Ready(Ok(bytes @ 1..)) = written else { return };
+        self.left = match self.refill {
+            Refill::Request => limits::REPLY_WIRE_BYTES_MAX,
+            Refill::Echo => self.left.saturating_add(2 * bytes),
+            Refill::Unlimited => usize::MAX,
+        };
     }
 }
 
@@ -113,6 +137,21 @@ mod tests {
             let error = read(&mut stream, 1).await.unwrap_err();
             assert!(error.get_ref().unwrap().is::<ReadLimitExceeded>(), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn broker_may_send_back_twice_what_it_got() {
+        const MIN: usize = limits::broker::READ_BYTES_MIN;
+        let (near, mut far) = duplex(MIN + 100);
+        let mut stream = ReadLimited::new(near);
+        stream.limit_to_echo();
+        far.write_all(&vec![0; MIN + 21]).await.unwrap();
+        stream.write_all(&[0; 10]).await.unwrap();
+        read(&mut stream, MIN + 20).await.unwrap();
+        let error = read(&mut stream, 1).await.unwrap_err();
+        assert!(error.get_ref().unwrap().is::<ReadLimitExceeded>(), "{error}");
+        stream.lift();
+        read(&mut stream, 1).await.unwrap();
     }
 
     #[tokio::test]

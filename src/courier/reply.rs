@@ -18,14 +18,14 @@ use hyper::{Response, StatusCode};
 use super::deadline::{running_timer, with_deadline};
 use super::pool::PooledConnection;
 use crate::domain::text::truncated;
-use crate::domain::{ConnectionFacts, ErrorClass, Network};
+use crate::domain::{ConnectionFacts, ErrorClass, Network, ReceiverAnswer};
 use crate::limits;
 
 /// The result of a request.
 #[derive(Clone, Debug)]
 pub struct ReceiverReply {
     /// The status, or the error without a valid status.
-    pub outcome: Result<u16, (ErrorClass, String)>,
+    pub outcome: Result<ReceiverAnswer, (ErrorClass, String)>,
     pub retry_after: Option<String>,
     pub webhook_delivery: Option<String>,
     /// `WebHook-Allowed-Origin`. Several lines are joined with a comma (RFC 9110, section 5.3).
@@ -50,7 +50,7 @@ impl ReceiverReply {
     /// A failed request.
     #[must_use]
     pub fn failed(class: ErrorClass, message: String) -> Self {
-        Self::new(Err((class, truncated(&message, limits::ERROR_BYTES_MAX).to_owned())))
+        Self::new::<ReceiverAnswer>(Err((class, truncated(&message, limits::ERROR_BYTES_MAX).to_owned())))
     }
 
     /// A reply with the given head and no body.
@@ -65,15 +65,28 @@ impl ReceiverReply {
                 .map(|location| truncated(&location, limits::LOCATION_BYTES_MAX).to_owned()),
             headers: if (200..300).contains(&status) { Vec::new() } else { kept_headers(headers) },
             network,
-            ..Self::new(Ok(status))
+            ..Self::new(Ok(ReceiverAnswer::Status(status)))
+        }
+    }
+
+    /// The status, or the failure in its place.
+    ///
+    /// # Errors
+    /// Without an HTTP reply.
+    pub fn status(&self) -> Result<u16, (ErrorClass, &str)> {
+        match &self.outcome {
+            Ok(ReceiverAnswer::Status(status)) => Ok(*status),
+            // Only messages are confirmed.
+            Ok(ReceiverAnswer::Confirmed) => Err((ErrorClass::Protocol, "not an HTTP reply")),
+            Err((class, text)) => Err((*class, text)),
         }
     }
 
     /// A reply without headers and body.
     #[must_use]
-    pub fn new(outcome: Result<u16, (ErrorClass, String)>) -> Self {
+    pub fn new<A: Into<ReceiverAnswer>>(outcome: Result<A, (ErrorClass, String)>) -> Self {
         Self {
-            outcome,
+            outcome: outcome.map(Into::into),
             retry_after: None,
             webhook_delivery: None,
             allowed_origin: None,

@@ -12,6 +12,7 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request};
 use url::Url;
 
+use super::broker_url::BrokerUrl;
 use super::guard::{self, RefusedUrl};
 use super::pool::HttpRequest;
 use super::tls::ClientIdentity;
@@ -129,6 +130,9 @@ impl OutboundRequest {
 /// Whether two URLs have the same scheme, host and port. A malformed URL matches no other.
 #[must_use]
 pub fn is_same_origin(one: &str, other: &str) -> bool {
+    if let (Ok((one, _)), Ok((other, _))) = (BrokerUrl::parse(one), BrokerUrl::parse(other)) {
+        return one.has_same_origin(&other);
+    }
     let origin = |text| Url::parse(text).map(|url| url.origin());
     matches!((origin(one), origin(other)), (Ok(one), Ok(other)) if one == other)
 }

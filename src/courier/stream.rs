@@ -1,7 +1,7 @@
-//! The byte stream of an HTTP connection.
+//! The byte stream of a connection.
 //!
-//! Owns the choice between plain TCP and TLS. Passes all incoming bytes through the connection's
-//! [`ReplyHead`](super::reply_head::ReplyHead).
+//! Owns the choice between plain TCP and TLS. Passes all incoming bytes of HTTP through the
+//! connection's [`ReplyHead`](super::reply_head::ReplyHead).
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,6 +30,45 @@ impl Stream {
         };
         stream.get_ref().peer_addr().ok()
     }
+
+    /// Lifts the read limit: the other side is a broker that the operator chose.
+    pub(super) fn lift_read_limit(&mut self) {
+        match self {
+            Self::Plain(stream, _) => stream.lift(),
+            Self::Tls(stream, _) => stream.get_mut().0.lift(),
+        }
+    }
+
+    /// Limits what is read to twice what is written, plus a constant: a broker sends back at most
+    /// the messages that it got.
+    pub(super) fn limit_reads_to_echo(&mut self) {
+        match self {
+            Self::Plain(stream, _) => stream.limit_to_echo(),
+            Self::Tls(stream, _) => stream.get_mut().0.limit_to_echo(),
+        }
+    }
+
+    /// Reads bytes of another protocol than HTTP.
+    pub(super) fn poll_read_raw(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let (read, progress) = match self {
+            Self::Plain(stream, progress) => (Pin::new(stream).poll_read(cx, buffer), progress),
+            Self::Tls(stream, progress) => (Pin::new(stream).poll_read(cx, buffer), progress),
+        };
+        record_tls_error(&read, progress);
+        read
+    }
+}
+
+fn record_tls_error(read: &Poll<io::Result<()>>, progress: &ConnectProgress) {
+    if let Poll::Ready(Err(error)) = read
+        && let Some(error) = find_cause::<rustls::Error>(error)
+    {
+        progress.record_tls_error(error);
+    }
 }
 
 /// Forwards a call to the inner stream.
@@ -51,16 +90,8 @@ impl AsyncRead for Stream {
         let this = self.get_mut();
         let before = buffer.filled().len();
         loop {
-            let (read, progress) = match this {
-                Self::Plain(stream, progress) => (Pin::new(stream).poll_read(cx, buffer), progress),
-                Self::Tls(stream, progress) => (Pin::new(stream).poll_read(cx, buffer), progress),
-            };
-            if let Poll::Ready(Err(error)) = &read
-                && let Some(error) = find_cause::<rustls::Error>(error)
-            {
-                progress.record_tls_error(error);
-            }
-            ready!(read)?;
+            ready!(this.poll_read_raw(cx, buffer))?;
+            let (Self::Plain(_, progress) | Self::Tls(_, progress)) = this;
             let arrived = &mut buffer.filled_mut()[before..];
             let is_end = arrived.is_empty();
             let kept = progress.read_reply(arrived);

@@ -11,6 +11,7 @@ use hyper::header::HeaderMap;
 
 use super::failure::is_exhausted;
 use super::*;
+use crate::domain::ReceiverAnswer;
 use crate::limits;
 
 /// Reads once and returns the number of bytes; 0 if the stream is closed.
@@ -28,7 +29,7 @@ async fn connect(courier: &Courier, listener: &TcpListener, request: OutboundReq
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
         stream
     });
-    assert_eq!(courier.send(request).await.unwrap().outcome, Ok(200));
+    assert_eq!(courier.send(request).await.unwrap().outcome, Ok(ReceiverAnswer::Status(200)));
     answering.await.unwrap()
 }
 
@@ -76,7 +77,7 @@ async fn reply_that_the_library_rejects_keeps_its_headers() {
         stream
     });
     let reply = courier.send(request()).await.unwrap();
-    assert_eq!(reply.outcome, Ok(429));
+    assert_eq!(reply.outcome, Ok(ReceiverAnswer::Status(429)));
     assert_eq!(reply.retry_after.as_deref(), Some("30"));
     assert_eq!(reply.webhook_delivery.as_deref(), Some("disable"));
     assert_eq!(reply.allowed_rate.as_deref(), Some("1"));
@@ -106,7 +107,7 @@ async fn reaper_evicts_all_closed_connections_at_once() {
         })
     });
     for sent in sending.collect::<Vec<_>>() {
-        assert_eq!(sent.await.unwrap(), Ok(200));
+        assert_eq!(sent.await.unwrap(), Ok(ReceiverAnswer::Status(200)));
     }
     let pool = courier.shared.generation.load().pool(None).unwrap();
     drop(accepting.join().unwrap());
@@ -135,7 +136,7 @@ async fn descriptor_shortage_closes_connections_after_their_reply() {
     let closed = tokio::task::spawn_blocking(move || read_some(&mut answered));
     assert_eq!(closed.await.unwrap(), 0);
     let (ended, _) = futures_util::future::select(one, other).await.factor_first();
-    assert_eq!(ended.unwrap(), Ok(200));
+    assert_eq!(ended.unwrap(), Ok(ReceiverAnswer::Status(200)));
 }
 
 #[tokio::test]

@@ -91,6 +91,8 @@ fn subscribe(config: &Config, buffer: Arc<LogBuffer>) -> anyhow::Result<()> {
     };
     let filter = tracing_subscriber::EnvFilter::try_new(directives)?;
     let filter = filter.add_directive(format!("{NOTICE}=info").parse()?);
+    // It logs whole messages, with the content of events; the courier reports what matters.
+    let filter = filter.add_directive("lapin=off".parse()?);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(buffer).with_ansi(terminal);
     let done = if json { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
     done.map_err(|error| anyhow::anyhow!("logging: {error}"))

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
@@ -11,11 +10,11 @@ use super::progress::Meter;
 use super::settings::load;
 use super::{Findings, ServeOptions, make_files_private};
 use crate::config::SecretsKey;
-use crate::domain::{Endpoint, Sealed};
+use crate::domain::Sealed;
 use crate::maintenance::verify::{
     Problems, StateCheck, VerificationReport, VerifyError, VerifyProblem, VerifyStage, verify as check,
 };
-use crate::vault::{self, Vault, VaultKeyId};
+use crate::vault::{self, SealContext, Vault, VaultKeyId};
 
 /// Checks the data directory of a stopped daemon. Of the configuration only the secrets key is
 /// used.
@@ -29,7 +28,8 @@ pub fn verify(config: Option<PathBuf>, directory: &Path) -> anyhow::Result<Findi
     let vault = Vault::new(keys.iter().map(SecretsKey::expose));
     let scratch = tempfile::tempdir().context("cannot make a scratch directory")?;
     let mut report = run(directory, scratch.path())?;
-    let secrets = Secrets::inspect(&report.endpoints, &vault, &mut report.problems);
+    let (secrets, found) = Secrets::inspect(&report, &vault);
+    found.into_iter().for_each(|problem| report.problems.add(problem));
     let words = [as_text(&report), secrets.as_text(&vault), problems_as_text(&report.problems)];
     let json = json!({
         "ok": report.problems.count == 0,
@@ -121,7 +121,7 @@ fn problems_as_json(problems: &Problems) -> Vec<Value> {
     problems.listed.iter().map(one).collect()
 }
 
-/// How the secrets of endpoints are kept.
+/// How the secrets of endpoints and sources are kept.
 #[derive(Debug, Default)]
 struct Secrets {
     plain: u64,
@@ -134,26 +134,45 @@ struct Secrets {
 
 impl Secrets {
     /// Opens values whose key is configured. Of others it checks the form.
-    fn inspect(endpoints: &[Arc<Endpoint>], vault: &Vault, problems: &mut Problems) -> Self {
-        let mut found = Self::default();
-        for endpoint in endpoints {
+    fn inspect(report: &VerificationReport, vault: &Vault) -> (Self, Vec<String>) {
+        let (mut found, mut problems) = (Self::default(), Vec::new());
+        let has_key = vault.sealing_key().is_some();
+        for endpoint in &report.endpoints {
             for (_, value) in vault::values(endpoint) {
-                found.outdated += u64::from(!vault.is_current(value));
-                match value {
-                    Sealed::Plain(_) => found.plain += 1,
-                    Sealed::Encrypted(bytes) => match vault::key_id(bytes) {
-                        Some(id) => *found.sealed.entry(id).or_default() += 1,
-                        None => problems.add(format!("a secret of endpoint {} is damaged", endpoint.id)),
-                    },
+                if !found.add(value, vault) {
+                    problems.push(format!("a secret of endpoint {} is damaged", endpoint.id));
                 }
             }
-            if vault.sealing_key().is_some()
-                && let Err(error) = vault.check(endpoint)
+            if let Err(error) = vault.check(endpoint)
+                && has_key
             {
-                problems.add(format!("a secret of endpoint {} cannot be opened: {error}", endpoint.id));
+                problems.push(format!("a secret of endpoint {} cannot be opened: {error}", endpoint.id));
             }
         }
-        found
+        for source in &report.sources {
+            if !found.add(&source.password, vault) {
+                problems.push(format!("the password of source {} is damaged", source.name));
+            }
+            if let Err(error) = vault.open(&source.password, SealContext::Source(source))
+                && has_key
+            {
+                problems.push(format!("the password of source {} cannot be opened: {error}", source.name));
+            }
+        }
+        (found, problems)
+    }
+
+    /// Counts a value. Returns whether its form is intact.
+    fn add(&mut self, value: &Sealed, vault: &Vault) -> bool {
+        self.outdated += u64::from(!vault.is_current(value));
+        match value {
+            Sealed::Plain(_) => self.plain += 1,
+            Sealed::Encrypted(bytes) => match vault::key_id(bytes) {
+                Some(id) => *self.sealed.entry(id).or_default() += 1,
+                None => return false,
+            },
+        }
+        true
     }
 
     fn as_text(&self, vault: &Vault) -> String {

@@ -15,9 +15,9 @@ use crate::delivery::sending::Sending;
 use crate::domain::last_attempt::status_text;
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DueKey, Endpoint, EndpointNumber, ErrorClass, Event, Exchange, Hold,
-    Next, Now, Position, Progress, Record, Timestamp, Verdict,
+    Next, Now, Position, Progress, ReceiverAnswer, Record, Timestamp, Verdict,
 };
-use crate::lanes::Gate;
+use crate::lanes::{Gate, PostponeCause};
 use crate::outbox::unit::Unit;
 use crate::rules::retry;
 use crate::rules::verdict::{ReplyFacts, verdict};
@@ -166,10 +166,16 @@ async fn send(
         Err(NotSent::DescriptorsExhausted) => {
             return return_delivery(context, assignment, EXHAUSTED_PAUSE).await;
         }
-        Err(NotSent::AddressLimit) => {
-            context.metrics().address_limit_reached();
+        Err(reason @ (NotSent::AddressLimit | NotSent::BrokerBlocked)) => {
+            let cause = match reason {
+                NotSent::BrokerBlocked => PostponeCause::BrokerBlocked,
+                _ => PostponeCause::AddressLimit,
+            };
+            if cause == PostponeCause::AddressLimit {
+                context.metrics().address_limit_reached();
+            }
             let Assignment { endpoint, key, progress, .. } = *assignment;
-            return context.signal(Signal::Postponed { endpoint, key, progress });
+            return context.signal(Signal::Postponed { endpoint, key, progress, cause });
         }
     };
     if assignment.progress.attempts == 0 && is_first_series(&assignment.progress, event) {
@@ -178,7 +184,7 @@ async fn send(
     let (finished, received_at) = context.now_and_civil();
     let facts = ReplyFacts {
         outcome: match &reply.outcome {
-            Ok(status) => Ok(*status),
+            Ok(answer) => Ok(*answer),
             Err((class, _)) => Err(*class),
         },
         url_is_forbidden: reply.url_is_forbidden,
@@ -229,10 +235,12 @@ fn attempt_of(
     next: Next,
     hold: Option<Hold>,
 ) -> Attempt {
-    let status = reply.outcome.as_ref().ok().copied();
+    let status = reply.outcome.as_ref().ok().and_then(|answer| answer.status());
     let error = match reply.outcome {
-        Ok(200..300) => None,
-        Ok(status) => Some((ErrorClass::Status, status_text(status, reply.location.as_deref()).into())),
+        Ok(ReceiverAnswer::Confirmed | ReceiverAnswer::Status(200..300)) => None,
+        Ok(ReceiverAnswer::Status(status)) => {
+            Some((ErrorClass::Status, status_text(status, reply.location.as_deref()).into()))
+        }
         Err((class, text)) => Some((class, text.into())),
     };
     Attempt {
@@ -308,10 +316,10 @@ fn lane_outcome(verdict: Verdict, attempt: &Attempt) -> lanes::AttemptOutcome {
     }
     match verdict {
         Verdict::Delivered => lanes::AttemptOutcome::Healthy,
-        Verdict::Retry | Verdict::RetryAfter(_) => match attempt.status {
+        Verdict::Retry | Verdict::RetryAfter(_) => match (attempt.status, &attempt.error) {
             // The receiver is up and rejects this delivery.
-            Some(400..500) => lanes::AttemptOutcome::Neutral,
-            Some(_) | None => lanes::AttemptOutcome::Failing,
+            (Some(400..500), _) | (None, Some((ErrorClass::Unroutable, _))) => lanes::AttemptOutcome::Neutral,
+            _ => lanes::AttemptOutcome::Failing,
         },
         // A refusal concerns only the delivery. An endpoint that is gone is disabled anyway.
         Verdict::Refused(_) | Verdict::Gone(_) => lanes::AttemptOutcome::Neutral,

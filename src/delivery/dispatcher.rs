@@ -316,8 +316,8 @@ impl Dispatcher {
             Signal::Returned { endpoint, key, progress } => {
                 self.lanes.on_returned(endpoint, key, progress, now)
             }
-            Signal::Postponed { endpoint, key, progress } => {
-                self.lanes.on_postponed(endpoint, key, progress, now);
+            Signal::Postponed { endpoint, key, progress, cause } => {
+                self.lanes.on_postponed(endpoint, key, progress, cause, now);
             }
             Signal::Asked { endpoint } => {
                 self.lanes.on_handshake_finished(endpoint);

@@ -1,5 +1,5 @@
-//! Resealing: rewrites endpoints whose secrets are plain, under an older key or in an older layout.
-//! The write seals them under the first key.
+//! Resealing: rewrites endpoints and sources whose secrets are plain, under an older key or in an
+//! older layout. The write seals them under the first key.
 //!
 //! Runs once after each start. After a crash, the next start reseals the rest.
 
@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use crate::context::Context;
 use crate::delivery::background::run_job;
-use crate::domain::{Endpoint, EndpointNumber};
+use crate::domain::{Endpoint, EndpointNumber, Source};
 use crate::metrics::BackgroundJob;
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::service::endpoints::Endpoints;
 use crate::service::secrets::Secrets;
+use crate::service::sources::Sources;
 
 /// Pause after the outbox rejects a commit.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -23,6 +24,11 @@ pub async fn run(context: Context) {
 
 async fn reseal_all(context: Context) {
     let Some(key) = Secrets(&context).sealing_key() else { return };
+    for source in Sources(&context).outdated() {
+        if let Err(error) = reseal_source(&context, &source).await {
+            tracing::warn!(%error, source = %source.name, "sealing the password of a source failed, continuing at the next start");
+        }
+    }
     let outdated = Secrets(&context).outdated_endpoints();
     let (mut remaining, total) = (outdated.len() as u64, outdated.len());
     context.metrics().endpoints_to_reseal(remaining);
@@ -39,6 +45,18 @@ async fn reseal_all(context: Context) {
         context.metrics().endpoints_to_reseal(remaining);
     }
     tracing::info!(%key, resealed = total, remaining, "endpoint secrets are sealed under the first key");
+}
+
+/// Rewrites a source unchanged, with its `updated_at`.
+async fn reseal_source(context: &Context, source: &Source) -> Result<(), ChangeError> {
+    let plain = Sources(context).plain_password(source);
+    let password =
+        plain.map_err(|error| ChangeError::Store(Unavailable::Failed(error.to_string().into())))?;
+    match Sources(context).put(Source { password, ..source.clone() }, None).await {
+        // A concurrent change has sealed or deleted it.
+        Ok(_) | Err(ChangeError::Conflict) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Rewrites an endpoint unchanged, with its `updated_at`.

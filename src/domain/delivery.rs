@@ -189,6 +189,35 @@ closed_list! {
         Template = 11 => "template",
         /// The token server gave no access token.
         Token = 12 => "token",
+        /// The broker has no queue for the message.
+        Unroutable = 13 => "unroutable",
+        /// The broker refused the login, the exchange or the message.
+        Broker = 14 => "broker",
+    }
+}
+
+/// How a receiver took a delivery, or an HTTP receiver refused it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReceiverAnswer {
+    /// The status of an HTTP reply.
+    Status(u16),
+    /// A broker confirmed the message.
+    Confirmed,
+}
+
+impl From<u16> for ReceiverAnswer {
+    fn from(status: u16) -> Self {
+        Self::Status(status)
+    }
+}
+
+impl ReceiverAnswer {
+    #[must_use]
+    pub fn status(self) -> Option<u16> {
+        match self {
+            Self::Status(status) => Some(status),
+            Self::Confirmed => None,
+        }
     }
 }
 
@@ -242,6 +271,7 @@ pub struct Attempt {
     pub trigger: Trigger,
     pub started_at: Timestamp,
     pub duration: Duration,
+    /// `None` without a reply, and for a message that the broker confirmed.
     pub status: Option<u16>,
     /// Class and description; `None` for a success.
     pub error: Option<(ErrorClass, Box<str>)>,

@@ -7,9 +7,9 @@ use url::Url;
 
 use super::closed_list::closed_list;
 use super::{
-    DeadReason, EndpointAuth, EndpointId, EndpointNumber, EndpointTransport, EndpointUid, EventSelection,
-    EventType, Network, Pattern, Position, QueueTarget, RequestShape, SenderName, SignatureScheme, Tenant,
-    Timestamp, VersionPin,
+    AmqpTarget, DeadReason, EndpointAuth, EndpointId, EndpointNumber, EndpointTransport, EndpointUid,
+    EventSelection, EventType, Network, Pattern, Position, QueueTarget, RequestShape, SenderName,
+    SignatureScheme, Tenant, Timestamp, VersionPin,
 };
 
 /// Requests per time, with a burst.
@@ -63,6 +63,9 @@ closed_list! {
         CloudEvents = 2 => "cloudevents",
         /// The event's data alone, byte for byte.
         Raw = 3 => "raw",
+        /// CloudEvents 1.0, binary mode: the data as the body, everything else in headers. Only for
+        /// messages to a broker.
+        CloudEventsBinary = 4 => "cloudevents-binary",
     }
 }
 
@@ -345,8 +348,17 @@ impl Endpoint {
     #[must_use]
     pub fn queue(&self) -> Option<&QueueTarget> {
         match &self.transport {
-            EndpointTransport::Http => None,
             EndpointTransport::Queue(target) => Some(target),
+            EndpointTransport::Http | EndpointTransport::Amqp(_) => None,
+        }
+    }
+
+    /// The exchange of an endpoint with the URL of a broker.
+    #[must_use]
+    pub fn amqp(&self) -> Option<&AmqpTarget> {
+        match &self.transport {
+            EndpointTransport::Amqp(target) => Some(target),
+            EndpointTransport::Http | EndpointTransport::Queue(_) => None,
         }
     }
 

@@ -25,6 +25,7 @@ pub mod quota;
 pub mod record;
 pub mod selection;
 pub mod share;
+pub mod source;
 pub mod tenant;
 pub mod text;
 pub mod time;
@@ -39,7 +40,7 @@ pub use consumer::{
 };
 pub use delivery::{
     Attempt, AttemptRef, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DeliveryStatus, DueKey,
-    ErrorClass, Hold, Network, Next, Progress, Trigger, Verdict,
+    ErrorClass, Hold, Network, Next, Progress, ReceiverAnswer, Trigger, Verdict,
 };
 pub use endpoint::{
     Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, EndpointStatusName, Format,
@@ -57,7 +58,7 @@ pub use last_attempt::{LastAttempt, LastFailure};
 pub use lease::{EndedLease, HeldLease, LeaseEnd, LeaseKey, TakenFrom, TakenMessage};
 pub use names::{
     ConsumerName, EndpointUid, EventType, EventVersion, InvalidName, Label, OrderingKey, Pattern, QueueName,
-    SenderName, StreamName, Tenant, WorkerName, normalize_header_name,
+    SenderName, SourceName, StreamName, Tenant, WorkerName, normalize_header_name,
 };
 pub use outgoing::{
     CustomSignature, EndpointAuth, OAuthClient, RequestMethod, RequestShape, SignatureAlgorithm,
@@ -68,7 +69,11 @@ pub use quota::{Quota, QuotaExceeded, QuotaOverride, QuotaOverrides, Quotas};
 pub use record::{Idempotency, Record};
 pub use selection::EventSelection;
 pub use share::SharedSlots;
+pub use source::{
+    Dedup, OnInvalid, Source, SourceFormat, SourceOutcome, SourceQueueType, SourceState, SourceStatus,
+    SourceTenant,
+};
 pub use tenant::{TenantDelivery, TenantSettings};
 pub use time::{Now, Timestamp};
 pub use trace::{TraceId, TraceParent};
-pub use transport::{EndpointTransport, QueueTarget};
+pub use transport::{AmqpTarget, EndpointTransport, QueueTarget, RoutingKey};

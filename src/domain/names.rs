@@ -144,6 +144,10 @@ name!(
     QueueName, "queue name", "1 to 64 characters of [A-Za-z0-9_.-]", is_queue_name
 );
 name!(
+    /// Name of a source.
+    SourceName, "source name", "1 to 64 characters of [A-Za-z0-9_.-]", is_queue_name
+);
+name!(
     /// The owner's name of an endpoint, unique per tenant. Paths accept it in place of the id.
     EndpointUid, "uid", "1 to 64 characters of [A-Za-z0-9_.-] that do not begin with `ep_`", is_endpoint_uid
 );

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::{
     ApiKey, Attempt, AuditEntry, Consumer, ConsumerKey, DeadReason, DeliveryKey, EndedLease, Endpoint,
     EndpointNumber, Event, EventType, Horizon, Job, JobProgress, KeyId, LeaseKey, Position, Rejection,
-    Reservation, TakenMessage, Tenant, TenantSettings, Timestamp, Trigger, TypeDefinition, WorkerName,
+    Reservation, Source, SourceName, TakenMessage, Tenant, TenantSettings, Timestamp, Trigger,
+    TypeDefinition, WorkerName,
 };
 
 /// Identity of an answered request: hashes of its scope and of its body.
@@ -160,6 +161,12 @@ pub enum Record {
     },
     /// An operator's act. It is in the commit of the act.
     Audited(Arc<AuditEntry>),
+    /// A source was created or changed.
+    SourcePut(Arc<Source>),
+    SourceDeleted {
+        name: SourceName,
+        at: Timestamp,
+    },
 }
 
 impl Record {
@@ -196,7 +203,9 @@ impl Record {
             | Self::TypeDeleted { .. }
             | Self::JobPut(_)
             | Self::JobMoved { .. }
-            | Self::Audited(_) => None,
+            | Self::Audited(_)
+            | Self::SourcePut(_)
+            | Self::SourceDeleted { .. } => None,
         }
     }
 

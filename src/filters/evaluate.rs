@@ -279,7 +279,7 @@ mod tests {
             let filter = parse(&filter).unwrap();
             assert_eq!(filter.comparisons(), comparisons);
             let mut steps = 0;
-            let _ = filter.matches(&content, &mut steps);
+            let _is_wanted = filter.matches(&content, &mut steps);
             assert_eq!(
                 steps,
                 limits::FILTER_VALUES_MAX * comparisons,

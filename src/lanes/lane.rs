@@ -6,14 +6,13 @@ use std::time::Duration;
 use super::circuit::{BreakerConfig, Circuit, CircuitState};
 use super::host::{HostQueueState, QueueEnd};
 use super::rate::{Rate, RateDecision};
-use super::report::{LaneReport, WaitReason};
+use super::report::{LaneReport, PostponeCause, WaitReason};
 use super::reserving::Reserving;
 use super::tenants::TenantNumber;
 use super::window::Window;
 use super::{AttemptOutcome, Backlog, Gate, LanePolicy, Promises, Turn};
 use crate::domain::{DueKey, Hold, Now, Position, Progress, Reservation, Timestamp};
 use crate::failpoints::{self, Mutation};
-use crate::limits;
 
 /// Whether a lane is ready to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,8 +99,8 @@ pub(super) struct Lane {
     pub(super) shut_since: Option<Timestamp>,
     /// The circuit opened or the endpoint was disabled, without a success since then.
     recovery_pending: bool,
-    /// End of the pause after the receiver's address was at its limit. Monotonic time.
-    postponed_until: Option<Duration>,
+    /// End of the pause after a limit outside the lane, with its cause. Monotonic time.
+    postponed: Option<(Duration, PostponeCause)>,
     pub(super) asleep_until: Option<Duration>,
     pub(super) host_queue: HostQueueState,
 }
@@ -123,7 +122,7 @@ impl Lane {
             holds: Holds::default(),
             shut_since: None,
             recovery_pending,
-            postponed_until: None,
+            postponed: None,
             asleep_until: None,
             host_queue: HostQueueState::None,
         }
@@ -249,8 +248,8 @@ impl Lane {
         if let Some(until) = self.circuit.blocked_until(now.monotonic) {
             return waits(WaitReason::CircuitOpen, until);
         }
-        if let Some(until) = self.postponed_until.filter(|until| *until > now.monotonic) {
-            return waits(WaitReason::AddressLimit, Some(until));
+        if let Some((until, cause)) = self.postponed.filter(|(until, _)| *until > now.monotonic) {
+            return waits(cause.reason(), Some(until));
         }
         if self.in_flight() >= self.policy.max_in_flight as usize {
             return waits(WaitReason::InFlightLimit, None);
@@ -342,8 +341,8 @@ impl Lane {
         returned
     }
 
-    pub(super) fn on_postponed(&mut self, now: Now) {
-        self.postponed_until = Some(now.monotonic + limits::ADDRESS_LIMIT_PAUSE);
+    pub(super) fn on_postponed(&mut self, cause: PostponeCause, now: Now) {
+        self.postponed = Some((now.monotonic + cause.pause(), cause));
     }
 
     pub(super) fn explain(&self, now: Now) -> LaneReport {

@@ -41,7 +41,7 @@ pub use circuit::{BreakerConfig, CircuitState};
 use host::{HostQueueState, Hosts, QueueEnd};
 use lane::Lane;
 use line::TenantLine;
-pub use report::{LaneReport, LanesSummary, SendHold, WaitReason, with_order};
+pub use report::{LaneReport, LanesSummary, PostponeCause, SendHold, WaitReason, with_order};
 use tenants::{TenantNumber, Tenants};
 
 /// The part of an endpoint's policy that its lane needs.
@@ -339,11 +339,18 @@ impl Lanes {
         }
     }
 
-    /// The attempt was not made, because the receiver's address is at its limit. Restores the key,
-    /// and pauses the lane.
-    pub fn on_postponed(&mut self, endpoint: EndpointNumber, key: DueKey, progress: Progress, now: Now) {
+    /// The attempt was not made, because of a limit outside the lane. Restores the key, and pauses
+    /// the lane.
+    pub fn on_postponed(
+        &mut self,
+        endpoint: EndpointNumber,
+        key: DueKey,
+        progress: Progress,
+        cause: PostponeCause,
+        now: Now,
+    ) {
         if let Some(lane) = self.lanes.get_mut(&endpoint) {
-            lane.on_postponed(now);
+            lane.on_postponed(cause, now);
         }
         self.on_returned(endpoint, key, progress, now);
     }

@@ -1,8 +1,11 @@
 //! Reports of lanes.
 
+use std::time::Duration;
+
 use super::CircuitState;
 use crate::domain::Timestamp;
 use crate::domain::closed_list::closed_list;
+use crate::limits;
 
 closed_list! {
     /// Why a lane waits. Each reason has a word in the API and a metric label.
@@ -24,6 +27,33 @@ closed_list! {
         LeaseLimit => "leaseLimit",
         /// The disk or the queue of uncommitted outcomes is full.
         StoreFull => "storeFull",
+        /// The broker takes no messages, because it is short of memory or disk.
+        BrokerBlocked => "brokerBlocked",
+    }
+}
+
+/// Why a lane takes a delivery back without an attempt, and pauses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PostponeCause {
+    /// The receiver's address is at its limit.
+    AddressLimit,
+    /// The broker takes no messages.
+    BrokerBlocked,
+}
+
+impl PostponeCause {
+    pub(super) fn reason(self) -> WaitReason {
+        match self {
+            Self::AddressLimit => WaitReason::AddressLimit,
+            Self::BrokerBlocked => WaitReason::BrokerBlocked,
+        }
+    }
+
+    pub(super) fn pause(self) -> Duration {
+        match self {
+            Self::AddressLimit => limits::ADDRESS_LIMIT_PAUSE,
+            Self::BrokerBlocked => limits::broker::BLOCKED_PAUSE,
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::domain::{Endpoint, Position, Record, StreamName, Tenant, Timestamp};
+use crate::domain::{Endpoint, Position, Record, Source, StreamName, Tenant, Timestamp};
 use crate::filters::parse_stored;
 use crate::outbox::registry::Registry;
 use crate::outbox::{ReadModel, registry_of};
@@ -93,6 +93,8 @@ pub struct VerificationReport {
     pub state: StateCheck,
     /// Endpoints at the end of the journal.
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// Live sources.
+    pub sources: Vec<Arc<Source>>,
     pub problems: Problems,
 }
 
@@ -225,6 +227,7 @@ fn check_state(
             report.problems.add(format!("journal: the filter of endpoint {} is unreadable", endpoint.id));
         }
     }
+    report.sources = known.sources().cloned().collect();
     Ok(())
 }
 

@@ -200,6 +200,8 @@ impl Committer {
             Command::MoveJob { job, progress } => self.move_job(*job, progress, staged),
             Command::Audit(entry) => Self::audit(entry, staged),
             Command::DeleteType { name, at } => self.delete_type(name, *at, staged),
+            Command::PutSource(source) => self.put_source(source, staged),
+            Command::DeleteSource { name, at } => self.delete_source(name, *at, staged),
             Command::Record(Record::KeyPut(key)) => self.put_key(key, staged),
             Command::DeleteEndpoint { endpoint, at } => {
                 if read(&self.registry).endpoint(*endpoint).is_none() {
@@ -324,6 +326,8 @@ impl Committer {
             | Record::TypeDeleted { .. }
             | Record::JobPut(_)
             | Record::JobMoved { .. }
+            | Record::SourcePut(_)
+            | Record::SourceDeleted { .. }
             | Record::ConsumerPut(_)
             | Record::ConsumerMoved { .. }
             | Record::ConsumerDeleted { .. } => EndpointNumber(0),
@@ -395,6 +399,7 @@ mod committed;
 mod consumers;
 mod jobs;
 mod publish;
+mod sources;
 mod staged;
 mod tenants;
 #[cfg(test)]

@@ -149,6 +149,8 @@ fn changed_endpoints(record: &Record) -> Vec<EndpointNumber> {
         | Record::HorizonMoved { .. }
         | Record::TypePut(_)
         | Record::TypeDeleted { .. }
+        | Record::SourcePut(_)
+        | Record::SourceDeleted { .. }
         | Record::RequestAnswered { .. }
         | Record::EventRejected { .. }
         | Record::ConsumerPut(_)

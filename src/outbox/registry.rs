@@ -1,5 +1,5 @@
 //! The in-memory registry of endpoints, API keys, settings of tenants, consumers, event types and
-//! jobs.
+//! jobs and sources.
 //! Every request and every commit reads it.
 //!
 //! A projection of the journal. The commit thread updates it after each commit.
@@ -16,7 +16,8 @@ pub use jobs::{JobDirectory, KnownJob};
 
 use crate::domain::{
     ApiKey, ConsumerKey, ConsumerPlace, Endpoint, EndpointId, EndpointNumber, EndpointUid, EventType,
-    JobProgress, KeyId, Ordering, Position, QueueName, Quotas, Record, Tenant, TenantSettings,
+    JobProgress, KeyId, Ordering, Position, QueueName, Quotas, Record, Source, SourceName, Tenant,
+    TenantSettings,
 };
 use crate::schemas::RegisteredType;
 
@@ -51,6 +52,7 @@ pub struct Registry {
     keys_by_hash: HashMap<[u8; 32], KeyId>,
     tenants: BTreeMap<Tenant, Arc<TenantSettings>>,
     types: BTreeMap<EventType, Arc<RegisteredType>>,
+    sources: BTreeMap<SourceName, Arc<Source>>,
     consumers: ConsumerDirectory,
     jobs: JobDirectory,
     /// Tenants with endpoints, keys or consumers.
@@ -109,6 +111,8 @@ impl Registry {
             }
             Record::TypeDeleted { name, .. } => drop(self.types.remove(name)),
             Record::JobPut(_) | Record::JobMoved { .. } => self.jobs.apply(record),
+            Record::SourcePut(source) => drop(self.sources.insert(source.name.clone(), source.clone())),
+            Record::SourceDeleted { name, .. } => drop(self.sources.remove(name)),
             Record::EventAccepted(_)
             | Record::HorizonMoved { .. }
             | Record::AttemptFinished { .. }
@@ -335,6 +339,16 @@ impl Registry {
         for (number, progress) in progress {
             self.jobs.set_progress(number, progress);
         }
+    }
+
+    #[must_use]
+    pub fn source(&self, name: &SourceName) -> Option<&Arc<Source>> {
+        self.sources.get(name)
+    }
+
+    /// Sources, by name.
+    pub fn sources(&self) -> impl ExactSizeIterator<Item = &Arc<Source>> {
+        self.sources.values()
     }
 
     #[must_use]

@@ -9,8 +9,8 @@ use super::recent_keys::Prepared;
 use super::registry::ConsumerStatus;
 use crate::domain::{
     AuditEntry, Consumer, ConsumerKey, ConsumerMove, Endpoint, EndpointNumber, EventType, Expected,
-    Idempotency, Job, JobProgress, Party, Position, QuotaExceeded, Record, Rejection, StreamName, Tenant,
-    TenantSettings, Timestamp, TypeDefinition,
+    Idempotency, Job, JobProgress, Party, Position, QuotaExceeded, Record, Rejection, Source, SourceName,
+    StreamName, Tenant, TenantSettings, Timestamp, TypeDefinition,
 };
 use crate::limits;
 use crate::schemas::TypeRefusal;
@@ -37,6 +37,12 @@ pub enum Command {
     PutType(Box<TypeDefinition>),
     DeleteType {
         name: EventType,
+        at: Timestamp,
+    },
+    /// A new source has revision 0; a changed one has the revision that the change rests on.
+    PutSource(Box<Source>),
+    DeleteSource {
+        name: SourceName,
         at: Timestamp,
     },
     /// First in its unit: all commands are committed, or none. The others are checks and events.
@@ -94,6 +100,8 @@ impl Command {
             | Self::PutJob(_)
             | Self::MoveJob { .. }
             | Self::Audit(_)
+            | Self::PutSource(_)
+            | Self::DeleteSource { .. }
             | Self::Claim(_)
             | Self::Record(_)
             | Self::SealSegment => None,
@@ -126,6 +134,8 @@ impl Command {
             | Self::Check { .. }
             | Self::PutType(_)
             | Self::DeleteType { .. }
+            | Self::PutSource(_)
+            | Self::DeleteSource { .. }
             | Self::PutConsumer(_)
             | Self::MoveConsumer(_)
             | Self::DeleteConsumer { .. }
@@ -144,7 +154,7 @@ impl Command {
             || matches!(self, Self::Check { .. })
     }
 
-    /// Whether it changes an endpoint, a key, a tenant, an event type, a job or the set of
+    /// Whether it changes an endpoint, a key, a tenant, an event type, a job, a source or the set of
     /// consumers.
     fn changes_registry(&self) -> bool {
         match self {
@@ -158,6 +168,8 @@ impl Command {
             | Self::DeleteType { .. }
             | Self::PutJob(_)
             | Self::MoveJob { .. }
+            | Self::PutSource(_)
+            | Self::DeleteSource { .. }
             | Self::Record(Record::KeyPut(_) | Record::KeyDeleted { .. }) => true,
             Self::Publish(_)
             | Self::Atomic(_)
@@ -186,6 +198,8 @@ impl Command {
             | Self::DeleteType { .. }
             | Self::MoveJob { .. }
             | Self::Audit(_)
+            | Self::PutSource(_)
+            | Self::DeleteSource { .. }
             | Self::Atomic(_)
             | Self::Claim(_)
             | Self::Record(_)
@@ -201,6 +215,8 @@ impl Command {
             Self::PutEndpoint(endpoint) => endpoint.number == EndpointNumber(0),
             // A quota must be lowered on a full disk.
             Self::PutTenant(_) | Self::DeleteTenant { .. } | Self::DeleteType { .. } => false,
+            Self::PutSource(source) => source.revision == Position(0),
+            Self::DeleteSource { .. } => false,
             Self::PutType(definition) => definition.revision == Position(0),
             Self::Record(record) => {
                 matches!(record, Record::KeyPut(_) | Record::DeliveriesRevived { .. })
@@ -223,7 +239,11 @@ impl Command {
     fn weight(&self) -> usize {
         match self {
             Self::Publish(draft) => draft.weight(),
-            Self::PutEndpoint(_) | Self::PutTenant(_) | Self::PutConsumer(_) | Self::PutJob(_) => 4096,
+            Self::PutEndpoint(_)
+            | Self::PutTenant(_)
+            | Self::PutConsumer(_)
+            | Self::PutJob(_)
+            | Self::PutSource(_) => 4096,
             Self::MoveJob { .. } | Self::Audit(_) => 256,
             Self::Record(Record::AttemptFinished { attempt, .. }) => attempt.reply.len() + 64,
             Self::Record(record) if is_lease(record) => format::size_hint(record),
@@ -231,6 +251,7 @@ impl Command {
             Self::DeleteEndpoint { .. }
             | Self::DeleteTenant { .. }
             | Self::DeleteType { .. }
+            | Self::DeleteSource { .. }
             | Self::Atomic(_)
             | Self::Check { .. }
             | Self::MoveConsumer(_)
@@ -282,6 +303,7 @@ pub enum Outcome {
     /// [`limits::JOBS_RUNNING_MAX`] is reached.
     TooManyJobs,
     Type(Arc<TypeDefinition>),
+    Source(Arc<Source>),
     Written(Position),
     /// A check that holds, or the mark of an accepted atomic unit.
     Passed,

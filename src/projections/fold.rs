@@ -253,6 +253,8 @@ impl Fold {
             Record::JobPut(job) => jobs::begin(step.rows, position, &job.progress),
             Record::JobMoved { job, progress } => jobs::advance(step.rows, position, *job, progress),
             Record::Audited(entry) => acts::put(step.rows, position, entry),
+            // The rows of the state point at them.
+            Record::SourcePut(_) | Record::SourceDeleted { .. } => {}
             Record::DeliveriesRevived { deliveries, trigger, at } => {
                 for delivery in deliveries {
                     step.revive(*delivery, *trigger, *at);

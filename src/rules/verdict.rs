@@ -2,7 +2,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::domain::{DeadReason, DisabledReason, ErrorClass, Timestamp, Verdict};
+use crate::domain::{DeadReason, DisabledReason, ErrorClass, ReceiverAnswer, Timestamp, Verdict};
 use crate::failpoints::{self, Bound};
 use crate::limits;
 
@@ -13,7 +13,7 @@ pub struct RefusedStatuses(pub Vec<u16>);
 /// Facts of a reply that its verdict depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct ReplyFacts<'a> {
-    pub outcome: Result<u16, ErrorClass>,
+    pub outcome: Result<ReceiverAnswer, ErrorClass>,
     /// The address policy forbids the URL itself. `false` for a name with a forbidden address: that
     /// may change.
     pub url_is_forbidden: bool,
@@ -23,16 +23,16 @@ pub struct ReplyFacts<'a> {
     pub received_at: Timestamp,
 }
 
-/// Judges a reply. Only 2xx is a success.
+/// Judges a reply. Only 2xx and a broker's confirm are a success.
 #[must_use]
 pub fn verdict(reply: &ReplyFacts<'_>, refused: &RefusedStatuses) -> Verdict {
     if reply.url_is_forbidden {
         return Verdict::Refused(DeadReason::BlockedAddress);
     }
     let status = match reply.outcome {
-        Ok(200..300) => return Verdict::Delivered,
-        Ok(410) => return Verdict::Gone(DisabledReason::Gone),
-        Ok(status) => status,
+        Ok(ReceiverAnswer::Confirmed | ReceiverAnswer::Status(200..300)) => return Verdict::Delivered,
+        Ok(ReceiverAnswer::Status(410)) => return Verdict::Gone(DisabledReason::Gone),
+        Ok(ReceiverAnswer::Status(status)) => status,
         // A repetition would fail in the same way.
         Err(ErrorClass::Template) => return Verdict::Refused(DeadReason::Unconvertible),
         Err(_) => return Verdict::Retry,
@@ -77,7 +77,7 @@ mod tests {
     fn judge(status: u16, retry_after: Option<&str>, header: Option<&str>) -> Verdict {
         let now = Timestamp::from_millis(784_111_777_000); // Sun, 06 Nov 1994 08:49:37 GMT
         let facts = ReplyFacts {
-            outcome: Ok(status),
+            outcome: Ok(ReceiverAnswer::Status(status)),
             url_is_forbidden: false,
             retry_after,
             webhook_delivery: header,

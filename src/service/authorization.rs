@@ -170,7 +170,7 @@ fn read_token(reply: &ReceiverReply) -> Result<ReadToken, Box<ReceiverReply>> {
         })
     };
     let refused = |text: &str| failed(ErrorClass::Token, format!("the token server {text}"));
-    match &reply.outcome {
+    match reply.status() {
         Ok(200..300) => parse_token(&reply.body).map_err(refused),
         Ok(status) => {
             let error = serde_json::from_slice::<TokenErrorBody>(&reply.body).ok().map(|body| body.error);

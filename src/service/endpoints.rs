@@ -295,6 +295,14 @@ impl Endpoints<'_> {
         self.0.transport().check_url(url).await
     }
 
+    /// As [`Self::check_url`], for the URL of a broker.
+    ///
+    /// # Errors
+    /// The reason, as a message for the client.
+    pub async fn check_broker_url(self, url: &str) -> Result<Box<str>, RefusedUrl> {
+        self.0.transport().check_broker_url(url).await
+    }
+
     /// Checks whether the tenant may have these topic patterns, in place of those of `replaced`.
     ///
     /// # Errors

@@ -161,6 +161,7 @@ impl Events<'_> {
                 | Outcome::Job(_)
                 | Outcome::TooManyJobs
                 | Outcome::Type(_)
+                | Outcome::Source(_)
                 | Outcome::Written(_)
                 | Outcome::Passed
                 | Outcome::Withdrawn

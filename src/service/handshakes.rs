@@ -51,7 +51,7 @@ impl Handshakes<'_> {
                     Ok(reply) => break reply,
                     // Repeats the request with the same callback. An unsent token must not replace
                     // a sent one.
-                    Err(NotSent::DescriptorsExhausted | NotSent::AddressLimit) => {
+                    Err(NotSent::DescriptorsExhausted | NotSent::AddressLimit | NotSent::BrokerBlocked) => {
                         tokio::time::sleep(EXHAUSTED_PAUSE).await
                     }
                 },
@@ -102,10 +102,7 @@ impl Handshakes<'_> {
         asked: &Handshake,
         reply: &ReceiverReply,
     ) -> Result<(), ChangeError> {
-        let outcome = match &reply.outcome {
-            Ok(status) => Ok(*status),
-            Err((class, text)) => Err((*class, text.as_str())),
-        };
+        let outcome = reply.status();
         let facts = AnswerFacts {
             outcome,
             allowed_origin: reply.allowed_origin.as_deref(),

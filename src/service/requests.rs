@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use hyper::HeaderMap;
 
 use crate::context::Context;
 use crate::courier::{OutboundRequest, body};
@@ -21,6 +22,7 @@ use crate::rules::headers::is_secret;
 use crate::rules::signature::{SigningKey, masked_signature_headers, signature_headers};
 use crate::rules::trace;
 use crate::service::conversions::{Conversions, OutgoingEvent};
+use crate::service::messages;
 use crate::service::secrets::Secrets;
 use crate::service::types::Scope;
 use crate::templates::{BodyTemplate, TemplateError};
@@ -45,7 +47,7 @@ pub enum RequestSecrets {
 
 /// The secrets of a request.
 #[derive(Clone, Copy)]
-enum Secrecy<'a> {
+pub(super) enum Secrecy<'a> {
     /// To be sent, with this value of `Authorization`.
     Open(Option<&'a str>),
     Shown(RequestSecrets),
@@ -79,7 +81,7 @@ pub enum RequestError {
     Unavailable(#[from] Unavailable),
 }
 
-/// An HTTP request as it is shown.
+/// An HTTP request or a message to a broker, as it is shown.
 #[derive(Clone, Debug)]
 pub struct RequestView {
     pub method: String,
@@ -90,22 +92,22 @@ pub struct RequestView {
 }
 
 /// The part of a request that all attempts of a delivery share while the endpoint stays the same.
-struct Content<'a> {
-    endpoint: &'a Endpoint,
-    outgoing: &'a OutgoingEvent,
-    body: Bytes,
+pub(super) struct Content<'a> {
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) outgoing: &'a OutgoingEvent,
+    pub(super) body: Bytes,
     /// Of the body; `None` without one.
-    media: Option<Cow<'a, str>>,
+    pub(super) media: Option<Cow<'a, str>>,
 }
 
 /// The part of a request that differs between the attempts of a delivery.
 #[derive(Clone, Copy)]
-struct Stamp {
-    delivery: DeliveryKey,
+pub(super) struct Stamp {
+    pub(super) delivery: DeliveryKey,
     /// Number of the attempt.
-    number: u32,
+    pub(super) number: u32,
     /// Time of the signature.
-    at: Timestamp,
+    pub(super) at: Timestamp,
 }
 
 /// Checks the template of a body with this content type.
@@ -139,7 +141,7 @@ impl Requests<'_> {
         Ok(request.with_identity(identity).for_tenant(endpoint.tenant.as_str()))
     }
 
-    fn content<'a>(
+    pub(super) fn content<'a>(
         self,
         endpoint: &'a Endpoint,
         outgoing: &'a OutgoingEvent,
@@ -190,7 +192,20 @@ impl Requests<'_> {
         stamp: Stamp,
         secrecy: Secrecy<'_>,
     ) -> Result<OutboundRequest, BuildError> {
-        let Content { endpoint, outgoing, body, media } = content;
+        let headers = self.headers(content, stamp, secrecy)?;
+        let Content { endpoint, body, .. } = content;
+        let timeout = endpoint.timeout(&self.0.settings().defaults);
+        let request = OutboundRequest::new(&endpoint.url, headers, body.clone(), timeout)?;
+        Ok(request.with_method(endpoint.request.method))
+    }
+
+    pub(super) fn headers(
+        self,
+        content: &Content<'_>,
+        stamp: Stamp,
+        secrecy: Secrecy<'_>,
+    ) -> Result<HeaderMap, BuildError> {
+        let Content { endpoint, outgoing, media, .. } = content;
         let Stamp { delivery, number, at } = stamp;
         let event = &*outgoing.event;
         let mut generated = self.signatures(content, at, secrecy)?;
@@ -209,15 +224,13 @@ impl Requests<'_> {
                 (custom, authorization.map(ToOwned::to_owned))
             }
             Secrecy::Shown(_) => {
-                let auth = endpoint.auth.as_ref();
+                // The credentials of a broker are not in the message.
+                let auth = endpoint.auth.as_ref().filter(|_| endpoint.amqp().is_none());
                 (masked_headers(endpoint), auth.map(masked_authorization))
             }
         };
         generated.extend(authorization.map(|value| (body::AUTHORIZATION.into(), value)));
-        let headers = body::headers(&custom, media.as_deref(), event, number, at, generated)?;
-        let timeout = endpoint.timeout(&self.0.settings().defaults);
-        let request = OutboundRequest::new(&endpoint.url, headers, body.clone(), timeout)?;
-        Ok(request.with_method(endpoint.request.method))
+        Ok(body::headers(&custom, media.as_deref(), event, number, at, generated)?)
     }
 
     fn signatures(
@@ -263,8 +276,7 @@ impl Requests<'_> {
             let content = contents.get(&sent.revision)?;
             let at = sent.signed_at.unwrap_or(attempt.started_at);
             let stamp = Stamp { delivery, number: attempt.number, at };
-            let built = self.request(content, stamp, Secrecy::Shown(RequestSecrets::Masked));
-            RequestView::of(built.ok()?)
+            self.view(content, stamp, RequestSecrets::Masked).ok()
         };
         attempts.iter().map(view).collect()
     }
@@ -325,7 +337,20 @@ impl Requests<'_> {
     ) -> Result<RequestView, BuildError> {
         let (_, at) = self.0.now_and_civil();
         let content = self.content(endpoint, outgoing)?;
-        let built = self.request(&content, Stamp { delivery, number, at }, Secrecy::Shown(secrets))?;
+        self.view(&content, Stamp { delivery, number, at }, secrets)
+    }
+
+    fn view(
+        self,
+        content: &Content<'_>,
+        stamp: Stamp,
+        secrets: RequestSecrets,
+    ) -> Result<RequestView, BuildError> {
+        if let Some(target) = content.endpoint.amqp() {
+            let message = self.built_message(content, target, stamp, Secrecy::Shown(secrets))?;
+            return Ok(messages::view(message));
+        }
+        let built = self.request(content, stamp, Secrecy::Shown(secrets))?;
         RequestView::of(built).ok_or_else(|| BuildError::Other("the URL cannot be requested".to_owned()))
     }
 
@@ -380,9 +405,14 @@ impl RequestView {
     fn of(request: OutboundRequest) -> Option<Self> {
         let url = request.url_text().into();
         let (parts, body) = request.into_wire()?;
-        let headers = parts.headers.iter().map(|(name, value)| {
-            (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
-        });
-        Some(Self { method: parts.method.to_string(), url, headers: headers.collect(), body })
+        let headers = shown_header_values(&parts.headers).collect();
+        Some(Self { method: parts.method.to_string(), url, headers, body })
     }
+}
+
+/// Names in lower case, and values.
+pub(super) fn shown_header_values(headers: &HeaderMap) -> impl Iterator<Item = (String, String)> {
+    headers.iter().map(|(name, value)| {
+        (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+    })
 }

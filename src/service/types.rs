@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 pub use crate::courier::guard::RefusedUrl;
-pub use crate::courier::is_same_origin;
 pub use crate::courier::tls::IdentityError;
+pub use crate::courier::{BrokerCredentials, BrokerUrl, is_broker_url, is_same_origin};
 pub use crate::lanes::{CircuitState, WaitReason};
 pub use crate::maintenance::backup::BackupId;
 pub use crate::outbox::draft::{

@@ -120,6 +120,8 @@ impl Model {
             | Record::TenantDeleted { .. }
             | Record::TypePut(_)
             | Record::TypeDeleted { .. }
+            | Record::SourcePut(_)
+            | Record::SourceDeleted { .. }
             | Record::ConsumerPut(_)
             | Record::ConsumerDeleted { .. } => false,
             Record::ConsumerMoved { key, .. } => !self.oracle.consumers.is_last_move(key, position),
@@ -189,6 +191,8 @@ impl Model {
             | Record::JobPut(_)
             | Record::JobMoved { .. }
             | Record::Audited(_)
+            | Record::SourcePut(_)
+            | Record::SourceDeleted { .. }
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
             | Record::RequestAnswered { .. }
@@ -493,6 +497,8 @@ impl Model {
             | Record::JobPut(_)
             | Record::JobMoved { .. }
             | Record::Audited(_)
+            | Record::SourcePut(_)
+            | Record::SourceDeleted { .. }
             | Record::RateReserved { .. }
             | Record::RequestAnswered { .. }
             | Record::EventRejected { .. }

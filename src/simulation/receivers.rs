@@ -16,7 +16,7 @@ use super::operations::policy_defaults;
 use super::world::{Callback, Inner, RETRY_AFTER_SECONDS, World, civil, now, wall};
 use crate::context::environment::{Entropy, FileReads, Transport};
 use crate::courier::guard::RefusedUrl;
-use crate::courier::{NotSent, OutboundRequest, ReceiverReply};
+use crate::courier::{NotSent, OutboundMessage, OutboundRequest, ReceiverReply};
 use crate::domain::{
     DeliveryKey, DeliveryState, Endpoint, EndpointNumber, ErrorClass, Event, Now, RateLimit, Sealed,
     Timestamp,
@@ -118,7 +118,16 @@ impl Transport for Receivers {
         Ok(self.answer(&outbound_request).await)
     }
 
+    async fn publish(&self, _: OutboundMessage) -> Result<ReceiverReply, NotSent> {
+        self.world.record_violation("message to a broker, although no endpoint has one".to_owned());
+        Ok(ReceiverReply::failed(ErrorClass::Connect, "invariant violated".to_owned()))
+    }
+
     async fn check_url(&self, url: &str) -> Result<Box<str>, RefusedUrl> {
+        Ok(url.into())
+    }
+
+    async fn check_broker_url(&self, url: &str) -> Result<Box<str>, RefusedUrl> {
         Ok(url.into())
     }
 }

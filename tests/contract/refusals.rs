@@ -122,7 +122,7 @@ impl Operation {
             "url" => json!("https://example.com/"),
             "since" => json!("2026-01-01T00:00:00Z"),
             "role" => json!("viewer"),
-            "name" => json!("x"),
+            "name" | "queue" => json!("x"),
             "receipts" => json!(["rcp_AAAAAAAAAAEAAAAAAAAAAQAAAAGYJFsu"]),
             "visibility" => json!("1s"),
             "reason" => json!("x"),
@@ -289,7 +289,7 @@ async fn unknown_member_is_named() {
 
 /// Objects within bodies: each member with a value that is valid, or that is checked after the
 /// names.
-const INNER: [(&str, &[(&str, &str)]); 12] = [
+const INNER: [(&str, &[(&str, &str)]); 13] = [
     ("headers", &[("X-A", "\"1\"")]),
     ("sensitiveHeaders", &[("X-A", "\"1\"")]),
     ("rateLimit", &[("limit", "1"), ("per", "\"1s\""), ("burst", "1")]),
@@ -309,6 +309,7 @@ const INNER: [(&str, &[(&str, &str)]); 12] = [
     ("handshake", &[("origin", "\"a.example\""), ("rate", "1"), ("callback", "false")]),
     ("versions", &[("1.0", "\"1.0\"")]),
     ("auth", &[("basic", "null"), ("oauth2", "null")]),
+    ("amqp", &[("exchange", "\"x\""), ("declare", "false"), ("username", "\"x\"")]),
     ("request", &[("method", "\"PUT\""), ("body", "\"x\"")]),
     ("event", &[("type", "\"a\""), ("data", "1")]),
     ("quotas", &[("endpoints", "1"), ("storedBytes", "\"off\""), ("eventsPerSecond", "1")]),
@@ -324,6 +325,8 @@ async fn repeated_member_is_named() {
     let (_, made) = call_as(&daemon, ADMIN, "POST", "/endpoints", &body).await;
     let queue = json!({"name": made["id"]}).to_string();
     assert_eq!(call_as(&daemon, ADMIN, "POST", "/queues", &queue).await.0, 201);
+    let source = json!({"name": made["id"], "url": "amqp://127.0.0.1:5672/v", "queue": "q"}).to_string();
+    assert_eq!(call_as(&daemon, ADMIN, "POST", "/sources", &source).await.0, 201);
     let mut asked = 0;
     for operation in operations().iter().filter(|operation| operation.takes_json()) {
         let path = operation.at(&text(&made, "id"));
@@ -365,6 +368,8 @@ async fn member_of_wrong_type_is_pointed_to() {
     let (_, made) = call_as(&daemon, ADMIN, "POST", "/endpoints", &body).await;
     let queue = json!({"name": made["id"]}).to_string();
     assert_eq!(call_as(&daemon, ADMIN, "POST", "/queues", &queue).await.0, 201);
+    let source = json!({"name": made["id"], "url": "amqp://127.0.0.1:5672/v", "queue": "q"}).to_string();
+    assert_eq!(call_as(&daemon, ADMIN, "POST", "/sources", &source).await.0, 201);
     let mut asked = 0;
     for operation in operations().iter().filter(|operation| operation.takes_json()) {
         let path = operation.at(&text(&made, "id"));

@@ -308,6 +308,7 @@ fn waiting(reason: WaitReason) -> &'static str {
         WaitReason::NoWorker => "no worker asks the queue for messages",
         WaitReason::LeaseLimit => "the queue has `maxLeased` messages under lease",
         WaitReason::StoreFull => "the disk is full, or too many outcomes are not yet committed",
+        WaitReason::BrokerBlocked => "the broker is short of memory or disk, and takes no messages",
     }
 }
 
@@ -325,6 +326,8 @@ fn failed(class: ErrorClass) -> &'static str {
         ErrorClass::Request => "the request could not be built from the endpoint",
         ErrorClass::Template => "the endpoint's body template fails for the event",
         ErrorClass::Token => "the token server gave no access token",
+        ErrorClass::Unroutable => "no queue of the broker gets the message",
+        ErrorClass::Broker => "the broker refused the login, the exchange or the message",
     }
 }
 

@@ -51,7 +51,7 @@ fn outbox_is_reached_by_the_home_of_the_data() {
 }
 
 /// A layer and its permitted imports.
-const LAYERS: [(&str, &[&str]); 25] = [
+const LAYERS: [(&str, &[&str]); 26] = [
     ("limits", &[]),
     ("nearest", &[]),
     ("panics", &[]),
@@ -128,6 +128,7 @@ const LAYERS: [(&str, &[&str]); 25] = [
             "service",
         ],
     ),
+    ("sources", &["limits", "panics", "domain", "outbox", "courier", "context", "service"]),
     (
         "api",
         &["limits", "nearest", "panics", "unique_json", "domain", "filters", "rules", "context", "service"],
@@ -142,6 +143,7 @@ const LAYERS: [(&str, &[&str]); 25] = [
             "context",
             "service",
             "delivery",
+            "sources",
             "api",
             "config",
             "metrics",

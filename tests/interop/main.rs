@@ -13,4 +13,5 @@ mod judges;
 mod metrics;
 mod openapi;
 mod packaging;
+mod rabbitmq;
 mod token_server;

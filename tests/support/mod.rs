@@ -73,7 +73,7 @@ pub(crate) fn say(text: &str) {
 const PORTS: std::ops::Range<u32> = 10_000..32_000;
 
 /// An unused port, a different one at each call.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static CALLS: AtomicU32 = AtomicU32::new(0);
     // Concurrent test processes start their search at different ports.
     let first = std::process::id().wrapping_mul(101);

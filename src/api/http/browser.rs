@@ -16,14 +16,14 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The headers that identify the page that sent a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Source<'a> {
+pub struct RequestSource<'a> {
     /// From the request target or `Host`. `None` only in HTTP/1.0.
     pub host: Option<&'a str>,
     pub origin: Option<&'a str>,
     pub fetch_site: Option<&'a str>,
 }
 
-impl<'a> Source<'a> {
+impl<'a> RequestSource<'a> {
     /// # Errors
     /// When a header is duplicated or not ASCII, or target and `Host` differ.
     pub fn read(uri: &'a Uri, headers: &'a HeaderMap) -> Result<Self, String> {
@@ -76,12 +76,12 @@ impl TrustedSite {
     /// # Errors
     /// The reason for the rejection, and the remedy.
     pub fn check_request(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), String> {
-        self.check(&Source::read(uri, headers)?)
+        self.check(&RequestSource::read(uri, headers)?)
     }
 
     /// # Errors
     /// The reason for the rejection, and the remedy.
-    pub fn check(&self, source: &Source<'_>) -> Result<(), String> {
+    pub fn check(&self, source: &RequestSource<'_>) -> Result<(), String> {
         if let Some(host) = source.host
             && !self.is_own_host(host)
         {
@@ -209,7 +209,7 @@ mod tests {
     }
 
     fn allows(site: &TrustedSite, host: &str, origin: Option<&str>, fetch_site: Option<&str>) -> bool {
-        site.check(&Source { host: Some(host), origin, fetch_site }).is_ok()
+        site.check(&RequestSource { host: Some(host), origin, fetch_site }).is_ok()
     }
 
     #[test]
@@ -276,7 +276,7 @@ mod tests {
                 assert_eq!(allows(&site(), host, None, None), expected, "{host:?}");
             }
         }
-        assert!(site().check(&Source::default()).is_ok(), "HTTP/1.0 without `Host`");
+        assert!(site().check(&RequestSource::default()).is_ok(), "HTTP/1.0 without `Host`");
     }
 
     #[test]
@@ -358,7 +358,7 @@ mod tests {
                 headers.append(*name, HeaderValue::from_bytes(value).unwrap());
             }
             let uri: Uri = uri.parse().unwrap();
-            Source::read(&uri, &headers).map(|source| source.host.map(str::to_owned))
+            RequestSource::read(&uri, &headers).map(|source| source.host.map(str::to_owned))
         };
         let host = |text: &str| Ok(Some(text.to_owned()));
         assert_eq!(read("/v1/events", &[("host", b"localhost")]), host("localhost"));

@@ -44,6 +44,7 @@ pub enum List {
     Consumers = 8,
     Queues = 20,
     Leases = 21,
+    Sources = 22,
     EventTypes = 12,
     Jobs = 30,
     Audit = 31,

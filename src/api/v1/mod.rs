@@ -19,6 +19,7 @@ pub mod lists;
 pub mod overview;
 pub mod projections;
 pub mod queues;
+pub mod sources;
 pub mod streams;
 pub mod tenants;
 

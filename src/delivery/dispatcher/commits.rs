@@ -65,6 +65,8 @@ impl Dispatcher {
                 | Record::JobPut(_)
                 | Record::JobMoved { .. }
                 | Record::Audited(_)
+                | Record::SourcePut(_)
+                | Record::SourceDeleted { .. }
                 | Record::DeliveriesRevived { .. }
                 | Record::DeliveriesCancelled { .. }
                 | Record::DeliveriesDied { .. }

@@ -341,19 +341,24 @@ fn handshake_counts_in_its_hosts_limit() {
 }
 
 #[test]
-fn postponed_lane_holds_no_slot_and_reports_the_address_limit() {
-    let mut lanes = lanes(1);
-    lanes.on_endpoint(ONE, policy(), Backlog::None, at(0));
-    lanes.on_endpoint(TWO, policy(), Backlog::None, at(0));
-    fill(&mut lanes, ONE, 1..2);
-    assert_eq!(sends(&mut lanes, at(0)), [(ONE, key(0, 1))]);
-    lanes.on_postponed(ONE, key(0, 1), FRESH, at(0));
-    fill(&mut lanes, TWO, 2..3);
-    assert_eq!(sends(&mut lanes, at(1)), [(TWO, key(0, 2))], "the slot is free");
-    let report = lanes.explain(ONE, at(1)).unwrap();
-    assert_eq!((report.reason, report.in_flight), (Some(WaitReason::AddressLimit), 0));
-    finish(&mut lanes, TWO, key(0, 2), AttemptOutcome::Healthy, at(2));
-    assert_eq!(sends(&mut lanes, at(2)), []);
-    assert_eq!(lanes.next_wakeup(at(2)), Some(Duration::from_millis(498)));
-    assert_eq!(sends(&mut lanes, at(500)), [(ONE, key(0, 1))]);
+fn postponed_lane_holds_no_slot_and_reports_the_cause() {
+    for (cause, reason, pause) in [
+        (PostponeCause::AddressLimit, WaitReason::AddressLimit, 500),
+        (PostponeCause::BrokerBlocked, WaitReason::BrokerBlocked, 1_000),
+    ] {
+        let mut lanes = lanes(1);
+        lanes.on_endpoint(ONE, policy(), Backlog::None, at(0));
+        lanes.on_endpoint(TWO, policy(), Backlog::None, at(0));
+        fill(&mut lanes, ONE, 1..2);
+        assert_eq!(sends(&mut lanes, at(0)), [(ONE, key(0, 1))]);
+        lanes.on_postponed(ONE, key(0, 1), FRESH, cause, at(0));
+        fill(&mut lanes, TWO, 2..3);
+        assert_eq!(sends(&mut lanes, at(1)), [(TWO, key(0, 2))], "the slot is free");
+        let report = lanes.explain(ONE, at(1)).unwrap();
+        assert_eq!((report.reason, report.in_flight), (Some(reason), 0));
+        finish(&mut lanes, TWO, key(0, 2), AttemptOutcome::Healthy, at(2));
+        assert_eq!(sends(&mut lanes, at(2)), []);
+        assert_eq!(lanes.next_wakeup(at(2)), Some(Duration::from_millis(pause - 2)));
+        assert_eq!(sends(&mut lanes, at(pause)), [(ONE, key(0, 1))]);
+    }
 }

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use tokio::sync::mpsc;
 
 use super::{End, Store};
-use crate::domain::{ApiKey, Endpoint, Position, Record, TenantSettings, Timestamp, TypeDefinition};
+use crate::domain::{ApiKey, Endpoint, Position, Record, Source, TenantSettings, Timestamp, TypeDefinition};
 use crate::maintenance::erasure::Erasures;
 use crate::maintenance::retention::{Retention, RetentionPolicy};
 use crate::maintenance::verify::verify;
@@ -261,6 +261,10 @@ impl Store for DiskStore {
 
     fn consumers(&mut self) -> Vec<ConsumerStatus> {
         self.parts().outbox.registry(|registry| registry.consumers().after(None).cloned().collect())
+    }
+
+    fn sources(&mut self) -> Vec<Arc<Source>> {
+        self.parts().outbox.registry(|registry| registry.sources().cloned().collect())
     }
 
     fn types(&mut self) -> Vec<Arc<TypeDefinition>> {

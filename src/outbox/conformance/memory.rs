@@ -7,8 +7,8 @@ use super::oracle::Oracle;
 use super::{End, Store};
 use crate::domain::{
     ApiKey, AuditEntry, DeliveryKey, Endpoint, EndpointNumber, Event, EventId, EventType, Expected,
-    Idempotency, KeyId, Position, Quota, QuotaExceeded, QuotaOverride, Record, Rejection, Tenant,
-    TenantSettings, Timestamp, TypeDefinition,
+    Idempotency, KeyId, Position, Quota, QuotaExceeded, QuotaOverride, Record, Rejection, Source, SourceName,
+    Tenant, TenantSettings, Timestamp, TypeDefinition,
 };
 use crate::filters::samples;
 use crate::maintenance::retention::RetentionPolicy;
@@ -28,6 +28,7 @@ pub(super) struct MemoryStore {
     keys: BTreeMap<KeyId, Arc<ApiKey>>,
     pub(super) tenants: BTreeMap<Tenant, Arc<TenantSettings>>,
     pub(super) types: BTreeMap<EventType, Arc<TypeDefinition>>,
+    sources: BTreeMap<SourceName, Arc<Source>>,
     pub(super) now: Timestamp,
     /// Publisher-chosen ids that were deleted with their events.
     pub(super) free_again: BTreeSet<[u8; 16]>,
@@ -54,6 +55,8 @@ impl MemoryStore {
                 drop(self.types.insert(definition.name.clone(), definition.clone()))
             }
             Record::TypeDeleted { name, .. } => drop(self.types.remove(name)),
+            Record::SourcePut(source) => drop(self.sources.insert(source.name.clone(), source.clone())),
+            Record::SourceDeleted { name, .. } => drop(self.sources.remove(name)),
             _ => {}
         }
         let record = self.oracle.without_content(position, &record);
@@ -64,6 +67,24 @@ impl MemoryStore {
         }
         self.records.insert(position, (self.now, record));
         position
+    }
+
+    fn judge_source(&mut self, command: Command) -> Outcome {
+        match command {
+            Command::PutSource(source) => {
+                let current = self.sources.get(&source.name).map(|known| known.revision);
+                if current.unwrap_or_default() != source.revision {
+                    return Outcome::Conflict;
+                }
+                let source = Arc::new(Source { revision: self.oracle.last.next(), ..*source });
+                self.write(Record::SourcePut(source.clone()));
+                Outcome::Source(source)
+            }
+            Command::DeleteSource { name, at } if self.sources.contains_key(&name) => {
+                Outcome::Written(self.write(Record::SourceDeleted { name, at }))
+            }
+            _ => Outcome::Conflict,
+        }
     }
 
     /// Skips a request that was answered before, and every command after a conflict.
@@ -255,6 +276,7 @@ impl MemoryStore {
             Command::DeleteType { name, at } => {
                 Outcome::Written(self.write(Record::TypeDeleted { name, at }))
             }
+            Command::PutSource(_) | Command::DeleteSource { .. } => self.judge_source(command),
             Command::Record(Record::KeyPut(key)) => match self.exceeded_by_key(&key) {
                 Some(exceeded) => Outcome::QuotaExceeded(exceeded),
                 None => Outcome::Written(self.write(Record::KeyPut(key))),
@@ -488,6 +510,10 @@ impl Store for MemoryStore {
 
     fn consumers(&mut self) -> Vec<ConsumerStatus> {
         self.oracle.consumers.statuses()
+    }
+
+    fn sources(&mut self) -> Vec<Arc<Source>> {
+        self.sources.values().cloned().collect()
     }
 
     fn types(&mut self) -> Vec<Arc<TypeDefinition>> {

@@ -15,6 +15,7 @@ mod memory;
 pub(crate) mod oracle;
 mod outcomes;
 mod rare_rows;
+mod sources;
 mod tenants;
 mod types;
 mod upkeep;
@@ -22,7 +23,7 @@ mod work;
 
 use std::sync::Arc;
 
-use crate::domain::{ApiKey, Endpoint, Position, Record, TenantSettings, Timestamp, TypeDefinition};
+use crate::domain::{ApiKey, Endpoint, Position, Record, Source, TenantSettings, Timestamp, TypeDefinition};
 use crate::failpoints::{Bound, TestOverrides};
 use crate::maintenance::retention::RetentionPolicy;
 use crate::outbox::ReadModel;
@@ -60,6 +61,7 @@ pub(crate) trait Store {
     fn types(&mut self) -> Vec<Arc<TypeDefinition>>;
     /// In the order of their start.
     fn jobs(&mut self) -> Vec<KnownJob>;
+    fn sources(&mut self) -> Vec<Arc<Source>>;
     /// Sets the clock.
     fn tell_time(&mut self, now: Timestamp);
     fn checkpoint(&mut self);

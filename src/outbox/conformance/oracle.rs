@@ -151,6 +151,26 @@ impl Oracle {
         }
     }
 
+    fn put_endpoint(&mut self, position: Position, endpoint: &Endpoint) {
+        self.queues.extend(endpoint.queue().map(|_| endpoint.number));
+        self.orderings.insert(endpoint.number, endpoint.ordering);
+        self.tenants.insert(endpoint.number, endpoint.tenant.clone());
+        let health = self.health.entry(endpoint.number).or_default();
+        let agreed = endpoint.handshake.as_ref().is_none_or(|known| known.consent.is_some());
+        let host = host_of(&endpoint.url);
+        let is_active = endpoint.status == EndpointStatus::Active;
+        // Sealing secrets again is not a change.
+        let changed = Some((endpoint.updated_at, endpoint.status));
+        if std::mem::replace(&mut health.changed, changed) != changed && is_active {
+            health.failures.clear();
+        }
+        let moved = health.host.replace(host.clone()).is_some_and(|before| before != host);
+        if is_active && agreed && (moved || !health.is_open) {
+            (health.opened, health.holds) = (position, Vec::new());
+        }
+        health.is_open = is_active && agreed;
+    }
+
     /// Applies the next record.
     pub(crate) fn apply(&mut self, position: Position, record: &Record) {
         self.last = position;
@@ -176,6 +196,8 @@ impl Oracle {
             | Record::EventErased { .. }
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
+            | Record::SourcePut(_)
+            | Record::SourceDeleted { .. }
             | Record::TypePut(_)
             | Record::TypeDeleted { .. } => self.apply_small(position, record),
             Record::JobPut(_) | Record::JobMoved { .. } | Record::Audited(_) => {
@@ -216,25 +238,6 @@ impl Oracle {
                 }
             }
         }
-    }
-
-    fn put_endpoint(&mut self, position: Position, endpoint: &Endpoint) {
-        self.orderings.insert(endpoint.number, endpoint.ordering);
-        self.tenants.insert(endpoint.number, endpoint.tenant.clone());
-        let health = self.health.entry(endpoint.number).or_default();
-        let agreed = endpoint.handshake.as_ref().is_none_or(|known| known.consent.is_some());
-        let host = host_of(&endpoint.url);
-        let is_active = endpoint.status == EndpointStatus::Active;
-        // Sealing secrets again is not a change.
-        let changed = Some((endpoint.updated_at, endpoint.status));
-        if std::mem::replace(&mut health.changed, changed) != changed && is_active {
-            health.failures.clear();
-        }
-        let moved = health.host.replace(host.clone()).is_some_and(|before| before != host);
-        if is_active && agreed && (moved || !health.is_open) {
-            (health.opened, health.holds) = (position, Vec::new());
-        }
-        health.is_open = is_active && agreed;
     }
 
     /// The record as reads show it.

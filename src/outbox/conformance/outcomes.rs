@@ -24,6 +24,7 @@ pub(super) fn kind(outcome: &Outcome) -> &'static str {
         Outcome::Endpoint(_) => "Endpoint",
         Outcome::Tenant(_) => "Tenant",
         Outcome::Type(_) => "Type",
+        Outcome::Source(_) => "Source",
         Outcome::QuotaExceeded(_) => "QuotaExceeded",
         Outcome::Consumer(_) => "Consumer",
         Outcome::ConsumerMoved { .. } => "ConsumerMoved",
@@ -50,6 +51,7 @@ pub(super) fn is_same(one: &Outcome, other: &Outcome) -> bool {
         (Outcome::ConsumerMoved { actual: one }, Outcome::ConsumerMoved { actual: other }) => one == other,
         (Outcome::Type(one), Outcome::Type(other)) => one == other,
         (Outcome::Job(one), Outcome::Job(other)) => one == other,
+        (Outcome::Source(one), Outcome::Source(other)) => one == other,
         (Outcome::QuotaExceeded(one), Outcome::QuotaExceeded(other)) => one == other,
         (Outcome::Mismatch, Outcome::Mismatch)
         | (Outcome::Conflict, Outcome::Conflict)
@@ -80,6 +82,8 @@ pub(super) fn brief(command: &Command) -> String {
             format!("type {} of revision {}", definition.name, definition.revision)
         }
         Command::DeleteType { name, .. } => format!("delete type {name}"),
+        Command::PutSource(source) => format!("source {} of revision {}", source.name, source.revision),
+        Command::DeleteSource { name, .. } => format!("delete source {name}"),
         Command::Record(Record::AttemptFinished { delivery, due, attempt }) => {
             format!(
                 "attempt of {}/{} due {} -> {:?}",

@@ -133,7 +133,7 @@ impl<S: Store> Work<S> {
                 self.submit(vec![unit])
             }
             47..50 => {
-                let units = vec![vec![self.tenant()], vec![self.event_type()]];
+                let units = vec![vec![self.tenant()], vec![self.event_type()], vec![self.source()]];
                 self.submit(units)
             }
             50..54 => {
@@ -496,6 +496,9 @@ impl<S: Store> Work<S> {
         if found != expected {
             return Err(format!("the jobs are {found:?}, not {expected:?}"));
         }
+        if self.store.sources() != self.oracle.sources() {
+            return Err("the sources differ".to_owned());
+        }
         if self.store.types() != self.oracle.types() {
             return Err("the event types differ".to_owned());
         }
@@ -564,6 +567,8 @@ impl<S: Store> Work<S> {
             | Record::TenantDeleted { .. }
             | Record::TypePut(_)
             | Record::TypeDeleted { .. }
+            | Record::SourcePut(_)
+            | Record::SourceDeleted { .. }
             | Record::ConsumerPut(_)
             | Record::ConsumerDeleted { .. } => false,
             Record::ConsumerMoved { key, .. } => !oracle.consumers.is_last_move(key, position),

@@ -1,6 +1,7 @@
 //! Checks and replies of a receiver.
 
 use super::*;
+use crate::domain::ReceiverAnswer;
 
 /// `before`: former versions of the endpoint that the lane may still use.
 pub(super) fn check_rates(
@@ -98,7 +99,8 @@ pub(super) fn draw_handshake_reply(
 ) -> (Duration, ReceiverReply, bool) {
     let script = draw_script(chance, behavior, timeout);
     let mut reply = ReceiverReply::failed(ErrorClass::Reset, "as scripted".to_owned());
-    reply.outcome = script.outcome.map_err(|class| (class, "as scripted".to_owned()));
+    reply.outcome =
+        script.outcome.map(ReceiverAnswer::Status).map_err(|class| (class, "as scripted".to_owned()));
     reply.retry_after = script.retry_after.map(ToOwned::to_owned);
     let agrees = script.takes && reply.outcome.is_ok();
     if agrees {

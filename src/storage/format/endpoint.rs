@@ -8,7 +8,8 @@ use super::fields::{
     get_text, get_time, put_duration, put_list, put_option, put_pair, put_text, put_time,
 };
 use super::outgoing::{
-    get_auth, get_request, get_signatures, only_preset, put_auth, put_request, put_signatures,
+    get_amqp, get_auth, get_request, get_signatures, only_preset, put_amqp, put_auth, put_request,
+    put_signatures,
 };
 use super::record::LAYOUT;
 use crate::codec::{Reader, put_bytes, put_u8, put_u64, put_varint};
@@ -156,6 +157,8 @@ const OPTION_UID: u8 = 21;
 const OPTION_FILTER: u8 = 22;
 /// The labels: a list of texts.
 const OPTION_LABELS: u8 = 23;
+/// The endpoint publishes to an exchange: its name, the routing key, whether it is declared.
+const OPTION_AMQP: u8 = 24;
 
 /// Placeholder of an inherited retry policy.
 const NO_RETRY: RetryPolicy = RetryPolicy::Schedule(Vec::new());
@@ -210,6 +213,11 @@ fn put_endpoint_options(out: &mut Vec<u8>, endpoint: &Endpoint) {
         options.push((OPTION_UID, bytes));
     }
     put_selection_options(&mut options, &endpoint.selection);
+    if let EndpointTransport::Amqp(target) = &endpoint.transport {
+        let mut bytes = Vec::new();
+        put_amqp(&mut bytes, target);
+        options.push((OPTION_AMQP, bytes));
+    }
     put_list(out, &options, |out, (tag, bytes)| {
         put_u8(out, *tag);
         put_bytes(out, bytes);
@@ -306,6 +314,7 @@ fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(
                     return Err(unknown);
                 }
             }
+            OPTION_AMQP => endpoint.transport = EndpointTransport::Amqp(get_amqp(&mut reader)?),
             _ => return Err(unknown),
         }
         reader.finish()?;

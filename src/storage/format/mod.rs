@@ -12,7 +12,7 @@
 //! | the fields of an attempt | [`attempt`] |
 //! | the fields of an endpoint, and its options | [`endpoint`], [`outgoing`] |
 //! | the fields of a tenant's settings | [`tenant`] |
-//! | leases, consumers and event types in records | [`lease`], [`consumer`], [`event_type`] |
+//! | leases, consumers, event types and sources in records | [`lease`], [`consumer`], [`event_type`], [`source`] |
 //! | jobs and audit entries in records | [`job`] |
 //! | a journal file: file header, frames, checksums | [`journal::frame`](crate::storage::journal) |
 //! | rows of the state: keys and values | [`projections`](crate::projections) |
@@ -35,6 +35,7 @@ mod outgoing;
 mod record;
 #[cfg(test)]
 mod selection_tests;
+mod source;
 mod tenant;
 
 pub use fields::CodecError;

@@ -1,11 +1,13 @@
 //! The layout of an endpoint's outgoing request: the options `signatures`, `request` and `auth`.
 
 use super::endpoint::{get_sealed, put_sealed};
-use super::fields::{CodecError, get_coded, get_list, get_option, get_text, put_list, put_option, put_text};
+use super::fields::{
+    CodecError, get_bool, get_coded, get_list, get_option, get_text, put_list, put_option, put_text,
+};
 use crate::codec::{Reader, put_u8};
 use crate::domain::{
-    CustomSignature, EndpointAuth, OAuthClient, RequestMethod, RequestShape, SignatureAlgorithm,
-    SignatureEncoding, SignaturePreset, SignatureScheme,
+    AmqpTarget, CustomSignature, EndpointAuth, OAuthClient, RequestMethod, RequestShape, RoutingKey,
+    SignatureAlgorithm, SignatureEncoding, SignaturePreset, SignatureScheme,
 };
 
 fn put_text_option(out: &mut Vec<u8>, text: Option<&str>) {
@@ -101,6 +103,33 @@ pub(super) fn get_auth(r: &mut Reader<'_>) -> Result<EndpointAuth, CodecError> {
         })),
         found => Err(CodecError::UnknownValue { what: "authorization", found: u64::from(found) }),
     }
+}
+
+/// Exchange, routing key (1 type, 2 stream, 3 ordering key, 4 text), whether it is declared.
+pub(super) fn put_amqp(out: &mut Vec<u8>, target: &AmqpTarget) {
+    put_text(out, &target.exchange);
+    match &target.routing_key {
+        RoutingKey::Type => put_u8(out, 1),
+        RoutingKey::Stream => put_u8(out, 2),
+        RoutingKey::OrderingKey => put_u8(out, 3),
+        RoutingKey::Literal(text) => {
+            put_u8(out, 4);
+            put_text(out, text);
+        }
+    }
+    put_u8(out, u8::from(target.declares));
+}
+
+pub(super) fn get_amqp(r: &mut Reader<'_>) -> Result<AmqpTarget, CodecError> {
+    let exchange = get_text(r)?;
+    let routing_key = match r.get_u8()? {
+        1 => RoutingKey::Type,
+        2 => RoutingKey::Stream,
+        3 => RoutingKey::OrderingKey,
+        4 => RoutingKey::Literal(get_text(r)?),
+        found => return Err(CodecError::UnknownValue { what: "routing key", found: u64::from(found) }),
+    };
+    Ok(AmqpTarget { exchange, routing_key, declares: get_bool(r)? })
 }
 
 #[cfg(test)]

@@ -40,6 +40,8 @@
 //! | 27 | `JobPut` | id, number, kind, tenant?, started by (actor), started at, count, rate?, selection (endpoint?, types, reason?, since?, until?, only undelivered), progress |
 //! | 28 | `JobMoved` | number, progress (status, done, cursor? (position, endpoint, event), at, error?) |
 //! | 29 | `Audited` | at, actor (key?, role, tenant?), action, target?, tenant?, address? (4 or 16 bytes), outcome |
+//! | 30 | `SourcePut` | kind (1 AMQP), name, URL, user name, password (sealed), queue, type of queue, exchange?, bindings, declares, prefetch, tenant (1 fixed, 2 header), format, stream header?, ordering key header?, fate of invalid messages, recognition of repetitions, status, created at, updated at, revision |
+//! | 31 | `SourceDeleted` | name, at |
 //!
 //! Encoding of the fields:
 //!
@@ -68,6 +70,7 @@ use super::lease::{
     get_leases_ended, get_leases_extended, get_messages_leased, put_leases_ended, put_leases_extended,
     put_messages_leased,
 };
+use super::source::{get_source, put_source};
 use super::tenant::{get_tenant, put_tenant};
 use crate::codec::{Reader, put_bytes, put_u8, put_u16, put_varint};
 use crate::domain::{
@@ -124,6 +127,8 @@ const TYPE_DELETED: u8 = 26;
 const JOB_PUT: u8 = 27;
 const JOB_MOVED: u8 = 28;
 const AUDITED: u8 = 29;
+const SOURCE_PUT: u8 = 30;
+const SOURCE_DELETED: u8 = 31;
 
 /// Estimated encoded size of a record. Most records stay below it.
 #[must_use]
@@ -221,6 +226,8 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
         Record::JobPut(job) => put_job(out, job),
         Record::JobMoved { job, progress } => put_move(out, *job, progress),
         Record::Audited(entry) => put_audit_entry(out, entry),
+        Record::SourcePut(source) => put_source(out, source),
+        Record::SourceDeleted { name, at } => put_deletion(out, name.as_str(), *at),
     }
 }
 
@@ -293,6 +300,8 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
         TYPE_PUT => Record::TypePut(Arc::new(get_type(r)?)),
         TYPE_DELETED => Record::TypeDeleted { name: get_name(r)?, at: get_time(r)? },
         JOB_PUT..=AUDITED => get_work_record(tag, r)?,
+        SOURCE_PUT => Record::SourcePut(Arc::new(get_source(r)?)),
+        SOURCE_DELETED => Record::SourceDeleted { name: get_name(r)?, at: get_time(r)? },
         other => return Err(CodecError::UnknownTag(other)),
     };
     reader.finish()?;
@@ -317,7 +326,7 @@ fn layout_of(tag: u8) -> Option<u8> {
         KEY_PUT => Some(KEY_LAYOUT),
         EVENT_ACCEPTED => Some(LABELLED_EVENT_LAYOUT),
         CONSUMER_PUT => Some(PINNED_CONSUMER_LAYOUT),
-        EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=AUDITED => Some(LAYOUT),
+        EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=SOURCE_DELETED => Some(LAYOUT),
         _ => None,
     }
 }
@@ -364,6 +373,8 @@ fn record_tag(record: &Record) -> u8 {
         Record::JobPut(_) => JOB_PUT,
         Record::JobMoved { .. } => JOB_MOVED,
         Record::Audited(_) => AUDITED,
+        Record::SourcePut(_) => SOURCE_PUT,
+        Record::SourceDeleted { .. } => SOURCE_DELETED,
     }
 }
 

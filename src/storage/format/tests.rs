@@ -7,12 +7,12 @@ use bytes::Bytes;
 use super::*;
 use crate::codec::Malformed;
 use crate::domain::{
-    Asked, Attempt, ClientCertificate, Consent, Consumer, ConsumerFilter, DeadReason, DisabledReason,
-    EndedLease, Endpoint, EndpointAuth, EndpointNumber, EndpointStatus, EndpointTransport, ErrorClass, Event,
-    EventSelection, Exchange, Format, Handshake, Hold, LeaseEnd, LeaseKey, Network, Next, Ordering,
-    QueueTarget, Quota, QuotaOverride, QuotaOverrides, RateLimit, RequestShape, RetryPolicy, Sealed, Secret,
-    SecretKind, SignaturePreset, SignatureScheme, StreamChoice, TakenFrom, TakenMessage, TenantDelivery,
-    TenantSettings, Timestamp, Trigger, VersionPin,
+    AmqpTarget, Asked, Attempt, ClientCertificate, Consent, Consumer, ConsumerFilter, DeadReason,
+    DisabledReason, EndedLease, Endpoint, EndpointAuth, EndpointNumber, EndpointStatus, EndpointTransport,
+    ErrorClass, Event, EventSelection, Exchange, Format, Handshake, Hold, LeaseEnd, LeaseKey, Network, Next,
+    Ordering, QueueTarget, Quota, QuotaOverride, QuotaOverrides, RateLimit, RequestShape, RetryPolicy,
+    RoutingKey, Sealed, Secret, SecretKind, SignaturePreset, SignatureScheme, StreamChoice, TakenFrom,
+    TakenMessage, TenantDelivery, TenantSettings, Timestamp, Trigger, VersionPin,
 };
 use crate::storage::format::consumer::tests::{bare_consumer, consumer, pinned_consumer};
 use crate::storage::format::endpoint::{get_handshake, put_handshake};
@@ -21,6 +21,7 @@ use crate::storage::format::exchange::tests::{bare_exchange, exchange};
 use crate::storage::format::job::tests::work_records;
 use crate::storage::format::outgoing::tests::sample_endpoint;
 use crate::storage::format::selection_tests::{labelled_event, sample_selection};
+use crate::storage::format::source::tests::sample_source;
 
 fn time(millis: u64) -> Timestamp {
     Timestamp::from_millis(millis)
@@ -287,6 +288,8 @@ fn samples() -> Vec<Record> {
         Record::HorizonMoved { horizon: Horizon { events: Position(300), stream_events: Position(20) }, at },
         Record::TypePut(Arc::new(sample_type())),
         Record::TypeDeleted { name: "pet.adopted".parse().unwrap(), at },
+        Record::SourcePut(Arc::new(sample_source())),
+        Record::SourceDeleted { name: "shop".parse().unwrap(), at },
         Record::DeliveriesCancelled { deliveries: keys(), at },
         Record::DeadLettersPurged { deliveries: vec![], at },
         Record::DeliveriesReordered { deliveries: keys(), at },
@@ -373,11 +376,17 @@ fn endpoints_with_options() -> Vec<Record> {
     let svix = Endpoint { signatures: svix, ..endpoint() };
     let queue = QueueTarget { name: "notify.sms".parse().unwrap(), lease_max: Duration::from_secs(43_200) };
     let queue = Endpoint { transport: EndpointTransport::Queue(queue), url: "".into(), ..endpoint() };
+    let target = AmqpTarget {
+        exchange: "pets".into(),
+        routing_key: RoutingKey::Literal("all".into()),
+        declares: true,
+    };
+    let broker = Endpoint { transport: EndpointTransport::Amqp(target), ..endpoint() };
     let named = Endpoint { uid: Some("crm.main".parse().unwrap()), ..endpoint() };
     let selective = Endpoint { selection: sample_selection(), ..endpoint() };
     [
         full, github, pending, certified, partly, open, inside, alone, queue, pinned, outgoing, basic, svix,
-        named, selective,
+        named, selective, broker,
     ]
     .map(|endpoint| Record::EndpointPut(Arc::new(endpoint)))
     .into()
@@ -586,6 +595,8 @@ fn golden_bytes_of_options() {
     assert!(hex(&outgoing).ends_with(options), "{}", hex(&outgoing));
     let named = encoded(&endpoints_with_options()[13]);
     assert_eq!(hex(&named[plain.len() - 1..]), "0115090863726d2e6d61696e");
+    let broker = encoded(&endpoints_with_options()[14]);
+    assert_eq!(hex(&broker[plain.len() - 1..]), "01180b04706574730403616c6c01");
 }
 
 fn unhex(line: &str) -> Vec<u8> {

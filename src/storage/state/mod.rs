@@ -5,6 +5,7 @@
 //! in order gives the state of the journal's end.
 
 mod cursor;
+mod deliveries;
 mod forgetting;
 mod needs;
 mod overlay;
@@ -22,8 +23,9 @@ pub(crate) use replacement::remove_unfinished;
 pub(crate) use row_store::{RebuildSite, ReplaceError};
 
 use cursor::layout_error;
+use deliveries::deliveries_of;
 use overlay::Overlay;
-use registry_keys::{deleted_key, endpoint_key, key_key, tenant_key, type_key};
+use registry_keys::{deleted_key, endpoint_key, key_key, source_key, tenant_key, type_key};
 use row_store::RowStore;
 
 use crate::domain::{ConsumerKey, ConsumerPlace, JobProgress, Position, Record, Tenant, Timestamp};
@@ -82,16 +84,17 @@ impl StateError {
 /// Key of the cursor row: the position that all rows reflect. No row of a projection has this tag.
 const CURSOR: &[u8] = b"A";
 /// Rows of endpoints (`C`, number; `c` after deletion), keys (`K`, id), settings of tenants
-/// (`N`, tenant) and event types (`Y`, name). The value is the position of the record with their
-/// current content.
+/// (`N`, tenant), event types (`Y`, name) and sources (`s`, name). The value is the position of the
+/// record with their current content.
 const ENDPOINTS: u8 = b'C';
 const DELETED: u8 = b'c';
 const KEYS: u8 = b'K';
 const TENANTS: u8 = b'N';
 const TYPES: u8 = b'Y';
+const SOURCES: u8 = b's';
 /// Tags beside those of [`projections`](crate::projections): the cursor, the registry, and the
 /// checksum row of [`row_store`].
-const OWN_TAGS: &[u8] = &[b'A', ENDPOINTS, DELETED, KEYS, TENANTS, TYPES, b'0'];
+const OWN_TAGS: &[u8] = &[b'A', ENDPOINTS, DELETED, KEYS, TENANTS, TYPES, SOURCES, b'0'];
 
 /// The tags of all rows.
 pub(crate) fn known_tags() -> impl Iterator<Item = u8> {
@@ -314,6 +317,8 @@ impl State {
             Record::TenantDeleted { tenant, .. } => self.rows.remove(&tenant_key(tenant)),
             Record::TypePut(definition) => self.rows.put(&type_key(&definition.name), at()),
             Record::TypeDeleted { name, .. } => self.rows.remove(&type_key(name)),
+            Record::SourcePut(source) => self.rows.put(&source_key(&source.name), at()),
+            Record::SourceDeleted { name, .. } => self.rows.remove(&source_key(name)),
             Record::EventAccepted(_)
             | Record::HorizonMoved { .. }
             | Record::AttemptFinished { .. }
@@ -367,7 +372,7 @@ impl State {
     pub fn registry_positions(&self) -> Vec<Position> {
         let consumers = consumers::all(&self.rows).into_iter().map(|(_, row)| row.defined);
         let jobs = jobs::all(&self.rows).into_iter().map(|(number, _)| number);
-        [ENDPOINTS, KEYS, TENANTS, TYPES]
+        [ENDPOINTS, KEYS, TENANTS, TYPES, SOURCES]
             .into_iter()
             .flat_map(|tag| self.positions(&[tag]))
             .chain(consumers)
@@ -440,13 +445,14 @@ impl State {
         if (totals.pending, totals.dead) != (meant.pending, meant.dead) || events_differ {
             differs(format!("counts are {totals:?}, the journal gives {meant:?}"));
         }
-        for prefix in [[ENDPOINTS], [DELETED], [KEYS], [TENANTS], [TYPES]] {
+        for prefix in [[ENDPOINTS], [DELETED], [KEYS], [TENANTS], [TYPES], [SOURCES]] {
             let (kept, meant) = (self.positions(&prefix), folded.positions(&prefix));
             if kept != meant {
                 let what = match prefix {
                     [KEYS] => "keys",
                     [TENANTS] => "tenants",
                     [TYPES] => "event types",
+                    [SOURCES] => "sources",
                     _ => "endpoints",
                 };
                 differs(format!("{what} refer to records {kept:?}, the journal gives {meant:?}"));
@@ -526,40 +532,5 @@ impl State {
         } else {
             Err(StateError::Damaged("the reopened state is older than the last checkpoint"))
         }
-    }
-}
-
-/// Number of deliveries that a record changes.
-fn deliveries_of(record: &Record) -> usize {
-    match record {
-        Record::EventAccepted(event) => event.targets.len(),
-        Record::AttemptFinished { .. } => 1,
-        Record::DeliveriesRevived { deliveries, .. }
-        | Record::DeliveriesCancelled { deliveries, .. }
-        | Record::DeliveriesDied { deliveries, .. }
-        | Record::DeadLettersPurged { deliveries, .. }
-        | Record::DeliveriesReordered { deliveries, .. } => deliveries.len(),
-        Record::MessagesLeased { messages, .. } => messages.len(),
-        Record::LeasesEnded { ends, .. } => ends.len(),
-        Record::LeasesExtended { leases, .. } => leases.len(),
-        Record::EndpointPut(_)
-        | Record::EndpointDeleted { .. }
-        | Record::KeyPut(_)
-        | Record::KeyDeleted { .. }
-        | Record::TenantPut(_)
-        | Record::TenantDeleted { .. }
-        | Record::HorizonMoved { .. }
-        | Record::TypePut(_)
-        | Record::TypeDeleted { .. }
-        | Record::RequestAnswered { .. }
-        | Record::RateReserved { .. }
-        | Record::EventRejected { .. }
-        | Record::ConsumerPut(_)
-        | Record::ConsumerMoved { .. }
-        | Record::ConsumerDeleted { .. }
-        | Record::EventErased { .. }
-        | Record::JobPut(_)
-        | Record::JobMoved { .. }
-        | Record::Audited(_) => 0,
     }
 }

@@ -43,6 +43,8 @@ impl State {
             | Record::TenantDeleted { .. }
             | Record::TypePut(_)
             | Record::TypeDeleted { .. }
+            | Record::SourcePut(_)
+            | Record::SourceDeleted { .. }
             | Record::ConsumerPut(_)
             | Record::ConsumerDeleted { .. } => true,
             Record::ConsumerMoved { key, .. } => {

@@ -1,8 +1,8 @@
-//! Keys of the rows of endpoints, API keys, tenants and event types. Must never decide when a row
-//! exists.
+//! Keys of the rows of endpoints, API keys, tenants, event types and sources. Must never decide
+//! when a row exists.
 
-use super::{DELETED, ENDPOINTS, KEYS, TENANTS, TYPES};
-use crate::domain::{EndpointNumber, EventType, KeyId, Tenant};
+use super::{DELETED, ENDPOINTS, KEYS, SOURCES, TENANTS, TYPES};
+use crate::domain::{EndpointNumber, EventType, KeyId, SourceName, Tenant};
 
 pub(super) fn endpoint_key(number: EndpointNumber) -> Vec<u8> {
     [&[ENDPOINTS][..], &number.0.to_be_bytes()].concat()
@@ -18,6 +18,10 @@ pub(super) fn key_key(id: &KeyId) -> Vec<u8> {
 
 pub(super) fn type_key(name: &EventType) -> Vec<u8> {
     [&[TYPES][..], name.as_str().as_bytes()].concat()
+}
+
+pub(super) fn source_key(name: &SourceName) -> Vec<u8> {
+    [&[SOURCES][..], name.as_str().as_bytes()].concat()
 }
 
 pub(super) fn tenant_key(tenant: &Tenant) -> Vec<u8> {

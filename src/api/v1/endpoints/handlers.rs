@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::amqp;
 use super::model::{EndpointBody, EndpointInput, NewEndpointInput};
 use super::outgoing::{TOKEN_URL, check_header_names, merge_auth};
 use super::secrets::{RequestedSecret, live_keys, requested_secret, to_secret};
@@ -26,11 +27,11 @@ use crate::limits;
 use crate::rules::handshake;
 use crate::rules::headers::is_secret;
 use crate::service::endpoints::EndpointFilter;
-use crate::service::types::{ChangeError, IdentityError, RefusedUrl, is_same_origin};
+use crate::service::types::{ChangeError, IdentityError, RefusedUrl, is_broker_url, is_same_origin};
 use crate::service::{Endpoints, Secrets, Tenants};
 
 /// Tries of a change that conflicts with concurrent changes.
-pub(super) const CHANGE_TRIES_MAX: usize = 5;
+pub(in crate::api::v1) const CHANGE_TRIES_MAX: usize = 5;
 
 /// Does not check unchanged headers in `kept`: they were legal when they were stored.
 fn check_settings(
@@ -60,7 +61,21 @@ fn check_room(
 /// # Errors
 /// `validation_failed` for a malformed URL, `forbidden_url` for one that policy rejects.
 async fn check_url(call: &Call, url: &str) -> Result<Box<str>, Problem> {
-    Endpoints(&call.api.context).check_url(url).await.map_err(|error| match error {
+    let checked = Endpoints(&call.api.context).check_url(url).await;
+    checked.map_err(|refused| refused_url(call, refused))
+}
+
+/// As [`check_url`], of the endpoint itself: it may be the URL of a broker.
+async fn check_own_url(call: &Call, url: &str) -> Result<Box<str>, Problem> {
+    if !is_broker_url(url) {
+        return check_url(call, url).await;
+    }
+    let checked = Endpoints(&call.api.context).check_broker_url(url).await;
+    checked.map_err(|refused| refused_url(call, refused))
+}
+
+pub(in crate::api::v1) fn refused_url(call: &Call, refused: RefusedUrl) -> Problem {
+    match refused {
         RefusedUrl::Malformed(detail) => Problem::invalid("/url", detail),
         RefusedUrl::Forbidden(detail) => Problem::ForbiddenUrl(detail.to_owned()),
         RefusedUrl::Blocked(blocked) => Problem::ForbiddenUrl(match call.principal.audience() {
@@ -68,7 +83,7 @@ async fn check_url(call: &Call, url: &str) -> Result<Box<str>, Problem> {
             // Tenants must not learn the addresses of this machine.
             Audience::Tenant => blocked.to_string(),
         }),
-    })
+    }
 }
 
 fn url_text<'a>(input: &'a EndpointInput, errors: &mut Errors) -> &'a str {
@@ -149,9 +164,10 @@ fn parse_client_certificate(
 }
 
 fn check_certificate_url(certificate: Option<&ClientCertificate>, url: &str, errors: &mut Errors) {
-    let is_https = url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"));
-    if certificate.is_some() && !is_https {
-        errors.push("/clientCertificate", "requires an https URL");
+    let is_secure =
+        |scheme: &str| scheme.eq_ignore_ascii_case("https:") || scheme.eq_ignore_ascii_case("amqps:");
+    if certificate.is_some() && !url.get(..6).is_some_and(is_secure) {
+        errors.push("/clientCertificate", "requires an https or amqps URL");
     }
 }
 
@@ -192,12 +208,14 @@ fn check_required_handshake(call: &Call, errors: &mut Errors) {
 /// `POST /v1/endpoints`
 pub async fn create(
     call: &Call,
-    Required(NewEndpointInput(input)): Required<NewEndpointInput>,
+    Required(NewEndpointInput(mut input)): Required<NewEndpointInput>,
 ) -> Result<Created<EndpointBody>, Problem> {
     let mut errors = Errors::default();
+    amqp::lift_credentials(&mut input, &mut errors);
     let url = url_text(&input, &mut errors);
     let tenant = input.tenant.as_deref().and_then(|tenant| errors.check("/tenant", tenant.parse::<Tenant>()));
-    let settings = check_settings(call, &input, &[], &mut errors);
+    let mut settings = check_settings(call, &input, &[], &mut errors);
+    let transport = amqp::check_transport(&input, &mut settings, &mut errors);
     let (secret, kind) = (input.secret.as_deref(), input.secret_type.as_deref());
     let secret = requested_secret(secret, kind, &settings.signatures, &mut errors);
     let id = Endpoints(&call.api.context).new_id();
@@ -206,7 +224,7 @@ pub async fn create(
     if settings.headers.len() + settings.sensitive_headers.len() > limits::HEADERS_MAX {
         errors.push("/sensitiveHeaders", format!("at most {} headers together", limits::HEADERS_MAX));
     }
-    if settings.handshake.is_none() {
+    if settings.handshake.is_none() && transport == EndpointTransport::Http {
         check_required_handshake(call, &mut errors);
     }
     // Only reports a missing secret.
@@ -217,7 +235,8 @@ pub async fn create(
     let url = url.to_owned();
     let scope = tenant.to_string();
     call.run_once(&scope, async |key| {
-        register(call, NewEndpoint { id, tenant, url, settings, secret, client_certificate }, key).await
+        let new = NewEndpoint { id, tenant, url, transport, settings, secret, client_certificate };
+        register(call, new, key).await
     })
     .await
 }
@@ -227,6 +246,7 @@ struct NewEndpoint {
     id: EndpointId,
     tenant: Tenant,
     url: String,
+    transport: EndpointTransport,
     settings: EndpointSettings,
     secret: RequestedSecret,
     client_certificate: Option<ClientCertificate>,
@@ -237,13 +257,13 @@ async fn register(
     new: NewEndpoint,
     idempotency: Option<Idempotency>,
 ) -> Result<Created<EndpointBody>, Problem> {
-    let NewEndpoint { id, tenant, url, settings, secret, client_certificate } = new;
+    let NewEndpoint { id, tenant, url, transport, settings, secret, client_certificate } = new;
     let mut errors = Errors::default();
     check_room(call, &tenant, &settings.event_types, None, &mut errors);
     check_filter_room(call, &tenant, &settings.selection, None, &mut errors);
     event_types::pins::check(call, &settings.versions, &[], &mut errors);
     std::mem::take(&mut errors).finish()?;
-    let url = check_url(call, &url).await?;
+    let url = check_own_url(call, &url).await?;
     let mut auth = settings.auth.as_ref().map(|settings| settings.auth.clone());
     check_token_url(call, auth.as_mut(), None).await?;
     let now = call.api.context.now().wall;
@@ -262,7 +282,7 @@ async fn register(
         id,
         uid: settings.uid,
         tenant,
-        transport: EndpointTransport::Http,
+        transport,
         url,
         description: settings.description,
         event_types: settings.event_types,
@@ -364,6 +384,16 @@ fn check_keys(
     Ok(())
 }
 
+/// The members of the endpoint after a merge patch.
+fn merged_input(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<EndpointInput, Problem> {
+    let current = endpoint_body(call, endpoint).into_input(endpoint);
+    let mut value = serde_json::to_value(current)
+        .map_err(|_| Problem::Unavailable("the endpoint could not be serialised".to_owned()))?;
+    settings::merge(&mut value, patch);
+    body::parse_value(value)
+}
+
+/// Reports members that no patch can change.
 fn check_fixed_members(endpoint: &Endpoint, input: &EndpointInput, patch: &Value, errors: &mut Errors) {
     if input.tenant.as_deref() != Some(endpoint.tenant.as_str()) {
         errors.push("/tenant", "cannot be changed");
@@ -377,18 +407,16 @@ fn check_fixed_members(endpoint: &Endpoint, input: &EndpointInput, patch: &Value
 
 async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoint, Problem> {
     let endpoint = &move_secret_headers(endpoint);
-    let current = endpoint_body(call, endpoint).into_input(endpoint);
-    let mut value = serde_json::to_value(current)
-        .map_err(|_| Problem::Unavailable("the endpoint could not be serialised".to_owned()))?;
-    settings::merge(&mut value, patch);
-    let mut input: EndpointInput = body::parse_value(value)?;
+    let mut input = merged_input(call, endpoint, patch)?;
     // Unchanged patterns may exceed the bounds: an earlier version stored them.
     let keeps_patterns = patch.get("eventTypes").is_none();
     input.event_types = input.event_types.filter(|_| !keeps_patterns);
     let mut errors = Errors::default();
+    amqp::lift_credentials(&mut input, &mut errors);
     let url = url_text(&input, &mut errors);
     check_fixed_members(endpoint, &input, patch, &mut errors);
-    let settings = check_settings(call, &input, &endpoint.headers, &mut errors);
+    let mut settings = check_settings(call, &input, &endpoint.headers, &mut errors);
+    let transport = amqp::check_transport(&input, &mut settings, &mut errors);
     // Another origin drops write-only values, so that no other receiver gets them.
     let is_same_receiver = is_same_origin(url, &endpoint.url);
     let (kept_headers, kept_certificate) = if is_same_receiver {
@@ -397,7 +425,8 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
         (&[][..], None)
     };
     let kept_auth = endpoint.auth.as_ref().filter(|_| is_same_receiver);
-    let given_auth = patch.get("auth").map(|_| settings.auth.clone());
+    let is_given = patch.get("auth").is_some() || transport != endpoint.transport || input.amqp.is_some();
+    let given_auth = is_given.then(|| settings.auth.clone());
     let mut auth = merge_auth(kept_auth, given_auth, &mut errors);
     let sensitive_headers = merge_sensitive_headers(kept_headers, patch, &settings, &mut errors);
     let event_types = if keeps_patterns {
@@ -415,15 +444,17 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
     event_types::pins::check(call, &settings.versions, &endpoint.versions, &mut errors);
     check_keys(call, endpoint, &settings.signatures, &mut errors)?;
     // An endpoint without a handshake stays as it is, but not at another URL.
-    if settings.handshake.is_none() && (endpoint.handshake.is_some() || url != &*endpoint.url) {
+    let is_http = transport == EndpointTransport::Http;
+    if is_http && settings.handshake.is_none() && (endpoint.handshake.is_some() || url != &*endpoint.url) {
         check_required_handshake(call, &mut errors);
     }
     std::mem::take(&mut errors).finish()?;
-    let url = if url == &*endpoint.url { endpoint.url.clone() } else { check_url(call, url).await? };
+    let url = if url == &*endpoint.url { endpoint.url.clone() } else { check_own_url(call, url).await? };
     check_token_url(call, auth.as_mut(), endpoint.auth.as_ref()).await?;
     let (current, same_url) = (endpoint.handshake.as_ref(), url == endpoint.url);
     let changed = Endpoint {
         uid: settings.uid,
+        transport,
         handshake: handshake::apply_change(current, settings.handshake, same_url),
         url,
         description: settings.description,

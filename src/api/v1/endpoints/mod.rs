@@ -1,5 +1,6 @@
 //! Endpoints: configuration, secrets, statistics, lanes and replays.
 
+pub mod amqp;
 pub mod handlers;
 pub mod model;
 pub mod outgoing;

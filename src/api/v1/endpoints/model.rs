@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
+use super::amqp::AmqpInput;
 use super::outgoing::{AuthInput, RequestMembers, SignatureMember, signature_member};
 use super::selection::{filter_body, filter_member, labels_body};
 use super::settings::{FORMATS, ORDERINGS, word_of};
@@ -20,12 +21,11 @@ use crate::api::text::{Span, Time, Word, format_duration};
 use crate::api::v1::disclosure;
 use crate::api::v1::event_types::pins;
 use crate::domain::{
-    ClientCertificate, DisabledReason, Endpoint, EndpointId, EndpointStatus, EndpointStatusName, Format,
-    Handshake, Ordering, RetryPolicy, Tenant,
+    ClientCertificate, DisabledReason, Endpoint, EndpointStatus, EndpointStatusName, Format, Handshake,
+    Ordering, RetryPolicy,
 };
 use crate::rules::handshake::next_request;
 use crate::rules::headers::is_secret;
-use crate::service::types::{CircuitState, LaneView, WaitReason};
 
 /// The input of a creation. Unlike a change, it requires `url`.
 #[derive(Deserialize)]
@@ -52,9 +52,13 @@ impl JsonSchema for NewEndpointInput {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EndpointInput {
-    /// The target of deliveries; at most 2,048 bytes.
+    /// The target of deliveries; at most 2,048 bytes. `amqps://host:port/vhost` is a broker, and
+    /// needs `amqp`; user name and password in it are moved there.
     #[schemars(length(min = 1, max = 2048))]
     pub url: Option<String>,
+    /// The exchange to publish to, for the URL of a broker.
+    #[serde(default, deserialize_with = "object")]
+    pub amqp: Option<AmqpInput>,
     /// Your name of the endpoint: 1 to 64 characters of `[A-Za-z0-9_.-]` that do not begin with
     /// `ep_`, unique in the tenant. Paths accept it in place of the id.
     #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9_.-]+$"))]
@@ -109,8 +113,8 @@ pub struct EndpointInput {
     #[serde(default, deserialize_with = "object")]
     pub retry: Option<RetryInput>,
     /// `standard`, `cloudevents` (1.0, structured mode), or `raw`: the event's data alone, byte for
-    /// byte.
-    #[schemars(extend("enum" = ["standard", "cloudevents", "raw", null]))]
+    /// byte. For a broker also `cloudevents-binary`: the data alone, and attributes as headers.
+    #[schemars(extend("enum" = ["standard", "cloudevents", "raw", "cloudevents-binary", null]))]
     pub format: Option<String>,
     /// `standard` (Standard Webhooks), `svix`, `stripe`, or `github` (`X-Hub-Signature-256`); or a
     /// list of at most 5 of these words and of custom signatures.
@@ -263,6 +267,8 @@ pub struct EndpointBody {
     pub uid: Option<String>,
     pub tenant: String,
     pub url: String,
+    /// Without its password. Null for an http URL.
+    pub amqp: Option<AmqpInput>,
     pub description: String,
     pub event_types: Vec<String>,
     /// Null: any content.
@@ -345,6 +351,7 @@ impl EndpointBody {
             uid: endpoint.uid.as_ref().map(ToString::to_string),
             tenant: endpoint.tenant.to_string(),
             url: endpoint.url.to_string(),
+            amqp: AmqpInput::new(endpoint),
             description: endpoint.description.to_string(),
             event_types: if endpoint.event_types.is_empty() {
                 vec!["#".to_owned()]
@@ -367,7 +374,7 @@ impl EndpointBody {
             format: word_of(endpoint.format, FORMATS),
             signature: signature_member(&endpoint.signatures),
             request: RequestMembers::new(&endpoint.request),
-            auth: endpoint.auth.as_ref().map(AuthInput::new),
+            auth: endpoint.auth.as_ref().filter(|_| endpoint.amqp().is_none()).map(AuthInput::new),
             handshake: endpoint.handshake.as_ref().map(|one| HandshakeBody::new(one, endpoint, audience)),
             client_certificate: endpoint.client_certificate.as_ref().map(ClientCertificateBody::new),
             trace: endpoint.trace,
@@ -391,6 +398,7 @@ impl EndpointBody {
             // A disabled endpoint has neither of the words that a change accepts.
             status: None,
             url: Some(self.url),
+            amqp: self.amqp,
             tenant: Some(self.tenant),
             description: Some(self.description),
             event_types: Some(self.event_types),
@@ -503,43 +511,4 @@ pub struct LatencyBody {
     pub p50: Option<Span>,
     pub p95: Option<Span>,
     pub p99: Option<Span>,
-}
-
-#[derive(Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct LaneBody {
-    pub endpoint_id: String,
-    pub tenant: String,
-    /// Why the lane waits; null if it does not.
-    #[schemars(with = "Option<Word<WaitReason>>")]
-    pub reason: Option<&'static str>,
-    pub pending: u64,
-    /// Pending deliveries behind another one of the same ordering key.
-    pub waiting_for_order: u64,
-    pub in_flight: u64,
-    /// Due time of the delivery that the lane sends next.
-    pub next_due_at: Option<Time>,
-    /// When the reason ends without intervention.
-    pub until: Option<Time>,
-    #[schemars(with = "Word<CircuitState>")]
-    pub circuit: &'static str,
-    pub consecutive_failures: u32,
-}
-
-impl LaneBody {
-    #[must_use]
-    pub fn new(endpoint_id: &EndpointId, tenant: &Tenant, lane: &LaneView) -> Self {
-        Self {
-            endpoint_id: endpoint_id.to_string(),
-            tenant: tenant.to_string(),
-            reason: lane.reason,
-            pending: lane.pending,
-            waiting_for_order: lane.waiting_for_order,
-            in_flight: lane.in_flight,
-            next_due_at: lane.next_due.map(Time),
-            until: lane.until.map(Time),
-            circuit: lane.circuit,
-            consecutive_failures: lane.consecutive_failures,
-        }
-    }
 }

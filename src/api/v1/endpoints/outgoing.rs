@@ -302,13 +302,15 @@ impl fmt::Debug for OAuthInput {
 pub struct AuthSettings {
     pub auth: EndpointAuth,
     pub has_secret: bool,
+    /// The member with the secret.
+    pub secret_at: &'static str,
 }
 
 fn plain(secret: Option<&String>) -> Sealed {
     Sealed::Plain(secret.map(|text| text.as_bytes().into()).unwrap_or_default())
 }
 
-fn check_auth_text(text: &str, bytes_min: usize, errors: &mut Errors, location: &str) {
+pub(in crate::api::v1) fn check_auth_text(text: &str, bytes_min: usize, errors: &mut Errors, location: &str) {
     if text.len() < bytes_min
         || text.len() > limits::AUTH_TEXT_BYTES_MAX
         || text.chars().any(char::is_control)
@@ -334,7 +336,7 @@ impl AuthInput {
                 check_auth_text(password.map_or("", |text| text), 0, errors, "/auth/basic/password");
                 let username = basic.username.as_str().into();
                 let auth = EndpointAuth::Basic { username, password: plain(password) };
-                Some(AuthSettings { auth, has_secret: password.is_some() })
+                Some(AuthSettings { auth, has_secret: password.is_some(), secret_at: "/auth/basic/password" })
             }
             (None, Some(client)) => {
                 if client.token_url.len() > limits::URL_BYTES_MAX {
@@ -356,7 +358,8 @@ impl AuthInput {
                     scope: client.scope.as_deref().map(Into::into),
                     audience: client.audience.as_deref().map(Into::into),
                 });
-                Some(AuthSettings { auth, has_secret: client.client_secret.is_some() })
+                let has_secret = client.client_secret.is_some();
+                Some(AuthSettings { auth, has_secret, secret_at: "/auth/oauth2/clientSecret" })
             }
             (Some(_), Some(_)) | (None, None) => {
                 errors.push("/auth", "needs either `basic` or `oauth2`");
@@ -395,7 +398,7 @@ pub(super) fn merge_auth(
     errors: &mut Errors,
 ) -> Option<EndpointAuth> {
     let Some(given) = given else { return kept.cloned() };
-    let AuthSettings { mut auth, has_secret } = given?;
+    let AuthSettings { mut auth, has_secret, secret_at } = given?;
     if has_secret {
         return Some(auth);
     }
@@ -410,13 +413,7 @@ pub(super) fn merge_auth(
     };
     match kept {
         Some(kept) => *auth.secret_mut() = kept.secret().clone(),
-        None => {
-            let secret = match auth {
-                EndpointAuth::Basic { .. } => "/auth/basic/password",
-                EndpointAuth::OAuth2(_) => "/auth/oauth2/clientSecret",
-            };
-            errors.push(secret, "is required");
-        }
+        None => errors.push(secret_at, "is required"),
     }
     Some(auth)
 }

@@ -3,23 +3,23 @@
 use std::time::Duration;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::handlers::{find, find_writable};
-use super::model::{LaneBody, LatencyBody, StatsBody};
+use super::model::{LatencyBody, StatsBody};
 use super::settings;
 use crate::api::Call;
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::Required;
 use crate::api::http::response::{Accepted, Json};
-use crate::api::text::{self, Time};
+use crate::api::text::{self, Time, Word};
 use crate::api::v1::jobs::handlers::start;
 use crate::api::v1::jobs::model::{StartedBody, check_rate};
 use crate::api::v1::lists;
-use crate::domain::{Endpoint, JobKind, JobSelection, Timestamp};
+use crate::domain::{Endpoint, EndpointId, JobKind, JobSelection, Tenant, Timestamp};
 use crate::service::Endpoints;
 use crate::service::jobs::NewJob;
-use crate::service::types::LaneView;
+use crate::service::types::{CircuitState, LaneView, WaitReason};
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -45,6 +45,45 @@ pub struct EndpointReplayInput {
 }
 
 const STATS_WINDOW: Duration = Duration::from_secs(24 * 3600);
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LaneBody {
+    pub endpoint_id: String,
+    pub tenant: String,
+    /// Why the lane waits; null if it does not.
+    #[schemars(with = "Option<Word<WaitReason>>")]
+    pub reason: Option<&'static str>,
+    pub pending: u64,
+    /// Pending deliveries behind another one of the same ordering key.
+    pub waiting_for_order: u64,
+    pub in_flight: u64,
+    /// Due time of the delivery that the lane sends next.
+    pub next_due_at: Option<Time>,
+    /// When the reason ends without intervention.
+    pub until: Option<Time>,
+    #[schemars(with = "Word<CircuitState>")]
+    pub circuit: &'static str,
+    pub consecutive_failures: u32,
+}
+
+impl LaneBody {
+    #[must_use]
+    pub fn new(endpoint_id: &EndpointId, tenant: &Tenant, lane: &LaneView) -> Self {
+        Self {
+            endpoint_id: endpoint_id.to_string(),
+            tenant: tenant.to_string(),
+            reason: lane.reason,
+            pending: lane.pending,
+            waiting_for_order: lane.waiting_for_order,
+            in_flight: lane.in_flight,
+            next_due_at: lane.next_due.map(Time),
+            until: lane.until.map(Time),
+            circuit: lane.circuit,
+            consecutive_failures: lane.consecutive_failures,
+        }
+    }
+}
 
 /// The window of statistics: the last day by default.
 pub(in crate::api::v1) fn stats_window(call: &Call) -> Result<(Timestamp, Timestamp), Problem> {

@@ -364,8 +364,12 @@ pub(in crate::api::v1) fn check_number(
 pub(in crate::api::v1) type Words<T> = &'static [(&'static str, T)];
 pub(super) const ORDERINGS: Words<Ordering> =
     &[("none", Ordering::None), ("key", Ordering::Key), ("endpoint", Ordering::Endpoint)];
-pub(in crate::api::v1) const FORMATS: Words<Format> =
-    &[("standard", Format::Standard), ("cloudevents", Format::CloudEvents), ("raw", Format::Raw)];
+pub(in crate::api::v1) const FORMATS: Words<Format> = &[
+    ("standard", Format::Standard),
+    ("cloudevents", Format::CloudEvents),
+    ("raw", Format::Raw),
+    ("cloudevents-binary", Format::CloudEventsBinary),
+];
 pub(super) const SIGNATURES: Words<SignaturePreset> = &[
     ("standard", SignaturePreset::Standard),
     ("stripe", SignaturePreset::Stripe),

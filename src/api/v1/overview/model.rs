@@ -4,7 +4,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::api::text::Time;
-use crate::api::v1::endpoints::model::{LaneBody, LatencyBody};
+use crate::api::v1::endpoints::model::LatencyBody;
+use crate::api::v1::endpoints::reports::LaneBody;
 
 /// Statistics over all endpoints of a tenant, or of all tenants.
 #[derive(Serialize, JsonSchema)]

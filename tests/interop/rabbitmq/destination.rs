@@ -1,0 +1,215 @@
+//! Endpoints with the URL of a broker.
+
+use std::collections::BTreeSet;
+
+use balto::domain::{EventType, Pattern};
+use balto::rules::matching::pattern_matches;
+use serde_json::{Value, json};
+
+use super::broker::broker;
+use crate::support::{Daemon, number, seed};
+
+/// Publishes an event, and returns its only delivery when it has ended.
+async fn delivered(daemon: &Daemon, event: &Value) -> Value {
+    let event = daemon.post("/events", &event.to_string()).await;
+    let path = format!("/events/{}", event["id"].as_str().unwrap());
+    let shown = daemon.until(&path, |event| event["status"] != "pending").await;
+    daemon.get(&format!("/deliveries/{}", shown["deliveries"][0]["id"].as_str().unwrap())).await
+}
+
+#[tokio::test]
+async fn event_is_a_persistent_message_with_its_properties() {
+    let Some(mut guard) = broker().await else { return };
+    let broker = guard.as_mut().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let authority = broker.directory.path().join("ca.pem").to_str().unwrap().to_owned();
+    let environment = [("BALTO__EGRESS__CA_FILE", authority.as_str())];
+    let daemon = Daemon::start_in(data.path(), &["--dev"], &environment).await;
+    broker.bound("pets", "adoptions", "pet.*.adopted");
+    let endpoint = json!({"url": format!("amqps://guest:guest@localhost:{}/%2f", broker.tls_port),
+        "amqp": {"exchange": "pets"}, "headers": {"X-Team": "dogs"}, "trace": true, "uid": "pets"});
+    let made = daemon.post("/endpoints", &endpoint.to_string()).await;
+    assert_eq!(made["url"], format!("amqps://localhost:{}/%2F", broker.tls_port));
+    let shown = json!({"exchange": "pets", "routingKey": "type", "declare": false, "username": "guest"});
+    assert_eq!((&made["amqp"], &made["auth"]), (&shown, &Value::Null), "{made}");
+
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let event =
+        json!({"type": "pet.dog.adopted", "id": "adopted-1", "data": {"name": "Rex"}, "stream": "pet-1"});
+    let headers = [("traceparent", trace), ("balto-hops", "2")];
+    assert_eq!(daemon.call("POST", "/events", &headers, &event.to_string()).await.0, 202);
+    let delivery = delivered(&daemon, &event).await;
+    assert_eq!((&delivery["status"], &delivery["attempts"][0]["error"]), (&json!("delivered"), &Value::Null));
+    let message = &broker.take("adoptions")[0];
+    for (member, value) in [
+        ("content_type", json!("application/json")),
+        ("delivery_mode", json!(2)),
+        ("message_id", json!("adopted-1")),
+        ("type", json!("pet.dog.adopted")),
+        ("app_id", json!("balto")),
+        ("key", json!("pet.dog.adopted")),
+        ("exchange", json!("pets")),
+    ] {
+        assert_eq!(message[member], value, "{member} of {message}");
+    }
+    let headers = &message["headers"];
+    for (name, value) in
+        [("balto-attempt", "1"), ("balto-hops", "3"), ("balto-tenant", "default"), ("x-team", "dogs")]
+    {
+        assert_eq!(headers[name], value, "{name} of {message}");
+    }
+    assert!(headers["traceparent"].as_str().unwrap().starts_with(&trace[..35]), "{message}");
+    let body: Value = serde_json::from_str(message["body"].as_str().unwrap()).unwrap();
+    assert_eq!((&body["data"], &body["stream"]), (&json!({"name": "Rex"}), &json!("pet-1")));
+    // The headers are those of a request, so that a consumer can check the signature.
+    let webhook = standardwebhooks::Webhook::new(made["secret"].as_str().unwrap()).unwrap();
+    let mut signed = axum::http::HeaderMap::new();
+    for name in ["webhook-id", "webhook-timestamp", "webhook-signature"] {
+        signed.insert(name, headers[name].as_str().unwrap().parse().unwrap());
+    }
+    assert!(webhook.verify(message["body"].as_str().unwrap().as_bytes(), &signed).is_ok());
+
+    let attempt = &delivery["attempts"][0];
+    let request = &attempt["request"];
+    assert_eq!((&request["method"], &request["url"]), (&json!("PUBLISH"), &made["url"]), "{attempt}");
+    assert_eq!(request["headers"]["routing-key"], "pet.dog.adopted", "{attempt}");
+    assert!(!delivery.to_string().contains("guest"), "{delivery}");
+    assert_eq!(attempt["remoteAddress"], format!("127.0.0.1:{}", broker.tls_port));
+    assert!(attempt["timing"]["tls"].is_string() || attempt["timing"]["tls"].is_number(), "{attempt}");
+    let lane = daemon.get("/endpoints/pets/lane").await;
+    assert_eq!((&lane["circuit"], &lane["pending"]), (&json!("closed"), &json!(0)), "{lane}");
+}
+
+#[tokio::test]
+async fn formats_and_routing_keys_of_messages() {
+    let Some(mut guard) = broker().await else { return };
+    let broker = guard.as_mut().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    broker.bound("formats", "all-formats", "#");
+    broker.ask(&json!({"op": "queue", "name": "direct-queue"}));
+    let event = json!({"type": "a.b", "data": [1, 2], "stream": "s/1", "orderingKey": "k 1"});
+    for (format, key, routed) in [
+        ("standard", json!("stream"), "s/1"),
+        ("cloudevents", json!("orderingKey"), "k 1"),
+        ("cloudevents-binary", json!("type"), "a.b"),
+        ("raw", json!({"literal": "always.this"}), "always.this"),
+    ] {
+        let amqp = json!({"exchange": "formats", "routingKey": key});
+        let endpoint = json!({"url": broker.url("%2F"), "amqp": amqp, "format": format});
+        let made = daemon.post("/endpoints", &endpoint.to_string()).await;
+        assert_eq!((&made["amqp"]["routingKey"], &made["format"]), (&key, &json!(format)));
+        assert_eq!(delivered(&daemon, &event).await["status"], "delivered");
+        let message = &broker.take("all-formats")[0];
+        let body: Value = serde_json::from_str(message["body"].as_str().unwrap()).unwrap();
+        assert_eq!(message["key"], routed, "{format}");
+        match format {
+            "standard" => assert_eq!(body["type"], "a.b"),
+            "cloudevents" => {
+                assert_eq!((&body["specversion"], &body["subject"]), (&json!("1.0"), &json!("s/1")));
+                let media = message["content_type"].as_str().unwrap();
+                assert!(media.starts_with("application/cloudevents+json"), "{media}");
+            }
+            "cloudevents-binary" => {
+                let headers = &message["headers"];
+                assert_eq!((&body, &headers["cloudEvents_type"]), (&json!([1, 2]), &json!("a.b")));
+                assert_eq!(headers["cloudEvents_id"], message["message_id"]);
+                assert_eq!(headers["cloudEvents_source"], "/default");
+            }
+            _ => assert_eq!(body, json!([1, 2])),
+        }
+        let path = format!("/endpoints/{}", made["id"].as_str().unwrap());
+        assert_eq!(daemon.call("DELETE", &path, &[], "").await.0, 204);
+    }
+    // The default exchange, and an exchange that Balto declares in another virtual host.
+    let amqp = json!({"exchange": "", "routingKey": {"literal": "direct-queue"}});
+    daemon.post("/endpoints", &json!({"url": broker.url("%2F"), "amqp": amqp}).to_string()).await;
+    assert_eq!(delivered(&daemon, &event).await["status"], "delivered");
+    assert_eq!(broker.take("direct-queue").len(), 1);
+}
+
+#[tokio::test]
+async fn failures_have_a_class_and_the_brokers_words() {
+    let Some(mut guard) = broker().await else { return };
+    let broker = guard.as_mut().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    broker.ask(&json!({"op": "exchange", "name": "nobody-listens"}));
+    let port = broker.port;
+    let url = |login: &str, vhost: &str| format!("amqp://{login}127.0.0.1:{port}/{vhost}");
+    for (url, amqp, class, words) in [
+        (url("", "%2F"), json!({"exchange": "nobody-listens"}), "unroutable", "312 NO_ROUTE"),
+        (url("", "%2F"), json!({"exchange": "missing"}), "broker", "404 NOT_FOUND - no exchange 'missing'"),
+        (url("", "absent"), json!({"exchange": "x"}), "broker", "530 NOT_ALLOWED"),
+        (url("guest:wrong@", "%2F"), json!({"exchange": "x"}), "broker", "403 ACCESS_REFUSED"),
+        (url("", "%2F"), json!({"exchange": "amq.fanout", "declare": "topic"}), "", ""),
+        (
+            format!("amqp://127.0.0.1:{}/%2F", broker.tls_port),
+            json!({"exchange": "x"}),
+            "reset",
+            "closed the connection",
+        ),
+    ] {
+        let endpoint = json!({"url": url, "amqp": amqp, "retry": {"schedule": ["10ms"]}});
+        if class.is_empty() {
+            let (status, problem, _) = daemon.call("POST", "/endpoints", &[], &endpoint.to_string()).await;
+            assert_eq!(
+                (status, &problem["errors"][0]["pointer"]),
+                (422, &json!("/amqp/declare")),
+                "{problem}"
+            );
+            continue;
+        }
+        let made = daemon.post("/endpoints", &endpoint.to_string()).await;
+        let delivery = delivered(&daemon, &json!({"type": "a", "data": 1})).await;
+        let attempts = delivery["attempts"].as_array().unwrap();
+        assert_eq!((&delivery["status"], attempts.len()), (&json!("dead"), 2), "{delivery}");
+        let attempt = &attempts[0];
+        assert_eq!(
+            (&attempt["errorClass"], &attempt["statusCode"]),
+            (&json!(class), &Value::Null),
+            "{attempt}"
+        );
+        assert!(attempt["error"].as_str().unwrap().contains(words), "{attempt}");
+        assert!(!delivery.to_string().contains("wrong"), "{delivery}");
+        let path = format!("/endpoints/{}", made["id"].as_str().unwrap());
+        let lane = daemon.get(&format!("{path}/lane")).await;
+        let failures = if class == "unroutable" { 0 } else { 2 };
+        assert_eq!(lane["consecutiveFailures"], failures, "{class}: {lane}");
+        assert_eq!(daemon.call("DELETE", &path, &[], "").await.0, 204);
+    }
+    // Nothing of the refused endpoint's exchange is used up: the next message passes.
+    broker.bound("nobody-listens", "somebody", "#");
+    let amqp = json!({"exchange": "nobody-listens"});
+    daemon.post("/endpoints", &json!({"url": url("", "%2F"), "amqp": amqp}).to_string()).await;
+    assert_eq!(delivered(&daemon, &json!({"type": "a", "data": 1})).await["status"], "delivered");
+}
+
+#[tokio::test]
+async fn topic_patterns_agree_with_the_broker() {
+    let Some(mut guard) = broker().await else { return };
+    let broker = guard.as_mut().unwrap();
+    let mut chance = fastrand::Rng::with_seed(seed());
+    let side = (number("BALTO_TEST_TOPIC_PAIRS").unwrap_or(625) as f64).sqrt().ceil() as usize;
+    let mut names = |wild: bool| -> Vec<String> {
+        let words: &[&str] = if wild { &["a", "b", "c", "*", "#"] } else { &["a", "b", "c"] };
+        let mut name = || {
+            (0..chance.usize(1..=5)).map(|_| words[chance.usize(..words.len())]).collect::<Vec<_>>().join(".")
+        };
+        (0..side).map(|_| name()).collect()
+    };
+    let patterns = names(true);
+    let keys: Vec<_> = names(false).into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+    let routed = broker.ask(&json!({"op": "topics", "patterns": patterns, "keys": keys}));
+    let mut matches = 0;
+    for (pattern, routed) in patterns.iter().zip(routed.as_array().unwrap()) {
+        let routed: BTreeSet<_> =
+            routed.as_array().unwrap().iter().map(|key| key.as_str().unwrap()).collect();
+        let parsed: Pattern = pattern.parse().unwrap();
+        let is_match = |key: &&str| pattern_matches(&parsed, &key.parse::<EventType>().unwrap());
+        let ours: BTreeSet<_> = keys.iter().map(String::as_str).filter(is_match).collect();
+        assert_eq!(ours, routed, "{pattern}");
+        matches += ours.len();
+    }
+    assert!(matches > 0, "no pair matches");
+}
