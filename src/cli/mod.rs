@@ -28,6 +28,7 @@ mod overview;
 mod projections;
 mod queues;
 mod selection;
+mod sources;
 mod stop;
 mod streams;
 mod table;
@@ -136,6 +137,9 @@ enum Command {
     Queues(Box<queues::QueuesCommand>),
     /// Run a command for each message of a queue.
     Work(Box<work::WorkArgs>),
+    /// Manage sources: queues of RabbitMQ whose messages become events.
+    #[command(subcommand)]
+    Sources(sources::SourcesCommand),
     /// List, show and cancel jobs: bulk work in the background.
     #[command(subcommand)]
     Jobs(jobs::JobsCommand),
@@ -319,6 +323,7 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Queues(command) => block_on(command.run(&session()?))?,
         Command::Work(args) => block_on(args.run(session()?))?,
+        Command::Sources(command) => block_on(command.run(&session()?))?,
         Command::Jobs(command) => block_on(command.run(&session()?))?,
         Command::Keys(command) => block_on(command.run(&session()?))?,
         Command::Audit(args) => block_on(args.run(&session()?))?,

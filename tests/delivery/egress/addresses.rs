@@ -1,6 +1,7 @@
 //! Tables A and B: the syntax of URLs, and the literal addresses that they may name.
 
 use balto::domain::ErrorClass;
+use balto::domain::ReceiverAnswer::Status;
 use serde_json::json;
 
 use super::fixture::{
@@ -292,7 +293,7 @@ async fn public_literals_are_kept_and_connected_to() {
             let url = format!("http://{host}/");
             assert!(save(&daemon, &url).await.is_ok(), "{row} {host} at save");
             let asked = proxy.asked().len();
-            assert_eq!(send(&courier, &url).await.outcome, Ok(200), "{row} {host}");
+            assert_eq!(send(&courier, &url).await.outcome, Ok(Status(200)), "{row} {host}");
             let parsed: url::Url = url.parse().unwrap();
             let lines = proxy.lines();
             assert_eq!(
@@ -404,7 +405,7 @@ async fn b19_the_daemons_own_ports_are_refused_in_open_networks() {
     assert_eq!(echo.connections().len(), 0, "{:?}", echo.connections());
     // Loopback is open for receivers on this machine, except for the daemon's own ports.
     let url = format!("http://127.0.0.1:{}/", echo.port);
-    assert_eq!(send(&courier, &url).await.outcome, Ok(200));
+    assert_eq!(send(&courier, &url).await.outcome, Ok(Status(200)));
     courier.set_listening(vec![echo.port]);
     for host in ["127.0.0.1", "127.1.2.3", "[::1]", "localhost", "[::ffff:127.0.0.1]"] {
         let url = format!("http://{host}:{}/", echo.port);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use balto::courier::{Courier, CourierSettings};
 use balto::domain::ErrorClass;
+use balto::domain::ReceiverAnswer::Status;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -388,7 +389,7 @@ async fn d6_next_address_is_tried_when_the_first_is_silent() {
         }
     });
     let courier = courier(open(&[LOOPBACK, "::1/128"]), fixed_resolver(&["127.0.0.1", "::1", "127.0.0.2"]));
-    assert_eq!(send(&courier, &format!("http://a.example:{}/", hole.port)).await.outcome, Ok(200));
+    assert_eq!(send(&courier, &format!("http://a.example:{}/", hole.port)).await.outcome, Ok(Status(200)));
 }
 
 #[tokio::test]
@@ -450,7 +451,7 @@ async fn clients_with_certificates_are_bounded() {
         let identity =
             ClientIdentity::new(EndpointNumber(number), &[own.der().into()], own.key_der().to_vec());
         let outbound_request = outbound_request(&url, WAIT_MAX).with_identity(Some(identity));
-        assert_eq!(courier.send(outbound_request).await.unwrap().outcome, Ok(200));
+        assert_eq!(courier.send(outbound_request).await.unwrap().outcome, Ok(Status(200)));
         receiver.seen().last().unwrap().connection
     };
     let first = as_endpoint(0).await;
@@ -478,7 +479,7 @@ async fn scarce_descriptors_close_idle_connections() {
         stream
     });
     let (second, ()) = tokio::join!(send(&courier, &url), answer(&mut kept));
-    assert_eq!((first.outcome, second.outcome), (Ok(204), Ok(204)));
+    assert_eq!((first.outcome, second.outcome), (Ok(Status(204)), Ok(Status(204))));
     courier.on_shortage();
     // Earlier than the idle timeout.
     let closed = tokio::time::timeout(WAIT_MAX, kept.read(&mut [0; 1])).await;
@@ -495,7 +496,7 @@ async fn closed_tls_connection_sends_close_notify() {
     };
     let courier = Courier::new(settings).unwrap();
     let url = format!("https://hooks.example:{}/", receiver.address.port());
-    assert_eq!(send(&courier, &url).await.outcome, Ok(200));
+    assert_eq!(send(&courier, &url).await.outcome, Ok(Status(200)));
     courier.on_shortage();
     let deadline = tokio::time::Instant::now() + WAIT_MAX;
     while receiver.close_notifies().is_empty() {

@@ -84,7 +84,7 @@ pub(crate) async fn send(courier: &Courier, url: &str) -> ReceiverReply {
 pub(crate) fn failure(reply: &ReceiverReply) -> (ErrorClass, &str) {
     match &reply.outcome {
         Err((class, words)) => (*class, words),
-        Ok(status) => panic!("status {status} instead of a failure"),
+        Ok(status) => panic!("status {status:?} instead of a failure"),
     }
 }
 

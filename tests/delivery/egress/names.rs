@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use balto::courier::{Resolver, SystemResolver};
 use balto::domain::ErrorClass;
+use balto::domain::ReceiverAnswer::Status;
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::Notify;
@@ -139,9 +140,12 @@ async fn dns_answers_are_checked_at_save_and_at_send() {
     // Control: an allowed name is delivered to.
     let url = format!("http://public.example:{}/", echo.port);
     assert_eq!(save(&daemon, &url).await, Ok(url.clone()));
-    assert_eq!(send(&courier, &url).await.outcome, Ok(200));
+    assert_eq!(send(&courier, &url).await.outcome, Ok(Status(200)));
     // C6: a short chain of aliases is followed.
-    assert_eq!(send(&courier, &format!("http://46.chain.example:{}/", echo.port)).await.outcome, Ok(200));
+    assert_eq!(
+        send(&courier, &format!("http://46.chain.example:{}/", echo.port)).await.outcome,
+        Ok(Status(200))
+    );
     assert_eq!(echo.connections(), [OUTSIDE, OUTSIDE].map(|at| at.parse::<IpAddr>().unwrap()));
 
     let mut sending = tokio::task::JoinSet::new();
@@ -213,7 +217,7 @@ async fn c4_rebinding_name_never_leads_to_an_internal_address() {
     let (mut arrived, mut blocked) = (0, 0);
     for number in 0..1_000 {
         match send(&courier, &format!("http://a.example:{}/", closing.port)).await.outcome {
-            Ok(200) => arrived += 1,
+            Ok(Status(200)) => arrived += 1,
             Err((ErrorClass::BlockedAddress, _)) => blocked += 1,
             other => panic!("attempt {number}: {other:?}"),
         }
@@ -228,7 +232,7 @@ async fn c4_rebinding_name_never_leads_to_an_internal_address() {
     for _ in 0..200 {
         let reply = send(&courier, &format!("http://rebinds.example:{}/", closing.port)).await;
         assert!(
-            matches!(reply.outcome, Ok(200) | Err((ErrorClass::BlockedAddress, _))),
+            matches!(reply.outcome, Ok(Status(200)) | Err((ErrorClass::BlockedAddress, _))),
             "{:?}",
             reply.outcome
         );
@@ -350,7 +354,7 @@ async fn c8_hanging_lookups_do_not_delay_others() {
         hanging.spawn(async move { send(&courier, &format!("http://h{number}.example/")).await });
     }
     until("the last hanging lookup", || names.asked("h99.example") > 0).await;
-    assert_eq!(send(&courier, &format!("http://good.example:{}/", echo.port)).await.outcome, Ok(200));
+    assert_eq!(send(&courier, &format!("http://good.example:{}/", echo.port)).await.outcome, Ok(Status(200)));
     assert_eq!(
         hanging.try_join_next().map(|ended| ended.unwrap().outcome),
         None,
@@ -370,15 +374,15 @@ async fn c9_kept_connection_is_reused_and_a_new_one_is_checked() {
     let echo = EchoReceiver::open().await;
     let courier = courier(open(&[PUBLIC]), Arc::new(resolver));
     let url = format!("http://a.example:{}/", echo.port);
-    assert_eq!(send(&courier, &url).await.outcome, Ok(200));
+    assert_eq!(send(&courier, &url).await.outcome, Ok(Status(200)));
     turned.store(1, Ordering::SeqCst);
     // Over the kept connection, to the checked address.
     let reply = send(&courier, &url).await;
-    assert_eq!((reply.outcome, &reply.body[..]), (Ok(200), OUTSIDE.as_bytes()));
+    assert_eq!((reply.outcome, &reply.body[..]), (Ok(Status(200)), OUTSIDE.as_bytes()));
     assert_eq!(echo.connections().len(), 1);
     // Two concurrent requests need a second connection, which makes another lookup and is checked.
     let (one, two) = tokio::join!(send(&courier, &url), send(&courier, &url));
-    assert_eq!(one.outcome, Ok(200));
+    assert_eq!(one.outcome, Ok(Status(200)));
     assert_eq!(failure(&two), (ErrorClass::BlockedAddress, BLOCKED));
     assert_eq!(echo.connections(), [OUTSIDE.parse::<IpAddr>().unwrap()]);
 }

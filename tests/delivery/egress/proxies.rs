@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use balto::courier::{Courier, CourierSettings};
 use balto::domain::ErrorClass;
+use balto::domain::ReceiverAnswer::Status;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -43,7 +44,7 @@ async fn d9_proxy_gets_names_and_no_forbidden_requests() {
     let with_password = proxy.url.replace("http://", "http://user:p%40ss@");
     let courier = Courier::new(proxied(open(&[]), &with_password)).unwrap();
     // The daemon resolves no name: the resolver of this courier panics when it is called.
-    assert_eq!(send(&courier, "http://hooks.example/a").await.outcome, Ok(200));
+    assert_eq!(send(&courier, "http://hooks.example/a").await.outcome, Ok(Status(200)));
     let asked = proxy.asked();
     assert_eq!(asked[0].line, "CONNECT hooks.example:80 HTTP/1.1");
     assert_eq!(asked[0].headers["proxy-authorization"], "Basic dXNlcjpwQHNz");
@@ -115,7 +116,7 @@ async fn d9_tls_is_end_to_end_through_a_proxy() {
     let through = forwarding_proxy(receiver.address).await;
     let settings = CourierSettings { roots: authority.roots(), ..proxied(open(&[]), &through) };
     let courier = Courier::new(settings).unwrap();
-    assert_eq!(send(&courier, "https://hooks.example/x").await.outcome, Ok(200));
+    assert_eq!(send(&courier, "https://hooks.example/x").await.outcome, Ok(Status(200)));
     assert_eq!(receiver.seen()[0].server_name.as_deref(), Some("hooks.example"));
     // The certificate must be the receiver's, not the proxy's.
     let reply = send(&courier, "https://other.example/x").await;

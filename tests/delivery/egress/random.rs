@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use balto::courier::guard::EgressPolicy;
 use balto::courier::{Courier, OutboundRequest};
+use balto::domain::ReceiverAnswer::Status;
 use bytes::Bytes;
 use fastrand::Rng;
 use url::Url;
@@ -171,7 +172,7 @@ async fn trial(courier: &Courier, raw: &str, sure: bool) -> Tally {
     };
     tally.sent = 1;
     let reply = courier.send(outbound_request).await.unwrap();
-    if let Ok(200) = reply.outcome {
+    if let Ok(Status(200)) = reply.outcome {
         tally.arrived = 1;
         let at: IpAddr = std::str::from_utf8(&reply.body).unwrap().parse().unwrap();
         assert!(may_be_reached(at), "{raw:?} ({stored}) arrived at {at}");

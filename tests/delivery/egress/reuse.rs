@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use balto::courier::{Courier, CourierSettings, ReceiverReply};
+use balto::domain::ReceiverAnswer::Status;
 use balto::domain::{ConnectionFacts, ErrorClass};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -80,7 +81,7 @@ async fn ended_tls_connection_is_replaced_once() {
         };
         let courier = Courier::new(trusted).unwrap();
         let first = send(&courier, &url).await;
-        assert_eq!(first.outcome, Ok(200), "{ending:?}");
+        assert_eq!(first.outcome, Ok(Status(200)), "{ending:?}");
         let second = send(&courier, &url).await;
         is_observed(&first, address, false);
         is_observed(&second, address, matches!(ending, Ending::OneByte));
@@ -89,7 +90,7 @@ async fn ended_tls_connection_is_replaced_once() {
             assert!(matches!(second, Err((ErrorClass::Reset, _))), "{ending:?}: {second:?}");
             assert_eq!(*seen.lock().unwrap(), [0, 0], "{ending:?}");
         } else {
-            assert_eq!(second, Ok(200), "{ending:?}");
+            assert_eq!(second, Ok(Status(200)), "{ending:?}");
             assert_eq!(*seen.lock().unwrap(), [0, 0, 1], "{ending:?}");
         }
         receiver.abort();

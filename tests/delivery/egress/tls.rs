@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use balto::courier::tls::{CheckedCertificate, ClientIdentity};
 use balto::courier::{Courier, CourierSettings, OutboundRequest};
+use balto::domain::ReceiverAnswer::Status;
 use balto::domain::{EndpointNumber, ErrorClass, Timestamp};
 use rcgen::{
     KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ECDSA_P521_SHA512, PKCS_ED25519,
@@ -40,7 +41,7 @@ fn to(port: u16) -> OutboundRequest {
 /// The error of the attempt's record; empty after a delivery.
 async fn outcome(courier: &Courier, outbound_request: OutboundRequest) -> String {
     let reply = courier.send(outbound_request).await.unwrap();
-    if reply.outcome == Ok(200) {
+    if reply.outcome == Ok(Status(200)) {
         return String::new();
     }
     let (class, words) = failure(&reply);

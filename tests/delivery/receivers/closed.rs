@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use balto::courier::{CourierSettings, OutboundRequest, Proxy};
 use balto::domain::ErrorClass;
+use balto::domain::ReceiverAnswer::Status;
 use hyper::header::HeaderMap;
 use serde_json::{Value, json};
 
@@ -97,8 +98,16 @@ async fn reused_connection_that_ends_is_replaced_once() {
     for (story, end, is_read) in endings() {
         let receiver = Chaos::start(&ends_on_reuse(1, end));
         let courier = courier();
-        assert_eq!(send(&courier, &receiver.url, "first", WAIT_MAX).await.outcome, Ok(200), "{story}");
-        assert_eq!(send(&courier, &receiver.url, "second", WAIT_MAX).await.outcome, Ok(200), "{story}");
+        assert_eq!(
+            send(&courier, &receiver.url, "first", WAIT_MAX).await.outcome,
+            Ok(Status(200)),
+            "{story}"
+        );
+        assert_eq!(
+            send(&courier, &receiver.url, "second", WAIT_MAX).await.outcome,
+            Ok(Status(200)),
+            "{story}"
+        );
         let expected = if is_read { vec!["first", "second", "second"] } else { vec!["first", "second"] };
         assert_eq!(
             (ids(&receiver), receiver.connections()),
@@ -129,9 +138,13 @@ async fn fresh_connection_that_ends_fails_the_attempt() {
             }
         }));
         let courier = courier();
-        assert_eq!(send(&courier, &receiver.url, "first", WAIT_MAX).await.outcome, Ok(200), "{story}");
+        assert_eq!(
+            send(&courier, &receiver.url, "first", WAIT_MAX).await.outcome,
+            Ok(Status(200)),
+            "{story}"
+        );
         let reply = send(&courier, &receiver.url, "second", WAIT_MAX).await;
-        assert!(matches!(reply.outcome, Err((ErrorClass::Reset, _)) | Ok(408)), "{story}: {reply:?}");
+        assert!(matches!(reply.outcome, Err((ErrorClass::Reset, _)) | Ok(Status(408))), "{story}: {reply:?}");
         assert_eq!(receiver.connections(), 2, "{story}");
     }
 }
@@ -214,9 +227,9 @@ async fn stale_pool_costs_one_connection() {
     let courier = courier();
     let sends = (0..POOLED).map(|_| send(&courier, &receiver.url, "first", WAIT_MAX));
     for reply in futures_util::future::join_all(sends).await {
-        assert_eq!(reply.outcome, Ok(200));
+        assert_eq!(reply.outcome, Ok(Status(200)));
     }
-    assert_eq!(send(&courier, &receiver.url, "second", WAIT_MAX).await.outcome, Ok(200));
+    assert_eq!(send(&courier, &receiver.url, "second", WAIT_MAX).await.outcome, Ok(Status(200)));
     let seconds = ids(&receiver).iter().filter(|id| *id == "second").count();
     assert_eq!((receiver.connections(), seconds), (POOLED + 1, 2));
 }
@@ -230,7 +243,7 @@ async fn handshake_request_is_repeated_like_a_delivery() {
     let courier = courier();
     send(&courier, &receiver.url, "first", WAIT_MAX).await;
     let outbound_request = OutboundRequest::options(&receiver.url, HeaderMap::new(), WAIT_MAX).unwrap();
-    assert_eq!(courier.send(outbound_request).await.unwrap().outcome, Ok(200));
+    assert_eq!(courier.send(outbound_request).await.unwrap().outcome, Ok(Status(200)));
     let lines: Vec<_> = receiver.requests().into_iter().map(|got| got.line).collect();
     assert_eq!(lines, ["POST /hook HTTP/1.1", "OPTIONS /hook HTTP/1.1", "OPTIONS /hook HTTP/1.1"]);
 }
@@ -248,7 +261,7 @@ async fn connection_through_a_proxy_is_replaced_too() {
     let address = proxy.url.parse().unwrap();
     let courier = courier_with(CourierSettings { proxy: Proxy::new(&address), ..settings() });
     for id in ["first", "second"] {
-        assert_eq!(send(&courier, "http://127.0.0.1:8080/", id, WAIT_MAX).await.outcome, Ok(200));
+        assert_eq!(send(&courier, "http://127.0.0.1:8080/", id, WAIT_MAX).await.outcome, Ok(Status(200)));
     }
     let lines: Vec<_> = proxy.requests().into_iter().map(|got| got.line).collect();
     let (connect, post) = ("CONNECT 127.0.0.1:8080 HTTP/1.1", "POST / HTTP/1.1");

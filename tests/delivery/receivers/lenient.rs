@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use balto::courier::{CourierSettings, Proxy};
 use balto::domain::ErrorClass;
+use balto::domain::ReceiverAnswer::Status;
 use balto::limits;
 use serde_json::{Value, json};
 
@@ -33,7 +34,7 @@ async fn headers_are_found_in_any_notation() {
         let receiver =
             Chaos::start(&replies_with(format!("HTTP/1.1 429\r\n{line}\r\nContent-Length: 0\r\n\r\n")));
         let reply = send(&courier(), &receiver.url, "a", WAIT_MAX).await;
-        assert_eq!((reply.outcome, reply.retry_after.as_deref()), (Ok(429), Some("7")), "{line:?}");
+        assert_eq!((reply.outcome, reply.retry_after.as_deref()), (Ok(Status(429)), Some("7")), "{line:?}");
     }
 }
 
@@ -56,7 +57,7 @@ async fn reply_may_have_256_header_lines() {
         let receiver =
             Chaos::start(&replies_with(format!("HTTP/1.1 200 OK\r\n{lines}Content-Length: 2\r\n\r\nhi")));
         let reply = send(&courier(), &receiver.url, "a", WAIT_MAX).await;
-        assert_eq!((reply.outcome, &reply.body[..]), (Ok(200), &b"hi"[..]), "{count}");
+        assert_eq!((reply.outcome, &reply.body[..]), (Ok(Status(200)), &b"hi"[..]), "{count}");
     }
 }
 
@@ -73,7 +74,7 @@ async fn irregular_head_may_arrive_byte_by_byte() {
         talk.hang().await;
     }));
     let reply = send(&courier(), &receiver.url, "a", WAIT_MAX).await;
-    assert_eq!((reply.outcome, &reply.body[..]), (Ok(200), &b"hi"[..]));
+    assert_eq!((reply.outcome, &reply.body[..]), (Ok(Status(200)), &b"hi"[..]));
     receiver.until_all_closed().await;
 }
 
@@ -99,7 +100,7 @@ async fn body_ends_two_seconds_after_the_head() {
         }));
         let reply = send(&courier(), &receiver.url, "a", TIMEOUT).await;
         let story = format!("{head:?}, drips: {drips}, {reply:?}");
-        assert_eq!(reply.outcome, Ok(status), "{story}");
+        assert_eq!(reply.outcome, Ok(Status(status)), "{story}");
         assert!((limits::REPLY_BODY_TIMEOUT..BODY_SECONDS_MAX).contains(&reply.duration), "{story}");
         assert_eq!(reply.retry_after.is_some(), head.contains("Retry-After"), "{story}");
         receiver.until_all_closed().await;
@@ -118,7 +119,7 @@ async fn body_ends_with_a_shorter_timeout() {
     }));
     for _ in 0..50 {
         let reply = send(&courier(), &receiver.url, "a", Duration::from_millis(500)).await;
-        if reply.outcome == Ok(200) && reply.duration < limits::REPLY_BODY_TIMEOUT {
+        if reply.outcome == Ok(Status(200)) && reply.duration < limits::REPLY_BODY_TIMEOUT {
             return;
         }
     }
@@ -170,7 +171,7 @@ async fn proxy_replies_are_read_leniently() {
         let courier = courier_with(CourierSettings { proxy: proxied, ..settings() });
         let outcome = send(&courier, "http://127.0.0.1:8080/", "a", WAIT_MAX).await.outcome;
         match refusal {
-            None => assert_eq!(outcome, Ok(200), "{head:?}"),
+            None => assert_eq!(outcome, Ok(Status(200)), "{head:?}"),
             Some(status) => {
                 let Err((class, words)) = outcome else { panic!("{head:?}") };
                 assert!(class == ErrorClass::Connect && words.ends_with(status), "{head:?}: {words}");
