@@ -34,9 +34,9 @@
 //! | [`daemon`], [`cli`] | assembly, start and shutdown; the command line | |
 //!
 //! Imports point down only: `main, cli -> daemon -> { api, delivery, sources } -> service ->
-//! context -> { maintenance, courier } -> outbox -> { storage, schemas, filters } -> { lanes, rules,
-//! projections } -> domain -> codec, limits`. The test `tests/house/tidy.rs` checks this. `rules`
-//! may also read the rows of `projections`.
+//! context -> { maintenance, courier } -> outbox -> { storage, schemas, filters } -> { lanes,
+//! rules, projections } -> domain -> codec, limits`. The test `tests/house/tidy.rs` checks this.
+//! `rules` may also read the rows of `projections`.
 //!
 //! # One event's journey
 //!

@@ -4,9 +4,12 @@
 //! `_DEFAULT` can be configured; the configuration carries the value in force. Must never know any
 //! other module.
 
+pub mod broker;
+mod selection;
+
 use std::time::Duration;
 
-pub mod broker;
+pub use selection::*;
 
 // ---- ingest ----
 
@@ -30,20 +33,6 @@ pub const NAME_BYTES_MAX: usize = 255;
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 /// Bound of the `metadata` of an event, endpoint or tenant, in bytes of JSON.
 pub const METADATA_BYTES_MAX: usize = 16 * 1024;
-/// Most labels of an event, an endpoint or a queue.
-pub const LABELS_MAX: usize = 10;
-/// Longest label, in bytes.
-pub const LABEL_BYTES_MAX: usize = 128;
-/// Longest filter of an endpoint or a queue, in bytes of JSON.
-pub const FILTER_BYTES_MAX: usize = 8 * 1024;
-/// Maximum nesting of a filter, and of the values in it.
-pub const FILTER_DEPTH_MAX: usize = 16;
-/// Most comparisons of one filter: operators, and the values of lists.
-pub const FILTER_COMPARISONS_MAX: usize = 256;
-/// Most comparisons of a tenant's different filters.
-pub const TENANT_COMPARISONS_MAX: usize = 10_000;
-/// Values of an event that one comparison looks at. Together: 10,000,000 steps of nanoseconds.
-pub const FILTER_VALUES_MAX: usize = 1_000;
 /// Most attributes of a CloudEvent.
 pub const ATTRIBUTES_MAX: usize = 64;
 /// Longest name of a CloudEvent's extension, in bytes.
@@ -597,8 +586,8 @@ const _: () = assert!(REPLY_WIRE_BYTES_MAX >= 2 * REPLY_HEAD_BYTES_MAX + 6 * REP
 const _: () = assert!(LOCATION_BYTES_MAX < ERROR_BYTES_MAX); // the error message contains it
 const _: () = assert!(BODY_BYTES_DEFAULT >= 2 * BATCH_BYTES_MAX); // two full batches can be read
 const _: () = assert!(UNAPPLIED_BYTES_MAX >= 2 * COMMIT_BYTES_MAX); // one is applied while one is written
-const _: () = assert!(PAGE_ITEMS_DEFAULT <= PAGE_ITEMS_MAX);
-const _: () = assert!(STREAM_PAGE_EVENTS_DEFAULT <= STREAM_PAGE_EVENTS_MAX);
+const _: () =
+    assert!(PAGE_ITEMS_DEFAULT <= PAGE_ITEMS_MAX && STREAM_PAGE_EVENTS_DEFAULT <= STREAM_PAGE_EVENTS_MAX);
 const _: () = assert!(STREAM_PAGE_EVENTS_MAX >= BATCH_EVENTS_MAX); // an append can be read back at once
 const _: () = assert!(STREAM_SCAN_EVENTS_MAX >= STREAM_PAGE_EVENTS_MAX);
 const _: () = assert!(ATOMIC_SHARED_BYTES_MAX <= SHARED_COMMIT_BYTES);

@@ -36,14 +36,14 @@ pub(crate) enum SourcesCommand {
         #[command(flatten)]
         source: SourceTarget,
         #[command(flatten)]
-        options: Box<SourceOptions>,
+        options: Box<SourceMembers>,
     },
     /// Change members of a source.
     Update {
         #[command(flatten)]
         source: SourceTarget,
         #[command(flatten)]
-        options: Box<SourceOptions>,
+        options: Box<SourceMembers>,
     },
     /// Stop taking messages. The broker keeps them.
     Pause(SourceTarget),
@@ -72,7 +72,7 @@ enum SourceDataFormat {
 }
 
 #[derive(Debug, Default, Args)]
-pub(crate) struct SourceOptions {
+pub(crate) struct SourceMembers {
     /// amqps://host:port/vhost
     #[arg(long)]
     url: Option<String>,
@@ -101,7 +101,7 @@ pub(crate) struct SourceOptions {
     format: Option<SourceDataFormat>,
 }
 
-impl SourceOptions {
+impl SourceMembers {
     fn members(&self, name: Option<&str>) -> anyhow::Result<String> {
         let password = match &self.password_file {
             Some(file) => Some(read_password(file)?),
@@ -181,11 +181,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("password");
         std::fs::write(&file, "s ecret\n").unwrap();
-        let options = SourceOptions {
+        let options = SourceMembers {
             queue: Some("q".to_owned()),
             password_file: Some(file.to_str().unwrap().to_owned()),
             bindings: vec!["pet.#".to_owned()],
-            ..SourceOptions::default()
+            ..SourceMembers::default()
         };
         let members: Value = serde_json::from_str(&options.members(Some("shop")).unwrap()).unwrap();
         let expected = json!({"name": "shop", "queue": "q", "password": "s ecret", "bindings": ["pet.#"]});

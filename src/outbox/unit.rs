@@ -154,8 +154,8 @@ impl Command {
             || matches!(self, Self::Check { .. })
     }
 
-    /// Whether it changes an endpoint, a key, a tenant, an event type, a job, a source or the set of
-    /// consumers.
+    /// Whether it changes an endpoint, a key, a tenant, an event type, a job, a source or the set
+    /// of consumers.
     fn changes_registry(&self) -> bool {
         match self {
             Self::PutEndpoint(_)

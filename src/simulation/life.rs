@@ -11,9 +11,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::chance::Chance;
+use super::operations;
 use super::receivers::{Behavior, CALLBACK_BASE, Receivers};
 use super::world::{self, World, wall};
-use super::{operations, workers};
 use crate::context::environment::Environment;
 use crate::context::{Context, Settings};
 use crate::delivery::{Run, assemble, bulk_jobs};
@@ -511,10 +511,7 @@ impl Life {
         let deadline = tokio::time::Instant::now() + DRAIN_MAX;
         loop {
             let (context, world) = (self.context.clone(), self.world.clone());
-            self.clients.spawn(async move {
-                operations::reopen(&context, &world).await;
-                workers::finish(&context, &world).await;
-            });
+            self.clients.spawn(async move { operations::reopen(&context, &world).await });
             self.run_for(Duration::from_secs(5)).await;
             while self.clients.try_join_next().is_some() {}
             if self.is_over() {

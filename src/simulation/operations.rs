@@ -397,7 +397,7 @@ async fn delete_endpoint(context: &Context, world: &World) {
     }
 }
 
-/// Resumes every closed endpoint, like an operator after an outage.
+/// Resumes every closed endpoint, like an operator after an outage. Workers empty the queues.
 pub(super) async fn reopen(context: &Context, world: &World) {
     let all: Vec<_> = context.outbox_of(Home::All).endpoints();
     for endpoint in all {
@@ -416,6 +416,7 @@ pub(super) async fn reopen(context: &Context, world: &World) {
             );
         }
     }
+    workers::finish(context, world).await;
 }
 
 fn any_delivery(world: &World, wanted: fn(DeliveryState) -> bool) -> Option<DeliveryKey> {

@@ -197,11 +197,7 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
         Record::TenantPut(settings) => put_tenant(out, settings),
         Record::TenantDeleted { tenant, at } => put_deletion(out, tenant.as_str(), *at),
         Record::EventErased { event, tenant, at, reason } => put_erasure(out, *event, tenant, *at, reason),
-        Record::HorizonMoved { horizon, at } => {
-            put_varint(out, horizon.events.0);
-            put_varint(out, horizon.stream_events.0);
-            put_time(out, *at);
-        }
+        Record::HorizonMoved { horizon, at } => put_horizon(out, *horizon, *at),
         Record::ConsumerPut(consumer) => put_consumer(out, consumer),
         Record::ConsumerMoved { key, position, at } => {
             put_consumer_key(out, key);
@@ -329,6 +325,12 @@ fn layout_of(tag: u8) -> Option<u8> {
         EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=SOURCE_DELETED => Some(LAYOUT),
         _ => None,
     }
+}
+
+fn put_horizon(out: &mut Vec<u8>, horizon: Horizon, at: Timestamp) {
+    put_varint(out, horizon.events.0);
+    put_varint(out, horizon.stream_events.0);
+    put_time(out, at);
 }
 
 /// The layout version that a record is written in: the latest, but the first for an event that is
