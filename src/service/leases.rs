@@ -311,7 +311,8 @@ impl Leases<'_> {
         Ok(())
     }
 
-    /// How the lease ended by its own receipt, and whether it is the last lease of its message.
+    /// How the lease ended by its own receipt, and whether it is the last lease of its message. A
+    /// released lease may be acknowledged later.
     async fn history(
         self,
         facts: &DeliveryFacts,
@@ -320,14 +321,13 @@ impl Leases<'_> {
         let Some(at) = facts.attempts.iter().position(|position| *position == key.lease) else {
             return Ok((None, false));
         };
-        let Some(next) = facts.attempts.get(at + 1) else { return Ok((None, true)) };
-        let end = match self.0.record_at(*next).await? {
-            Some(Record::LeasesEnded { ends, .. }) => {
-                ends.iter().find(|ended| ended.key == key).map(|ended| ended.end)
-            }
-            _ => None,
-        };
-        Ok((end, end.is_some() && facts.attempts.len() == at + 2))
+        let (mut end, mut last) = (None, at);
+        for position in &facts.attempts[at + 1..] {
+            let Some(Record::LeasesEnded { ends, .. }) = self.0.record_at(*position).await? else { break };
+            let Some(ended) = ends.iter().find(|ended| ended.key == key) else { break };
+            (end, last) = (Some(ended.end), last + 1);
+        }
+        Ok((end, last + 1 == facts.attempts.len()))
     }
 }
 

@@ -228,9 +228,9 @@ async fn replay_to_endpoint(context: &Context, world: &World) {
     }
 }
 
-/// Some jobs are paced.
+/// Most jobs are paced, so that some are cut by the end of a life.
 fn rate(world: &World) -> Option<u32> {
-    world.chance(|chance| chance.percent(30).then(|| chance.within(1, 20) as u32))
+    world.chance(|chance| chance.percent(60).then(|| chance.within(1, 3) as u32))
 }
 
 /// Deliveries that a replay to the endpoint must create or revive.

@@ -270,9 +270,8 @@ async fn dashboard_queries_the_metrics_that_exist() {
             // Prometheus adds the labels of the target.
             let known =
                 |label: &String| ["job", "instance"].contains(&label.as_str()) || found.contains(label);
-            for label in labels.iter().filter(|label| !known(label)) {
-                panic!("{title}: {name} has no label {label}: {query}");
-            }
+            let unknown = labels.iter().find(|label| !known(label));
+            assert!(unknown.is_none(), "{title}: {name} has no label {unknown:?}: {query}");
         }
         assert!(
             !query.contains("histogram_quantile") || names.iter().all(|name| name.ends_with("_bucket")),

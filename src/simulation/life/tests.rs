@@ -10,7 +10,8 @@ use crate::context::responses::{Answer, Keyed, Remember, Remembered};
 use crate::delivery::retention;
 use crate::domain::{
     ApiKey, DeadReason, DeliveryKey, DeliveryState, DisabledReason, Endpoint, EndpointNumber, EndpointStatus,
-    Handshake, Idempotency, JobKind, JobSelection, JobStatus, Ordering, RetryPolicy, Role, Tenant,
+    EventSelection, Handshake, Idempotency, JobKind, JobSelection, JobStatus, Ordering, RetryPolicy, Role,
+    Tenant,
 };
 use crate::failpoints::{Bound, TestOverrides};
 use crate::lanes::WaitReason;
@@ -33,6 +34,7 @@ async fn subscribe_with(
     let endpoint = change(Endpoint {
         tenant: tenant.parse().unwrap(),
         event_types: Vec::new(),
+        selection: EventSelection::default(),
         rate_limit: None,
         max_in_flight: Some(1),
         ordering: Ordering::None,
