@@ -273,6 +273,8 @@ async fn unknown_member_is_named() {
     let (_, made) = call_as(&daemon, ADMIN, "POST", "/endpoints", &body).await;
     let queue = json!({"name": made["id"]}).to_string();
     assert_eq!(call_as(&daemon, ADMIN, "POST", "/queues", &queue).await.0, 201);
+    let source = json!({"name": made["id"], "url": "amqp://127.0.0.1:5672/v", "queue": "q"}).to_string();
+    assert_eq!(call_as(&daemon, ADMIN, "POST", "/sources", &source).await.0, 201);
     for operation in operations().iter().filter(|operation| operation.takes_json()) {
         // A patch needs an existing resource.
         let path = operation.at(&text(&made, "id"));
@@ -289,7 +291,8 @@ async fn unknown_member_is_named() {
 
 /// Objects within bodies: each member with a value that is valid, or that is checked after the
 /// names.
-const INNER: [(&str, &[(&str, &str)]); 13] = [
+const INNER: [(&str, &[(&str, &str)]); 14] = [
+    ("filter", &[("type", "\"a\"")]),
     ("headers", &[("X-A", "\"1\"")]),
     ("sensitiveHeaders", &[("X-A", "\"1\"")]),
     ("rateLimit", &[("limit", "1"), ("per", "\"1s\""), ("burst", "1")]),

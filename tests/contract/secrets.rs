@@ -292,7 +292,8 @@ async fn edited_backup_is_refused_and_its_secrets_do_not_open() {
     let saved = backup(&daemon, &file).await;
     let again = backup(&daemon, &file).await;
     drop(daemon);
-    let (before, after) = (record(&saved, 1), record(&saved, 2));
+    // Each is followed by its audit entry.
+    let (before, after) = (record(&saved, 1), record(&saved, 3));
     let secret_at = first_value(&after);
     let secret_bytes = 1 + 4 + 24 + 24 + 16;
     let old_secret = before[first_value(&before)..][..secret_bytes].to_vec();
@@ -308,7 +309,7 @@ async fn edited_backup_is_refused_and_its_secrets_do_not_open() {
     ];
     for (what, edit) in edits {
         let changed = edit_backup(&saved, |position, bytes| {
-            if position == 2 {
+            if position == 3 {
                 edit(bytes)
             }
         });
@@ -323,7 +324,7 @@ async fn edited_backup_is_refused_and_its_secrets_do_not_open() {
         );
     }
     let moved = edit_backup(&saved, |position, bytes| {
-        if position == 2 {
+        if position == 3 {
             bytes.clone_from(&before)
         }
     });
