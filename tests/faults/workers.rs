@@ -4,12 +4,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fastrand::Rng;
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, number, say, seed, serve};
+use crate::support::{Daemon, WAIT_MAX, number, say, seed, serve};
 
 const WORKERS: usize = 16;
 const VISIBILITY: Duration = Duration::from_millis(1_500);
@@ -113,7 +113,13 @@ async fn leases_and_acks_survive_repeated_kills() {
         for _ in 0..WORKERS {
             tasks.push(tokio::spawn(work(Arc::clone(&answers), daemon.api.clone(), random.fork())));
         }
+        let acked = || answers.lock().unwrap().acked.len();
+        let (before, began) = (acked(), Instant::now());
         tokio::time::sleep(Duration::from_millis(random.u64(100..700))).await;
+        // A busy machine needs longer.
+        while acked() == before && began.elapsed() < WAIT_MAX {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         daemon.kill();
         for task in tasks {
             task.await.unwrap();

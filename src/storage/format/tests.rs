@@ -550,7 +550,7 @@ fn golden_bytes_of_options() {
     assert!(hex(&outgoing).ends_with(options), "{}", hex(&outgoing));
     let named = encoded(&endpoints_with_options()[13]);
     assert_eq!(hex(&named[plain.len() - 1..]), "0115090863726d2e6d61696e");
-    let broker = encoded(&endpoints_with_options()[14]);
+    let broker = encoded(&endpoints_with_options()[15]);
     assert_eq!(hex(&broker[plain.len() - 1..]), "01180b04706574730403616c6c01");
 }
 

@@ -6,18 +6,25 @@ use crate::api::http::problem::Problem;
 use crate::api::http::response::Json;
 use crate::api::v1::jobs::model::is_visible;
 use crate::api::v1::lists::{self, List, ListBody};
+use crate::domain::KeyId;
+use crate::limits;
 use crate::service::Audits;
 use crate::service::types::AuditFilter;
 
 /// `GET /v1/audit`
 pub async fn list(call: &Call) -> Result<Json<ListBody<AuditBody>>, Problem> {
     let (since, until) = call.query.window()?;
-    let text = |name| call.query.text(name).map(Into::into);
+    // Operations are written like ids.
+    let id = |name| call.query.get::<KeyId>(name).map(|id| id.map(|id| id.as_str().into()));
+    if call.query.text("target").is_some_and(|target| target.chars().count() > limits::NAME_BYTES_MAX) {
+        let text = format!("must be at most {} characters", limits::NAME_BYTES_MAX);
+        return Err(Problem::parameter("target", text));
+    }
     let filter = AuditFilter {
         tenant: call.principal.tenant_filter(call.query.get("tenant")?)?,
-        actor: text("actor"),
-        action: text("action"),
-        target: text("target"),
+        actor: id("actor")?,
+        action: id("action")?,
+        target: call.query.text("target").map(Into::into),
         since,
         until,
     };

@@ -5,8 +5,8 @@ use crate::api::Call;
 use crate::api::http::problem::Problem;
 use crate::api::http::response::Json;
 use crate::domain::Position;
+use crate::service::Backups;
 use crate::service::types::BackupId;
-use crate::service::{Audits, Backups};
 
 /// `GET /v1/backup`
 pub async fn part(call: &Call) -> Result<Json<BackupBody>, Problem> {
@@ -20,9 +20,6 @@ pub async fn part(call: &Call) -> Result<Json<BackupBody>, Problem> {
             "id",
             "is missing: use the `id` of the first part, as the current `balto backup` does",
         ));
-    }
-    if after == Position(0) {
-        Audits(&call.api.context).record(None).await?;
     }
     let (part, until, id) = Backups(&call.api.context).part(after, until, id).await?;
     let damaged = part.damaged.iter().map(|(first, last)| Range { first: first.0, last: last.0 }).collect();
