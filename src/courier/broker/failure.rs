@@ -33,6 +33,9 @@ pub(super) fn classify(error: &lapin::Error, progress: &ConnectProgress) -> Requ
         ErrorKind::SerialisationError(_) => {
             (ErrorClass::Request, "the headers of the message are too large".to_owned())
         }
+        ErrorKind::ParsingError(_) => {
+            (ErrorClass::Protocol, "the peer does not speak AMQP 0-9-1; is this the TLS port?".to_owned())
+        }
         _ => (ErrorClass::Protocol, error.to_string()),
     };
     RequestFailure::Attempt(class, text)

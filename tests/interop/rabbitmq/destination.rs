@@ -146,8 +146,9 @@ async fn failures_have_a_class_and_the_brokers_words() {
         (
             format!("amqp://127.0.0.1:{}/%2F", broker.tls_port),
             json!({"exchange": "x"}),
-            "reset",
-            "closed the connection",
+            // It depends on what arrives first: the TLS alert or the end of the connection.
+            "reset|protocol",
+            "closed the connection|does not speak AMQP",
         ),
     ] {
         let endpoint = json!({"url": url, "amqp": amqp, "retry": {"schedule": ["10ms"]}});
@@ -165,12 +166,10 @@ async fn failures_have_a_class_and_the_brokers_words() {
         let attempts = delivery["attempts"].as_array().unwrap();
         assert_eq!((&delivery["status"], attempts.len()), (&json!("dead"), 2), "{delivery}");
         let attempt = &attempts[0];
-        assert_eq!(
-            (&attempt["errorClass"], &attempt["statusCode"]),
-            (&json!(class), &Value::Null),
-            "{attempt}"
-        );
-        assert!(attempt["error"].as_str().unwrap().contains(words), "{attempt}");
+        assert_eq!(attempt["statusCode"], Value::Null, "{attempt}");
+        assert!(class.split('|').any(|class| attempt["errorClass"] == class), "{attempt}");
+        let error = attempt["error"].as_str().unwrap();
+        assert!(words.split('|').any(|words| error.contains(words)), "{attempt}");
         assert!(!delivery.to_string().contains("wrong"), "{delivery}");
         let path = format!("/endpoints/{}", made["id"].as_str().unwrap());
         let lane = daemon.get(&format!("{path}/lane")).await;
