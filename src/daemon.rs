@@ -179,6 +179,7 @@ async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
     let shown_config = api_config(options, config)?;
     let mut signals = Signals::new(hangup)?;
     let api_listener = listen(config.server.api_listen, "server.api_listen").await?;
+    resealing::count(&context);
     let context = started.get_or_init(|| context).clone();
     let api_address = api_listener.local_addr()?;
     courier.set_listening(vec![api_address.port(), ops_address.port()]);

@@ -275,7 +275,7 @@ impl Metrics {
             store_bytes: gauges("balto_store_bytes", "Bytes on disk, by part.", &["part"]),
             endpoints_to_reseal: gauge(
                 "balto_endpoints_to_reseal",
-                "Endpoints whose secrets are not yet encrypted under the first key.",
+                "Endpoints and sources whose secrets are not yet encrypted under the first key.",
             ),
             disk_free: gauge("balto_disk_free_bytes", "Free bytes on the data directory's file system."),
             log_lines_dropped: counter(
@@ -346,7 +346,7 @@ impl Metrics {
     }
 
     /// Sets the number of endpoints with secrets that are not encrypted under the first key.
-    pub fn endpoints_to_reseal(&self, count: u64) {
+    pub fn secrets_to_reseal(&self, count: u64) {
         self.endpoints_to_reseal.set(signed(count));
     }
 

@@ -17,34 +17,47 @@ use crate::service::sources::Sources;
 /// Pause after the outbox rejects a commit.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Reseals all outdated endpoints. Ends early if the outbox fails. Does nothing without a key.
+/// Shows the number of outdated endpoints and sources. Call it before the daemon is ready: an
+/// operator removes the old key when the number is 0.
+pub fn count(context: &Context) {
+    let outdated = Secrets(context).outdated_endpoints().len() + Sources(context).outdated().len();
+    let has_key = Secrets(context).sealing_key().is_some();
+    context.metrics().secrets_to_reseal(if has_key { outdated as u64 } else { 0 });
+}
+
+/// Reseals all outdated endpoints and sources. Ends early if the outbox fails. Does nothing without
+/// a key.
 pub async fn run(context: Context) {
     run_job(&context, BackgroundJob::Resealing, reseal_all).await;
 }
 
 async fn reseal_all(context: Context) {
     let Some(key) = Secrets(&context).sealing_key() else { return };
-    for source in Sources(&context).outdated() {
-        if let Err(error) = reseal_source(&context, &source).await {
-            tracing::warn!(%error, source = %source.name, "sealing the password of a source failed, continuing at the next start");
-        }
-    }
-    let outdated = Secrets(&context).outdated_endpoints();
-    let (mut remaining, total) = (outdated.len() as u64, outdated.len());
-    context.metrics().endpoints_to_reseal(remaining);
+    let (sources, endpoints) = (Sources(&context).outdated(), Secrets(&context).outdated_endpoints());
+    let total = sources.len() + endpoints.len();
+    let mut remaining = total as u64;
+    context.metrics().secrets_to_reseal(remaining);
     if total == 0 {
         return;
     }
-    tracing::info!(%key, remaining, "sealing endpoint secrets under the first key");
-    for number in outdated {
+    tracing::info!(%key, remaining, "sealing secrets under the first key");
+    for source in sources {
+        if let Err(error) = reseal_source(&context, &source).await {
+            tracing::warn!(%error, source = %source.name, "sealing the password of a source failed, continuing at the next start");
+            continue;
+        }
+        remaining -= 1;
+        context.metrics().secrets_to_reseal(remaining);
+    }
+    for number in endpoints {
         if let Err(error) = reseal(&context, number).await {
             tracing::warn!(%error, remaining, "sealing endpoint secrets failed, continuing at the next start");
             return;
         }
         remaining -= 1;
-        context.metrics().endpoints_to_reseal(remaining);
+        context.metrics().secrets_to_reseal(remaining);
     }
-    tracing::info!(%key, resealed = total, remaining, "endpoint secrets are sealed under the first key");
+    tracing::info!(%key, resealed = total, remaining, "secrets are sealed under the first key");
 }
 
 /// Rewrites a source unchanged, with its `updated_at`.

@@ -231,14 +231,32 @@ impl Daemon {
 
     pub(crate) async fn until_ready(&self) {
         let deadline = Instant::now() + WAIT_MAX;
-        while !self.is_ready().await {
-            assert!(Instant::now() < deadline, "the daemon did not become ready");
+        while let Err(reason) = self.readiness().await {
+            assert!(!self.has_ended(), "the daemon ended before it was ready: {reason}");
+            assert!(Instant::now() < deadline, "the daemon did not become ready: {reason}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
     pub(crate) async fn is_ready(&self) -> bool {
-        self.client.get(format!("{}/readyz", self.ops)).send().await.is_ok_and(|reply| reply.status() == 200)
+        self.readiness().await.is_ok()
+    }
+
+    /// Whether the process has ended and its exit code was not read yet.
+    fn has_ended(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        stat.contains(") Z ")
+    }
+
+    /// Why the daemon is not ready, as its operations port says.
+    async fn readiness(&self) -> Result<(), String> {
+        let sent = self.client.get(format!("{}/readyz", self.ops)).send().await;
+        let reply = sent.map_err(|error| format!("{error:?}"))?;
+        let status = reply.status();
+        if status == 200 {
+            return Ok(());
+        }
+        Err(format!("{status} {}", reply.text().await.unwrap_or_default()))
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
