@@ -81,7 +81,8 @@ impl Context {
         let has_entry = entry.is_some();
         commands.extend(entry.map(|entry| Command::Audit(Arc::new(entry))));
         let mut outcomes = self.outbox_of(Home::All).commit(commands).await?;
-        if has_entry && matches!(outcomes.pop(), Some(Outcome::Written(_))) {
+        let of_entry = if has_entry { outcomes.pop() } else { None };
+        if matches!(of_entry, Some(Outcome::Written(_))) {
             self.note_recorded();
         }
         Ok(outcomes)

@@ -72,7 +72,8 @@ async fn run_passes(context: Context, keep: Keep, pause: Duration) {
 }
 
 pub(crate) fn retention(context: &Context, keep: Keep) -> Retention {
-    let policy = RetentionPolicy { events: keep.events, stream_events: keep.stream_events };
+    let Keep { events, stream_events, audit, .. } = keep;
+    let policy = RetentionPolicy { events, stream_events, audit };
     Retention::new(context.outbox_of(Home::All).clone(), policy)
 }
 
@@ -86,9 +87,6 @@ pub(crate) async fn pass(
     if let Some(age) = keep.dead_letters {
         let expired = Filter { until: Some(now.minus(age)), ..Filter::default() };
         DeadLetters(context).purge_matching(expired).await?;
-    }
-    if let Some(age) = keep.audit {
-        retention.forget_acts(now.minus(age)).await?;
     }
     Ok(retention.pass(now).await?)
 }

@@ -23,6 +23,7 @@ pub mod outgoing;
 pub mod party;
 pub mod quota;
 pub mod record;
+mod record_deliveries;
 pub mod selection;
 pub mod share;
 pub mod source;
@@ -67,6 +68,7 @@ pub use outgoing::{
 pub use party::Party;
 pub use quota::{Quota, QuotaExceeded, QuotaOverride, QuotaOverrides, Quotas};
 pub use record::{Idempotency, Record};
+pub use record_deliveries::RecordDeliveries;
 pub use selection::EventSelection;
 pub use share::SharedSlots;
 pub use source::{

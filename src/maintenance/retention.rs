@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use crate::domain::{DeliveryKey, EndpointNumber, Position, Record, Timestamp};
+use crate::domain::{EndpointNumber, Position, Record, Timestamp};
 use crate::failpoints::{self, Bound, Mutation};
 use crate::outbox::Outbox;
 use crate::outbox::draft::Unavailable;
@@ -21,8 +21,9 @@ use crate::storage::state::{EventLookup, State, StateError};
 /// Pages that the apply thread examines per step.
 const PAGES_PER_STEP: usize = 16;
 /// Endpoints whose statistics the apply thread examines per step.
-const TENANT_HOURS_PER_STEP: usize = 1_000;
 const ENDPOINTS_PER_STEP: usize = 200;
+/// Hours of tenants that it examines per step.
+const TENANT_HOURS_PER_STEP: usize = 1_000;
 /// Audit entries forgotten per step.
 const ACTS_PER_STEP: usize = 1_000;
 /// Pause between two steps, so that the apply thread can serve other work.
@@ -30,11 +31,12 @@ const STEP_PAUSE: Duration = Duration::from_millis(2);
 /// A segment is rewritten when at least one in this many of its records is unneeded.
 const REWRITE_SHARE_MIN: u64 = 4;
 
-/// Retention periods of ended events. `None`: forever.
+/// Retention periods of ended events and of audit entries. `None`: forever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RetentionPolicy {
     pub events: Option<Duration>,
     pub stream_events: Option<Duration>,
+    pub audit: Option<Duration>,
 }
 
 impl RetentionPolicy {
@@ -44,7 +46,7 @@ impl RetentionPolicy {
     }
 
     fn keeps_everything(&self) -> bool {
-        self.events.is_none() && self.stream_events.is_none()
+        *self == Self::default()
     }
 }
 
@@ -66,14 +68,12 @@ pub struct Retention {
     /// For each segment, by first position: the number of records that became unneeded since it was
     /// examined. `None` if it was not examined since the process started.
     unneeded_counts: BTreeMap<Position, Option<u64>>,
-    /// Audit entries expire.
-    forgets_acts: bool,
 }
 
 impl Retention {
     #[must_use]
     pub fn new(outbox: Outbox, policy: RetentionPolicy) -> Self {
-        Self { outbox, policy, unneeded_counts: BTreeMap::new(), forgets_acts: false }
+        Self { outbox, policy, unneeded_counts: BTreeMap::new() }
     }
 
     /// Runs one pass.
@@ -82,16 +82,21 @@ impl Retention {
     /// When the outbox has stopped or failed. The next pass continues.
     pub async fn pass(&mut self, now: Timestamp) -> Result<RetentionReport, Unavailable> {
         let mut pass = RetentionReport::default();
-        if self.policy.keeps_everything() && !self.forgets_acts {
+        if self.policy.keeps_everything() {
             return Ok(pass);
         }
         let outbox = self.outbox.clone();
         let _held = outbox.hold_state().await;
         self.refresh_segments();
         let cutoffs = self.policy.cutoffs(now);
-        pass.events = self.forget(cutoffs, now).await?;
+        if cutoffs != Cutoffs::default() {
+            pass.events = self.forget(cutoffs, now).await?;
+        }
         if let Some(before) = cutoffs.events {
             self.forget_hours(before).await?;
+        }
+        if let Some(age) = self.policy.audit {
+            self.forget_acts(now.minus(age)).await?;
         }
         // Records leave the durable state before they leave the journal.
         self.outbox.with_state_mut(|state| state.checkpoint(Timestamp::default())).await?.map_err(failed)?;
@@ -151,14 +156,9 @@ impl Retention {
         Ok(())
     }
 
-    /// Forgets audit entries of acts before a time. A later pass removes their records from the
-    /// journal.
-    ///
-    /// # Errors
-    /// When the outbox has stopped or failed. The next call continues.
-    pub async fn forget_acts(&mut self, before: Timestamp) -> Result<(), Unavailable> {
+    /// Forgets audit entries of acts before a time.
+    async fn forget_acts(&mut self, before: Timestamp) -> Result<(), Unavailable> {
         let most = failpoints::bound(Bound::RetentionPages, ACTS_PER_STEP);
-        self.forgets_acts = true;
         loop {
             let forget = move |state: &mut State| state.forget_acts(before, most);
             let positions = self.outbox.with_state_mut(forget).await?;
@@ -250,7 +250,7 @@ impl Retention {
             let reader = self.outbox.journal().clone();
             unneeded = run_blocking(move || -> Result<_, ReadError> {
                 for (position, record) in gone {
-                    if !has_event_in_journal(&reader, &unneeded, &record)? {
+                    if !has_subject_in_journal(&reader, &unneeded, &record)? {
                         unneeded.insert(position);
                     }
                 }
@@ -284,29 +284,21 @@ fn take_unneeded(
 }
 
 /// Whether the journal still has an event or a job that the record refers to.
-fn has_event_in_journal(
+fn has_subject_in_journal(
     reader: &JournalReader,
     unneeded: &HashSet<Position>,
     record: &Record,
 ) -> Result<bool, ReadError> {
-    let of_all = |deliveries: &[DeliveryKey]| deliveries.iter().map(|delivery| delivery.event).collect();
-    let events: Vec<Position> = match record {
-        Record::AttemptFinished { delivery, .. } => vec![delivery.event],
+    let subjects: Vec<Position> = match record {
+        // The state knows whether it needs the event itself.
+        Record::EventAccepted(_) => Vec::new(),
         Record::EventErased { event, .. } => vec![*event],
-        Record::DeliveriesRevived { deliveries, .. }
-        | Record::DeliveriesCancelled { deliveries, .. }
-        | Record::DeliveriesDied { deliveries, .. }
-        | Record::DeadLettersPurged { deliveries, .. }
-        | Record::DeliveriesReordered { deliveries, .. } => of_all(deliveries),
-        Record::MessagesLeased { messages, .. } => messages.iter().map(|taken| taken.event).collect(),
-        Record::LeasesEnded { ends, .. } => ends.iter().map(|ended| ended.key.event).collect(),
-        Record::LeasesExtended { leases, .. } => leases.iter().map(|lease| lease.event).collect(),
         // Without its end, a forgotten job would run again in a rebuilt state.
         Record::JobMoved { job, progress } if !progress.is_running() => vec![*job],
-        _ => Vec::new(),
+        other => other.deliveries(Position(0)).iter().map(|delivery| delivery.event).collect(),
     };
-    for event in events {
-        if !unneeded.contains(&event) && reader.read(event)?.is_some() {
+    for subject in subjects {
+        if !unneeded.contains(&subject) && reader.read(subject)?.is_some() {
             return Ok(true);
         }
     }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use super::registry::Registry;
-use crate::domain::{DeliveryKey, EndpointNumber, Position, Record, Tenant};
+use crate::domain::{EndpointNumber, Position, Record, Tenant};
 use crate::failpoints::{self, Bound};
 use crate::limits;
 
@@ -123,43 +123,17 @@ fn scopes(record: &Record) -> Vec<[u8; 16]> {
 
 /// Endpoints whose deliveries or lane a record changes, except by a new event.
 fn changed_endpoints(record: &Record) -> Vec<EndpointNumber> {
-    let of_all = |deliveries: &[DeliveryKey]| {
-        let mut endpoints: Vec<_> = deliveries.iter().map(|delivery| delivery.endpoint).collect();
-        endpoints.dedup();
-        endpoints
-    };
     match record {
-        Record::AttemptFinished { delivery, .. } => vec![delivery.endpoint],
+        Record::EventAccepted(_) => Vec::new(),
         Record::EndpointPut(endpoint) => vec![endpoint.number],
         Record::EndpointDeleted { endpoint, .. } | Record::RateReserved { endpoint, .. } => vec![*endpoint],
-        Record::DeliveriesRevived { deliveries, .. }
-        | Record::DeliveriesCancelled { deliveries, .. }
-        | Record::DeliveriesDied { deliveries, .. }
-        | Record::DeadLettersPurged { deliveries, .. }
-        | Record::DeliveriesReordered { deliveries, .. } => of_all(deliveries),
-        Record::MessagesLeased { queue, .. }
-        | Record::LeasesEnded { queue, .. }
-        | Record::LeasesExtended { queue, .. } => vec![*queue],
-        // Stored requests are tracked by their scopes.
-        Record::EventAccepted(_)
-        | Record::KeyPut(_)
-        | Record::KeyDeleted { .. }
-        | Record::TenantPut(_)
-        | Record::TenantDeleted { .. }
-        | Record::HorizonMoved { .. }
-        | Record::TypePut(_)
-        | Record::TypeDeleted { .. }
-        | Record::SourcePut(_)
-        | Record::SourceDeleted { .. }
-        | Record::RequestAnswered { .. }
-        | Record::EventRejected { .. }
-        | Record::ConsumerPut(_)
-        | Record::ConsumerMoved { .. }
-        | Record::ConsumerDeleted { .. }
-        | Record::JobPut(_)
-        | Record::JobMoved { .. }
-        | Record::Audited(_)
-        | Record::EventErased { .. } => Vec::new(),
+        // Stored requests are tracked by their scopes. The position concerns events alone.
+        other => {
+            let deliveries = other.deliveries(Position(0));
+            let mut endpoints: Vec<_> = deliveries.iter().map(|delivery| delivery.endpoint).collect();
+            endpoints.dedup();
+            endpoints
+        }
     }
 }
 

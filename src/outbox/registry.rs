@@ -1,6 +1,5 @@
-//! The in-memory registry of endpoints, API keys, settings of tenants, consumers, event types and
-//! jobs and sources.
-//! Every request and every commit reads it.
+//! The in-memory registry of endpoints, API keys, settings of tenants, consumers, event types, jobs
+//! and sources. Every request and every commit reads it.
 //!
 //! A projection of the journal. The commit thread updates it after each commit.
 

@@ -89,25 +89,22 @@ impl Model {
 
     /// Whether a record may have left the journal.
     pub(super) fn may_have_left_journal(&self, position: Position, record: &Record) -> bool {
-        let all = |deliveries: &[DeliveryKey]| deliveries.iter().all(|key| self.may_be_removed(key.event));
         match record {
             Record::EventAccepted(_) => self.may_be_removed(position),
             Record::AttemptFinished { delivery, .. } => {
                 self.may_be_removed(delivery.event) && !self.oracle.is_rested_on(delivery.endpoint, position)
             }
-            Record::DeliveriesRevived { deliveries, .. }
-            | Record::DeliveriesCancelled { deliveries, .. }
-            | Record::DeliveriesDied { deliveries, .. }
-            | Record::DeadLettersPurged { deliveries, .. }
-            | Record::DeliveriesReordered { deliveries, .. } => all(deliveries),
+            Record::DeliveriesRevived { .. }
+            | Record::DeliveriesCancelled { .. }
+            | Record::DeliveriesDied { .. }
+            | Record::DeadLettersPurged { .. }
+            | Record::DeliveriesReordered { .. }
+            | Record::MessagesLeased { .. }
+            | Record::LeasesEnded { .. }
+            | Record::LeasesExtended { .. } => {
+                record.deliveries(position).iter().all(|key| self.may_be_removed(key.event))
+            }
             Record::EventErased { event, .. } => self.may_be_removed(*event),
-            Record::MessagesLeased { messages, .. } => {
-                messages.iter().all(|taken| self.may_be_removed(taken.event))
-            }
-            Record::LeasesEnded { ends, .. } => ends.iter().all(|ended| self.may_be_removed(ended.key.event)),
-            Record::LeasesExtended { leases, .. } => {
-                leases.iter().all(|lease| self.may_be_removed(lease.event))
-            }
             Record::RequestAnswered { .. } | Record::EventRejected { .. } => self.keep.is_some(),
             Record::RateReserved { endpoint, .. } => {
                 self.keep.is_some() && !self.oracle.is_rested_on(*endpoint, position)
@@ -460,49 +457,9 @@ impl Model {
     pub(super) fn changed_since(&self, position: Position) -> BTreeSet<DeliveryKey> {
         let after = self.records.partition_point(|(at, _)| *at <= position);
         let deliveries = self.records[after..].iter().flat_map(|(at, record)| match record {
-            Record::EventAccepted(event) => {
-                let key = |endpoint: &EndpointNumber| DeliveryKey { event: *at, endpoint: *endpoint };
-                event.targets.iter().map(key).collect()
-            }
-            Record::AttemptFinished { delivery, .. } => vec![*delivery],
-            Record::DeliveriesRevived { deliveries, .. }
-            | Record::DeliveriesCancelled { deliveries, .. }
-            | Record::DeliveriesDied { deliveries, .. }
-            | Record::DeadLettersPurged { deliveries, .. } => deliveries.clone(),
-            Record::MessagesLeased { queue, messages, .. } => {
-                let key = |event| DeliveryKey { event, endpoint: *queue };
-                messages.iter().map(|taken| key(taken.event)).collect()
-            }
-            Record::LeasesEnded { queue, ends, .. } => {
-                let key = |event| DeliveryKey { event, endpoint: *queue };
-                ends.iter().map(|ended| key(ended.key.event)).collect()
-            }
-            Record::LeasesExtended { queue, leases, .. } => {
-                let key = |event| DeliveryKey { event, endpoint: *queue };
-                leases.iter().map(|lease| key(lease.event)).collect()
-            }
-            Record::DeliveriesReordered { .. }
-            | Record::EndpointPut(_)
-            | Record::EndpointDeleted { .. }
-            | Record::KeyPut(_)
-            | Record::KeyDeleted { .. }
-            | Record::TenantPut(_)
-            | Record::TenantDeleted { .. }
-            | Record::HorizonMoved { .. }
-            | Record::ConsumerPut(_)
-            | Record::ConsumerMoved { .. }
-            | Record::ConsumerDeleted { .. }
-            | Record::TypePut(_)
-            | Record::TypeDeleted { .. }
-            | Record::JobPut(_)
-            | Record::JobMoved { .. }
-            | Record::Audited(_)
-            | Record::SourcePut(_)
-            | Record::SourceDeleted { .. }
-            | Record::RateReserved { .. }
-            | Record::RequestAnswered { .. }
-            | Record::EventRejected { .. }
-            | Record::EventErased { .. } => Vec::new(),
+            // The delivery keeps its state.
+            Record::DeliveriesReordered { .. } => Vec::new(),
+            _ => record.deliveries(*at).iter().collect(),
         });
         deliveries.collect()
     }

@@ -79,7 +79,7 @@ pub(crate) fn compare(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) ->
     type_usage(oracle, found, moment)?;
     requests(oracle, found, moment)?;
     consumers(oracle, found)?;
-    compare_acts(oracle, found, moment.limit)?;
+    compare_acts(oracle, found, moment)?;
     streams::streams(oracle, found, moment)
 }
 

@@ -114,9 +114,12 @@ impl MemoryStore {
         unit.into_iter().map(judge).collect()
     }
 
-    /// An audit entry follows records of its unit.
+    /// An audit entry follows the changes of its unit. A stored response alone is not a change.
     fn audit(&mut self, entry: Arc<AuditEntry>, before: Position) -> Outcome {
-        if self.oracle.last > before {
+        let is_change = |(_, record): &(Timestamp, Record)| {
+            !matches!(record, Record::RequestAnswered { .. } | Record::EventRejected { .. })
+        };
+        if self.records.range(before.next()..).any(|(_, written)| is_change(written)) {
             Outcome::Written(self.write(Record::Audited(entry)))
         } else {
             Outcome::Passed
@@ -529,14 +532,18 @@ impl Store for MemoryStore {
     fn retain(&mut self, policy: RetentionPolicy) {
         let before = |keep: Option<std::time::Duration>| keep.map(|keep| self.now.minus(keep));
         let (events, stream_events) = (before(policy.events), before(policy.stream_events));
+        let acts = before(policy.audit);
         let all: Vec<_> = self.oracle.events.keys().copied().collect();
         let over = all.into_iter().filter(|event| self.oracle.is_over(*event, events, stream_events));
         let over: Vec<_> = over.collect();
-        if policy != RetentionPolicy::default() {
+        if (events, stream_events) != (None, None) {
             self.move_horizon(&over);
         }
         self.oracle.forgotten.extend(over);
         let hours_from = self.oracle.hours_from;
+        if let Some(before) = acts {
+            self.oracle.jobs.forget_acts(before);
+        }
         self.oracle.hours_from = events.map_or(hours_from, |cutoff| hours_from.max(cutoff));
     }
 

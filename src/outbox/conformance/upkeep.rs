@@ -53,7 +53,8 @@ impl<S: Store> Work<S> {
         let hours = |hours: u64| Duration::from_secs(hours * 3_600);
         let events = self.random.choice([None, Some(hours(1)), Some(hours(6))]).expect("three");
         let stream_events = self.random.choice([None, Some(hours(2))]).expect("two");
-        let policy = RetentionPolicy { events, stream_events };
+        let audit = self.random.choice([None, Some(hours(1)), Some(hours(5))]).expect("three");
+        let policy = RetentionPolicy { events, stream_events, audit };
         self.note(&format!("{policy:?}"));
         self.oracle.retain(policy);
         self.store.retain(policy);

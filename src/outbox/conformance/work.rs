@@ -547,15 +547,15 @@ impl<S: Store> Work<S> {
                 gone(&delivery.event) && !oracle.is_rested_on(delivery.endpoint, position)
             }
             Record::RateReserved { endpoint, .. } => !oracle.is_rested_on(*endpoint, position),
-            Record::DeliveriesRevived { deliveries, .. }
-            | Record::DeliveriesCancelled { deliveries, .. }
-            | Record::DeliveriesDied { deliveries, .. }
-            | Record::DeadLettersPurged { deliveries, .. }
-            | Record::DeliveriesReordered { deliveries, .. } => deliveries.iter().all(|key| gone(&key.event)),
+            Record::DeliveriesRevived { .. }
+            | Record::DeliveriesCancelled { .. }
+            | Record::DeliveriesDied { .. }
+            | Record::DeadLettersPurged { .. }
+            | Record::DeliveriesReordered { .. }
+            | Record::MessagesLeased { .. }
+            | Record::LeasesEnded { .. }
+            | Record::LeasesExtended { .. } => record.deliveries(position).iter().all(|key| gone(&key.event)),
             Record::EventErased { event, .. } => gone(event),
-            Record::MessagesLeased { messages, .. } => messages.iter().all(|taken| gone(&taken.event)),
-            Record::LeasesEnded { ends, .. } => ends.iter().all(|ended| gone(&ended.key.event)),
-            Record::LeasesExtended { leases, .. } => leases.iter().all(|lease| gone(&lease.event)),
             Record::RequestAnswered { idempotency, .. } | Record::EventRejected { idempotency, .. } => {
                 !remembered(&idempotency.scope)
             }
@@ -574,7 +574,7 @@ impl<S: Store> Work<S> {
             Record::ConsumerMoved { key, .. } => !oracle.consumers.is_last_move(key, position),
             Record::HorizonMoved { .. } => oracle.horizon.record != position,
             Record::JobPut(_) | Record::JobMoved { .. } => !oracle.jobs.needs(position),
-            Record::Audited(_) => false,
+            Record::Audited(_) => oracle.jobs.forgotten_acts.contains(&position),
         }
     }
 }

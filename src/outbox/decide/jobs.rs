@@ -35,9 +35,9 @@ impl Committer {
         Outcome::Written(staged.push(Record::JobMoved { job: number, progress }))
     }
 
-    /// Writes the audit entry of a unit that has written something.
+    /// Writes the audit entry of a unit that has changed something.
     pub(super) fn audit(entry: &Arc<AuditEntry>, staged: &mut StagedGroup) -> Outcome {
-        if staged.unit_has_records() {
+        if staged.unit_has_changes() {
             Outcome::Written(staged.push(Record::Audited(entry.clone())))
         } else {
             Outcome::Passed

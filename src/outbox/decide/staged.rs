@@ -41,8 +41,11 @@ impl StagedGroup {
         self.unit_is_full = false;
     }
 
-    pub(super) fn unit_has_records(&self) -> bool {
-        self.records.len() > self.unit_start
+    /// Whether the current unit changes more than the stored responses.
+    pub(super) fn unit_has_changes(&self) -> bool {
+        let is_response =
+            |record: &Record| matches!(record, Record::RequestAnswered { .. } | Record::EventRejected { .. });
+        !self.records[self.unit_start..].iter().all(is_response)
     }
 
     /// Reserves an event's targets in its unit. Returns whether they fit.

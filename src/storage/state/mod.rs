@@ -5,7 +5,6 @@
 //! in order gives the state of the journal's end.
 
 mod cursor;
-mod deliveries;
 mod forgetting;
 mod needs;
 mod overlay;
@@ -23,7 +22,6 @@ pub(crate) use replacement::remove_unfinished;
 pub(crate) use row_store::{RebuildSite, ReplaceError};
 
 use cursor::layout_error;
-use deliveries::deliveries_of;
 use overlay::Overlay;
 use registry_keys::{deleted_key, endpoint_key, key_key, source_key, tenant_key, type_key};
 use row_store::RowStore;
@@ -273,7 +271,7 @@ impl State {
         if self.part.is_none() && position > self.applied.next() {
             self.fold.on_gap(Position(position.0 - 1));
         }
-        let mut step = AppliedStep { deliveries: deliveries_of(record), is_complete: true };
+        let mut step = AppliedStep { deliveries: record.deliveries(position).len(), is_complete: true };
         if let Record::EventAccepted(event) = record {
             let first = part.deliveries.min(step.deliveries);
             let end = first.saturating_add(most).min(step.deliveries);

@@ -14,10 +14,10 @@ use crate::service::types::AuditFilter;
 /// `GET /v1/audit`
 pub async fn list(call: &Call) -> Result<Json<ListBody<AuditBody>>, Problem> {
     let (since, until) = call.query.window()?;
-    // Operations are written like ids.
+    // `actor` and `action` have the syntax of an id of a key.
     let id = |name| call.query.get::<KeyId>(name).map(|id| id.map(|id| id.as_str().into()));
-    if call.query.text("target").is_some_and(|target| target.chars().count() > limits::NAME_BYTES_MAX) {
-        let text = format!("must be at most {} characters", limits::NAME_BYTES_MAX);
+    if call.query.text("target").is_some_and(|target| target.len() > limits::NAME_BYTES_MAX) {
+        let text = format!("must be at most {} bytes", limits::NAME_BYTES_MAX);
         return Err(Problem::parameter("target", text));
     }
     let filter = AuditFilter {
