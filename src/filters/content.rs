@@ -51,16 +51,19 @@ pub const ROOTS: [&str; 8] =
 pub struct EventContent(Value);
 
 impl EventContent {
+    /// Without data and metadata unless `reads_json`; see `CompiledFilter::reads_json`.
     #[must_use]
-    pub fn new(facts: &EventFacts<'_>) -> Self {
+    pub fn new(facts: &EventFacts<'_>, reads_json: bool) -> Self {
         let mut members = Map::new();
         let mut add = |name: &str, value: Option<Value>| {
             if let Some(value) = value {
                 members.insert(name.to_owned(), value);
             }
         };
-        add("data", read_json(facts.data));
-        add("metadata", facts.metadata.and_then(read_json));
+        if reads_json {
+            add("data", read_json(facts.data));
+            add("metadata", facts.metadata.and_then(read_json));
+        }
         add("type", Some(facts.event_type.into()));
         add("version", Some(facts.version.into()));
         add("stream", facts.stream.map(Value::from));
@@ -169,9 +172,11 @@ mod tests {
         let expected = json!({"data": {"a": 2}, "metadata": {"trace": "x"}, "type": "order.paid",
             "version": "1.0", "stream": "order-42", "orderingKey": "order-42", "labels": ["eu", "gold"],
             "attributes": {"balto-hops": "2", "priority": 7, "source": "s"}});
-        assert_eq!(*EventContent::new(&facts).members(), expected);
+        assert_eq!(*EventContent::new(&facts, true).members(), expected);
+        let unread = EventContent::new(&facts, false);
+        assert_eq!((unread.members().get("data"), unread.members().get("metadata")), (None, None));
         let bare = EventFacts { event_type: "a", version: "1.0", ..EventFacts::default() };
-        assert_eq!(*EventContent::new(&bare).members(), json!({"type": "a", "version": "1.0"}));
+        assert_eq!(*EventContent::new(&bare, true).members(), json!({"type": "a", "version": "1.0"}));
     }
 
     #[test]

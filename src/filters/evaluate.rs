@@ -17,6 +17,8 @@ pub struct CompiledFilter {
     pub(super) condition: Condition,
     /// Number of comparisons: operators, and the values of lists.
     pub(super) comparisons: usize,
+    /// Whether a path begins with `data` or `metadata`, which have to be parsed.
+    pub(super) reads_json: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -61,10 +63,27 @@ impl CompiledFilter {
         self.comparisons
     }
 
+    /// Whether [`Self::matches`] needs the parsed data or metadata.
+    #[must_use]
+    pub fn reads_json(&self) -> bool {
+        self.reads_json
+    }
+
     /// Whether the filter accepts the event. Adds its work to `steps`.
     #[must_use]
     pub fn matches(&self, content: &EventContent, steps: &mut usize) -> bool {
         holds(&self.condition, content.members(), steps)
+    }
+}
+
+/// See [`CompiledFilter::reads_json`].
+pub(super) fn reads_json(condition: &Condition) -> bool {
+    match condition {
+        Condition::All(all) | Condition::Any(all) => all.iter().any(reads_json),
+        Condition::Not(one) => reads_json(one),
+        Condition::Test { path, .. } => {
+            path.first().is_none_or(|root| matches!(&*root.name, "data" | "metadata"))
+        }
     }
 }
 
@@ -205,7 +224,7 @@ mod tests {
     fn matches(filter: &Value, data: &Value) -> bool {
         let data = data.to_string();
         let facts = EventFacts { data: data.as_bytes(), ..EventFacts::default() };
-        parse(filter).unwrap().matches(&EventContent::new(&facts), &mut 0)
+        parse(filter).unwrap().matches(&EventContent::new(&facts, true), &mut 0)
     }
 
     /// Filters below `data`, data, and whether they match.
@@ -269,7 +288,7 @@ mod tests {
         let items: Vec<Value> = (0..200_000).map(|number| json!({"b": number})).collect();
         let data = json!({"a": items}).to_string();
         let facts = EventFacts { data: data.as_bytes(), ..EventFacts::default() };
-        let content = EventContent::new(&facts);
+        let content = EventContent::new(&facts, true);
         let wanted: Vec<Value> = (1..=100).map(|number| json!(-number)).collect();
         for (filter, comparisons) in [
             (json!({"data": {"a": {"b": -1}}}), 1),

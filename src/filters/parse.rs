@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::content::ROOTS;
-use super::evaluate::{Comparison, CompiledFilter, Condition, PathSegment, ValueTest};
+use super::evaluate::{Comparison, CompiledFilter, Condition, PathSegment, ValueTest, reads_json};
 use crate::limits;
 
 /// Why a filter is invalid.
@@ -45,7 +45,8 @@ fn parse_without_bounds(filter: &Value) -> Result<CompiledFilter, FilterError> {
     let mut parser = Parser { comparisons: 0 };
     let Value::Object(members) = filter else { return Err(fail("", "must be an object")) };
     let condition = parser.object(&[], members, "", 1)?;
-    Ok(CompiledFilter { condition, comparisons: parser.comparisons })
+    let reads_json = reads_json(&condition);
+    Ok(CompiledFilter { condition, comparisons: parser.comparisons, reads_json })
 }
 
 fn fail(pointer: &str, detail: impl Into<String>) -> FilterError {

@@ -188,6 +188,13 @@ impl Candidates {
         self.conditions.is_none()
     }
 
+    /// Whether a filter needs the parsed data or metadata.
+    fn read_json(&self) -> bool {
+        let conditions = self.conditions.iter().flatten().flatten();
+        let mut filters = conditions.filter_map(|one| one.filter.as_ref()?.compiled.as_ref());
+        filters.any(|filter| filter.reads_json())
+    }
+
     /// Begins to select by labels and content. `known`: results for the same event.
     #[must_use]
     pub fn start(self, known: Verdicts) -> ContentMatch {
@@ -234,9 +241,9 @@ impl ContentMatch {
             }
             let conditions = self.candidates.conditions.as_ref().and_then(|all| all[self.next].as_ref());
             steps += 1;
-            let content = &mut self.content;
-            let verdicts = &mut self.verdicts;
-            if conditions.is_none_or(|one| one.admit(facts, content, verdicts, &mut steps)) {
+            let (content, verdicts) = (&mut self.content, &mut self.verdicts);
+            let reads_json = || self.candidates.read_json();
+            if conditions.is_none_or(|one| one.admit((facts, &reads_json), content, verdicts, &mut steps)) {
                 self.targets.push(*endpoint);
             }
             self.next += 1;
@@ -258,7 +265,7 @@ impl ContentMatch {
 impl ContentConditions {
     fn admit(
         &self,
-        facts: EventFacts<'_>,
+        (facts, reads_json): (EventFacts<'_>, &dyn Fn() -> bool),
         content: &mut Option<EventContent>,
         verdicts: &mut Verdicts,
         steps: &mut usize,
@@ -270,8 +277,9 @@ impl ContentConditions {
         let Some(compiled) = &filter.compiled else { return false };
         *verdicts.entry(filter.number).or_insert_with(|| {
             let content = content.get_or_insert_with(|| {
-                *steps += facts.data.len() / DATA_BYTES_PER_STEP;
-                EventContent::new(&facts)
+                let reads_json = reads_json();
+                *steps += if reads_json { facts.data.len() / DATA_BYTES_PER_STEP } else { 0 };
+                EventContent::new(&facts, reads_json)
             });
             compiled.matches(content, steps)
         })

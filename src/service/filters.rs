@@ -52,12 +52,14 @@ impl StoredSelection {
     }
 
     fn verdict(&self, event: &Event) -> SelectionVerdict {
-        let content = || EventContent::new(&event.into());
         SelectionVerdict {
             types: self.types.wants(&event.event_type),
             labels: self.selection.admits_labels(&event.labels),
             filter: match (&self.filter, &self.selection.filter) {
-                (Some(filter), _) => filter.matches(&content(), &mut 0),
+                (Some(filter), _) => {
+                    let content = EventContent::new(&event.into(), filter.reads_json());
+                    filter.matches(&content, &mut 0)
+                }
                 (None, unreadable) => unreadable.is_none(),
             },
         }
@@ -139,15 +141,17 @@ impl Filters<'_> {
         let tenant = Some(endpoint.tenant.clone());
         let filter = Filter { tenant: tenant.clone(), since, ..Filter::default() };
         let wanted = Arc::new(StoredSelection::new(self.0, endpoint, &endpoint.event_types));
-        let (mut trial, mut after) = (FilterTrial::default(), None);
+        let (mut trial, mut after, mut left) = (FilterTrial::default(), None, limit);
         loop {
-            let step = (limit - trial.scanned).min(TRIAL_STEP);
+            let step = left.min(TRIAL_STEP);
             let filter = filter.clone();
             let page = Pages(self.0)
                 .collect(tenant.as_ref(), after, step, move |state: &dyn ReadModel, after, limit| {
                     state.events(&filter, after, limit)
                 })
                 .await?;
+            // Erased events count, too: each one is read.
+            left = left.saturating_sub(page.items.len());
             let selection = wanted.clone();
             let judge = move || -> Result<Vec<_>, Unavailable> {
                 let mut judged = Vec::new();
@@ -167,7 +171,7 @@ impl Filters<'_> {
                 }
             }
             after = page.next;
-            if after.is_none() || trial.scanned >= limit {
+            if after.is_none() || left == 0 {
                 return Ok(trial);
             }
         }
