@@ -13,17 +13,18 @@ use crate::context::Context;
 use crate::delivery::background::run_job;
 use crate::domain::JobId;
 use crate::metrics::BackgroundJob;
+use crate::outbox::Health;
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::outbox::registry::KnownJob;
 use crate::panics;
 use crate::service::Jobs;
 use crate::service::jobs::is_temporary;
 
-/// Pause of a job whose commit was rejected for lack of space.
+/// Pause of a job whose step failed for a reason that may end.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// Time of one step of a paced job.
-const PACE: Duration = Duration::from_secs(1);
+/// Pause of a paced job before its first background step.
+const FIRST_REST: Duration = Duration::from_secs(1);
 
 /// Runs jobs until the outbox has stopped.
 pub async fn run(context: Context) {
@@ -41,18 +42,23 @@ pub(crate) async fn run_steps(context: Context) {
         for known in running {
             let now = Instant::now();
             // A paced job has just made its first step, or the process has started.
-            let first_rest = if known.job.rate.is_some() { PACE } else { Duration::ZERO };
+            let first_rest = if known.job.rate.is_some() { FIRST_REST } else { Duration::ZERO };
             if *rests.entry(known.job.id.clone()).or_insert(now + first_rest) > now {
                 continue;
             }
             is_idle = false;
-            match step(&context, &known).await {
-                Ok(rest) => drop(rests.insert(known.job.id.clone(), Instant::now() + rest)),
-                Err(error) => {
+            let rest = match step(&context, &known).await {
+                Ok(rest) => rest,
+                Err(error) if has_ended(&context, &error) => {
                     tracing::warn!(%error, "jobs stopped, continuing at the next start");
                     return;
                 }
-            }
+                Err(error) => {
+                    tracing::warn!(job = %known.job.id, %error, "job step failed, retrying");
+                    RETRY_PAUSE
+                }
+            };
+            rests.insert(known.job.id.clone(), Instant::now() + rest);
         }
         if is_idle {
             let next = rests.values().min().copied();
@@ -62,6 +68,13 @@ pub(crate) async fn run_steps(context: Context) {
             }
         }
     }
+}
+
+/// Whether the outbox has stopped or failed. Otherwise a read of one record may have failed.
+fn has_ended(context: &Context, error: &Unavailable) -> bool {
+    *error == Unavailable::Stopping
+        || context.waits().have_ended()
+        || matches!(&*context.health().borrow(), Health::Failed(_))
 }
 
 async fn sleep_until(next: Option<Instant>) {
@@ -76,7 +89,7 @@ async fn step(context: &Context, known: &KnownJob) -> Result<Duration, Unavailab
     let jobs = Jobs(context);
     let error = match jobs.step(known).await {
         Ok(deliveries) => return Ok(rest(known, deliveries)),
-        // It was cancelled, or another request changed its tenant.
+        // It was cancelled, or another request changed the tenant that it deletes.
         Err(ChangeError::Conflict) => return Ok(Duration::ZERO),
         Err(error) if is_temporary(&error) => {
             tracing::debug!(job = %known.job.id, %error, "job step failed, retrying");

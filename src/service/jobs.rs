@@ -45,6 +45,13 @@ pub struct JobFilter {
     pub status: Option<JobStatus>,
 }
 
+/// The place of a step in its job.
+pub(crate) enum StepNumber {
+    /// Its commit begins the job, and stores the response.
+    First(Option<Keyed<Job>>),
+    Later,
+}
+
 /// Operations on jobs.
 #[derive(Clone, Copy)]
 pub struct Jobs<'a>(pub &'a Context);
@@ -121,15 +128,12 @@ impl Jobs<'_> {
     pub async fn start(self, new: &NewJob, keyed: Option<Keyed<Job>>) -> Result<Arc<Job>, ChangeError> {
         let mut job = self.draft(new);
         job.count = self.count_all(&job).await?;
-        let job = self.advance(&job, &job.progress, Some(keyed)).await?;
+        let job = self.advance(&job, &job.progress, StepNumber::First(keyed)).await?;
         self.0.metrics().job_step(job.kind);
         tracing::info!(
             job = %job.id, kind = job.kind.as_str(), count = job.count, status = job.progress.status.as_str(),
             "job started"
         );
-        if job.progress.is_running() {
-            self.0.note_job_started();
-        }
         Ok(job)
     }
 
@@ -167,7 +171,7 @@ impl Jobs<'_> {
     /// [`ChangeError::Conflict`] when the job has ended. [`ChangeError::Store`] when the step may
     /// succeed later. For any other reason the job cannot continue.
     pub(crate) async fn step(self, known: &KnownJob) -> Result<u64, ChangeError> {
-        let job = self.advance(&known.job, &known.progress, None).await?;
+        let job = self.advance(&known.job, &known.progress, StepNumber::Later).await?;
         self.0.metrics().job_step(job.kind);
         self.report_end(&job.id, &job.progress);
         Ok(job.progress.done.saturating_sub(known.progress.done))
@@ -245,14 +249,13 @@ impl Jobs<'_> {
         tokio::time::timeout(most, ended).await.unwrap_or_else(|_| current())
     }
 
-    /// Commits a step with the progress of its job. `begin`: it is the first step, and the response
-    /// to store with it.
+    /// Commits a step with the progress of its job.
     async fn commit_step(
         self,
         job: &Job,
         before: &JobProgress,
         step: JobStep,
-        begin: Option<Option<Keyed<Job>>>,
+        number: StepNumber,
     ) -> Result<Arc<Job>, ChangeError> {
         let progress = JobProgress {
             status: if step.is_last { JobStatus::Completed } else { JobStatus::Running },
@@ -261,7 +264,8 @@ impl Jobs<'_> {
             at: self.0.now().wall,
             error: None,
         };
-        let Some(keyed) = begin else {
+        let StepNumber::First(keyed) = number else {
+            let is_fenced = step.fence;
             let moved = Command::MoveJob { job: job.number, progress: Box::new(progress.clone()) };
             let fenced =
                 step.fence.then(|| Command::MoveJob { job: job.number, progress: Box::new(before.clone()) });
@@ -270,7 +274,11 @@ impl Jobs<'_> {
                 Some(fence) => [fence].into_iter().chain(step.commands).chain([moved]).collect(),
                 None => [moved].into_iter().chain(step.commands).collect(),
             };
-            self.0.commit(commands, None).await?;
+            let outcomes = self.0.commit(commands, None).await?;
+            // The progress is last in a fenced step: it is rejected with the commands.
+            if is_fenced && matches!(outcomes.last(), Some(Outcome::Conflict)) {
+                return Err(ChangeError::Conflict);
+            }
             return Ok(Arc::new(Job { progress, ..job.clone() }));
         };
         let count = if step.is_last { progress.done } else { job.count.max(progress.done) };
@@ -291,7 +299,7 @@ impl Jobs<'_> {
     }
 }
 
-/// The party whose turn a job's steps take.
+/// Party of the job, for its turn at the exclusive lock.
 fn party(job: &Job) -> Party {
     Party::of(job.tenant.as_ref())
 }

@@ -69,17 +69,20 @@ impl Replays<'_> {
         range: &PastRange,
     ) -> Result<(HashSet<Position>, Option<Cursor>), Unavailable> {
         let (found, wanted) = (self.past(range).await?, range.clone());
-        let next = found.next;
-        let select = move || -> Result<HashSet<Position>, Unavailable> {
-            let mut selected = HashSet::new();
+        let select = move || -> Result<(HashSet<Position>, Option<Cursor>), Unavailable> {
+            let (mut selected, mut examined) = (HashSet::new(), None);
             for past in &found.items {
+                if selected.len() == wanted.most {
+                    return Ok((selected, examined.map(Cursor::at)));
+                }
                 if wanted.wants(past)? {
                     selected.insert(past.position);
                 }
+                examined = Some(past.position);
             }
-            Ok(selected)
+            Ok((selected, found.next))
         };
-        Ok((self.0.blocking(select).await??, next))
+        self.0.blocking(select).await?
     }
 
     /// The deliveries of these events that are still to be made.
@@ -110,7 +113,10 @@ pub(crate) struct PastRange {
     pub(crate) filter: Filter,
     pub(crate) endpoint: EndpointNumber,
     pub(crate) after: Option<Cursor>,
+    /// Number of events that a step examines.
     pub(crate) limit: usize,
+    /// Number of events that it selects.
+    pub(crate) most: usize,
     pub(crate) only_undelivered: bool,
     pub(crate) selection: Arc<StoredSelection>,
 }

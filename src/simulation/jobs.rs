@@ -62,7 +62,10 @@ impl Model {
                 | Record::DeadLettersPurged { deliveries, .. } => deliveries.len() as u64,
                 other => return Err(format!("a job's step of {most} is followed by {other:?}")),
             };
-            if count > most {
+            // The writer leaves out deliveries of endpoints that were deleted in between.
+            let may_shrink = matches!(record, Record::DeliveriesRevived { .. })
+                && self.endpoints.values().any(|known| known.deleted);
+            if count > most || (count < most && !may_shrink) {
                 return Err(format!("a job's step has {count} deliveries, and counts {most}"));
             }
         }

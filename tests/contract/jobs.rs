@@ -63,6 +63,23 @@ fn verify(data: &Path) {
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 }
 
+/// A step of a paced replay examines many events, and selects few.
+#[tokio::test]
+async fn pace_counts_deliveries_and_not_examined_events() {
+    let data = tempfile::tempdir().unwrap();
+    let mut daemon = keyed(data.path()).await;
+    daemon.key = Some(ADMIN.to_owned());
+    let endpoint = paused(&daemon, "acme").await;
+    let (_, _) =
+        admin(&daemon, "PATCH", &format!("/endpoints/{endpoint}"), json!({"eventTypes": ["none"]})).await;
+    let rare = json!({"type": "rare", "data": 1, "tenant": "acme"});
+    assert_eq!(admin(&daemon, "POST", "/events", rare).await.0, 202);
+    publish_past(&daemon, "acme", EVENTS).await;
+    let started = replay(&daemon, &endpoint, json!({"rate": 1, "eventTypes": ["rare"]})).await;
+    let expected = (&json!(1), &json!(1), &json!("completed"));
+    assert_eq!((&started["count"], &started["done"], &started["status"]), expected, "{started}");
+}
+
 #[tokio::test]
 async fn job_continues_after_a_kill_and_cancelled_one_does_not() {
     let data = tempfile::tempdir().unwrap();

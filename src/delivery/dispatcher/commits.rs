@@ -52,6 +52,7 @@ impl Dispatcher {
                 Record::RateReserved { endpoint, reservation } => {
                     self.lanes.on_reserved(*endpoint, reservation, now);
                 }
+                Record::JobPut(job) if job.progress.is_running() => self.context.note_job_started(),
                 Record::KeyPut(_)
                 | Record::KeyDeleted { .. }
                 | Record::TenantPut(_)

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Jobs, party, step_limit};
+use super::{Jobs, StepNumber, party, step_limit};
 use crate::context::home::Home;
-use crate::context::responses::Keyed;
 use crate::domain::{
     DeliveryKey, EndpointNumber, Job, JobKind, JobProgress, Record, Tenant, Timestamp, Trigger,
 };
@@ -38,7 +37,7 @@ impl JobStep {
         next: Option<Cursor>,
         command: impl FnOnce(Vec<DeliveryKey>) -> Command,
     ) -> Self {
-        // Sent in order of acceptance.
+        // In order of acceptance within the step. Steps go from new to old.
         deliveries.sort_unstable();
         let done = before + deliveries.len() as u64;
         let commands = if deliveries.is_empty() { Vec::new() } else { vec![command(deliveries)] };
@@ -73,11 +72,11 @@ fn filter(job: &Job) -> Filter {
     }
 }
 
-fn letters_command(kind: JobKind, deliveries: Vec<DeliveryKey>, at: Timestamp) -> Command {
-    if kind == JobKind::RedriveDeadLetters {
-        revive_command(deliveries, Trigger::Redrive, at)
-    } else {
-        Command::Record(Record::DeadLettersPurged { deliveries, at })
+fn bulk_command(kind: JobKind, deliveries: Vec<DeliveryKey>, at: Timestamp) -> Command {
+    match kind {
+        JobKind::RedriveDeadLetters => revive_command(deliveries, Trigger::Redrive, at),
+        JobKind::PurgeQueue => Command::Record(Record::DeliveriesCancelled { deliveries, at }),
+        _ => Command::Record(Record::DeadLettersPurged { deliveries, at }),
     }
 }
 
@@ -87,18 +86,25 @@ impl Jobs<'_> {
         self,
         job: &Job,
         before: &JobProgress,
-        begin: Option<Option<Keyed<Job>>>,
+        number: StepNumber,
     ) -> Result<Arc<Job>, ChangeError> {
         match job.kind {
-            JobKind::RedriveDeadLetters | JobKind::PurgeDeadLetters => {
+            JobKind::RedriveDeadLetters | JobKind::PurgeDeadLetters | JobKind::PurgeQueue => {
                 let _alone = self.0.exclusive(&party(job)).await;
-                let (letters, next) = self.letters(job, cursor(before), step_limit(job)).await?;
-                let command = |deliveries| letters_command(job.kind, deliveries, self.0.now().wall);
-                let step = JobStep::of_deliveries(letters, before.done, next, command);
-                self.commit_step(job, before, step, begin).await
+                let (deliveries, next) = self.deliveries(job, cursor(before), step_limit(job)).await?;
+                let command = |deliveries| bulk_command(job.kind, deliveries, self.0.now().wall);
+                let step = JobStep::of_deliveries(deliveries, before.done, next, command);
+                let moved = self.commit_step(job, before, step, number).await?;
+                if job.kind == JobKind::PurgeQueue {
+                    self.0.metrics().cancelled(moved.progress.done.saturating_sub(before.done));
+                    // The lane forgets the messages, so that later receipts are `gone`.
+                    self.0.outbox_of(job.tenant.as_ref()).read(|state| state.applied()).await?;
+                }
+                Ok(moved)
             }
             JobKind::ReplayEndpoint | JobKind::ReplayQueue => {
-                let range = self.past(job, cursor(before), step_limit(job))?;
+                let range = self.past(job, cursor(before), deliveries_per_step())?;
+                let range = PastRange { most: step_limit(job), ..range };
                 let (wanted, next) = Replays(self.0).find(&range).await?;
                 // The scan and the selection take long; the lock covers the decision only. Events
                 // that retention deleted in between are not found again.
@@ -110,58 +116,41 @@ impl Jobs<'_> {
                 let deliveries = Replays(self.0).confirm(&range, &wanted).await?;
                 let command = |deliveries| revive_command(deliveries, Trigger::Replay, self.0.now().wall);
                 let step = JobStep::of_deliveries(deliveries, before.done, next, command);
-                self.commit_step(job, before, step, begin).await
-            }
-            JobKind::PurgeQueue => {
-                let _alone = self.0.exclusive(&party(job)).await;
-                let (messages, next) = self.messages(job, cursor(before), step_limit(job)).await?;
-                let (at, count) = (self.0.now().wall, messages.len() as u64);
-                let command = |deliveries| Command::Record(Record::DeliveriesCancelled { deliveries, at });
-                let step = JobStep::of_deliveries(messages, before.done, next, command);
-                let moved = self.commit_step(job, before, step, begin).await?;
-                self.0.metrics().cancelled(count);
-                Ok(moved)
+                self.commit_step(job, before, step, number).await
             }
             JobKind::DeleteTenant => {
                 let _alone = self.0.exclusive(&party(job)).await;
                 let tenant = job.tenant.as_ref().ok_or(ChangeError::NotFound)?;
                 let step = self.deletion(tenant, job, before);
-                self.commit_step(job, before, step, begin).await
+                self.commit_step(job, before, step, number).await
             }
         }
     }
 
-    /// The dead letters after a cursor, and the next cursor. A redrive skips those of deleted
-    /// endpoints.
-    async fn letters(
+    /// The dead letters or pending messages after a cursor, and the next cursor. A redrive skips those
+    /// of deleted endpoints.
+    async fn deliveries(
         self,
         job: &Job,
         after: Option<Cursor>,
         limit: usize,
     ) -> Result<(Vec<DeliveryKey>, Option<Cursor>), Unavailable> {
-        let wanted = filter(job);
-        let read = move |state: &dyn ReadModel| state.dead_letters(&wanted, after, limit);
-        let found = self.0.outbox_of(job.tenant.as_ref()).read(read).await?;
-        let mut deliveries: Vec<_> = found.items.into_iter().map(|letter| letter.delivery).collect();
+        let (wanted, is_queue) = (filter(job), job.kind == JobKind::PurgeQueue);
+        let read = move |state: &dyn ReadModel| {
+            if is_queue {
+                let found = state.deliveries(&wanted, after, limit);
+                return (found.items.iter().map(|facts| facts.key).collect::<Vec<_>>(), found.next);
+            }
+            let found = state.dead_letters(&wanted, after, limit);
+            (found.items.iter().map(|letter| letter.delivery).collect(), found.next)
+        };
+        let (mut deliveries, next) = self.0.outbox_of(job.tenant.as_ref()).read(read).await?;
         if job.kind == JobKind::RedriveDeadLetters {
             self.0.outbox_of(Home::All).registry(|registry| {
                 deliveries.retain(|key| registry.endpoint(key.endpoint).is_some());
             });
         }
-        Ok((deliveries, found.next))
-    }
-
-    /// The pending messages of a queue after a cursor, and the next cursor.
-    async fn messages(
-        self,
-        job: &Job,
-        after: Option<Cursor>,
-        limit: usize,
-    ) -> Result<(Vec<DeliveryKey>, Option<Cursor>), Unavailable> {
-        let wanted = filter(job);
-        let find = move |state: &dyn ReadModel| state.deliveries(&wanted, after, limit);
-        let found = self.0.outbox_of(job.tenant.as_ref()).read(find).await?;
-        Ok((found.items.iter().map(|facts| facts.key).collect(), found.next))
+        Ok((deliveries, next))
     }
 
     /// The past events of a replay after a cursor.
@@ -175,6 +164,7 @@ impl Jobs<'_> {
             endpoint: number,
             after,
             limit,
+            most: usize::MAX,
             only_undelivered: job.selection.only_undelivered,
             selection: Arc::new(StoredSelection::new(self.0, &endpoint, patterns)),
         })
@@ -199,17 +189,13 @@ impl Jobs<'_> {
         let (mut count, mut after, limit) = (0, cursor(&job.progress), deliveries_per_step());
         loop {
             let (found, next) = match job.kind {
-                JobKind::RedriveDeadLetters | JobKind::PurgeDeadLetters => {
-                    let (letters, next) = self.letters(job, after, limit).await?;
-                    (letters.len(), next)
+                JobKind::RedriveDeadLetters | JobKind::PurgeDeadLetters | JobKind::PurgeQueue => {
+                    let (deliveries, next) = self.deliveries(job, after, limit).await?;
+                    (deliveries.len(), next)
                 }
                 JobKind::ReplayEndpoint | JobKind::ReplayQueue => {
                     let (wanted, next) = Replays(self.0).find(&self.past(job, after, limit)?).await?;
                     (wanted.len(), next)
-                }
-                JobKind::PurgeQueue => {
-                    let (messages, next) = self.messages(job, after, limit).await?;
-                    (messages.len(), next)
                 }
                 JobKind::DeleteTenant => {
                     let tenant = job.tenant.as_ref().ok_or(ChangeError::NotFound)?;

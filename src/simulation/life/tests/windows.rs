@@ -243,6 +243,73 @@ async fn deletion_between_two_steps_ends_the_replay() {
     TestOverrides::default().activate();
 }
 
+/// The state is behind the journal when a purge commits. Its answer waits: a receipt of a purged
+/// message that comes after the answer must be `gone`.
+#[tokio::test(start_paused = true)]
+async fn answer_of_a_purge_waits_for_its_effects() {
+    let world = new_world();
+    let mut life = Life::begin(&world).unwrap();
+    let paused = |endpoint| Endpoint { status: EndpointStatus::Paused, ..endpoint };
+    let number = subscribe_with(&mut life, Tenant::DEFAULT, paused).await;
+    publish(&mut life).await;
+    let selection = JobSelection { endpoint: Some(number), ..JobSelection::default() };
+    let new = NewJob { selection, ..bulk(JobKind::PurgeQueue) };
+    let context = life.context.clone();
+    let purging = tokio::spawn(async move { start(&context, new).await });
+    let is_purged = |world: &World| {
+        let cancels = |(_, record): &(Position, Record)| matches!(record, Record::DeliveriesCancelled { .. });
+        world.with(|inner| inner.model.records.iter().any(cancels))
+    };
+    while !is_purged(&world) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        life.step_writer();
+        if !is_purged(&world) {
+            life.step_state();
+        }
+        life.deliver_held_notices();
+    }
+    run_without_state(&mut life, tokio::time::sleep(Duration::from_secs(1))).await;
+    assert!(!purging.is_finished(), "the answer came before its effects");
+    life.run_for(Duration::from_secs(1)).await;
+    assert!(purging.is_finished() && purging.await.unwrap().is_ok());
+}
+
+/// The read of one event fails during a step: the job goes on.
+#[tokio::test(start_paused = true)]
+async fn job_continues_after_a_failed_read() {
+    TestOverrides { bounds: [(Bound::BulkDeliveries, 1)].into(), mutation: None }.activate();
+    let world = new_world();
+    let mut life = Life::begin(&world).unwrap();
+    let filter = Some(r#"{"data":{"$exists":true}}"#.into());
+    let selective = |endpoint| Endpoint {
+        status: EndpointStatus::Paused,
+        selection: EventSelection { filter, ..EventSelection::default() },
+        ..endpoint
+    };
+    for _ in 0..3 {
+        publish(&mut life).await;
+    }
+    let number = subscribe_with(&mut life, Tenant::DEFAULT, selective).await;
+    let endpoint = known(&life, number).unwrap();
+    let context = life.context.clone();
+    let replaying = tokio::spawn(async move {
+        let job = Jobs(&context).start(&replay_of(&endpoint), None).await.unwrap();
+        Jobs(&context).wait(job, Duration::from_secs(60)).await
+    });
+    while revival_records(&world) < 1 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        life.step_state();
+        life.step_writer();
+        life.deliver_held_notices();
+    }
+    world.disk().inject(Fault::once(Operation::Read, Fault::EIO));
+    life.run_for(Duration::from_secs(10)).await;
+    assert!(replaying.is_finished(), "the job stopped");
+    assert_eq!(replaying.await.unwrap().progress.status, JobStatus::Completed);
+    assert_eq!(revival_records(&world), 3);
+    TestOverrides::default().activate();
+}
+
 fn revival_records(world: &World) -> usize {
     world.with(|inner| {
         let revived = |(_, record): &&(Position, Record)| matches!(record, Record::DeliveriesRevived { .. });
