@@ -15,7 +15,7 @@ pub struct SourceReport {
     pub since: Timestamp,
     pub last_error: Option<(Timestamp, Box<str>)>,
     pub last_message_at: Option<Timestamp>,
-    /// Received and not yet acknowledged.
+    /// Messages of the current batch: received, and not yet durable.
     pub unacknowledged: u64,
     /// Connections that were opened.
     pub connections: u64,
@@ -69,9 +69,16 @@ impl SourceBoard {
         self.lock().get(name).cloned()
     }
 
-    /// Changes the report of a source.
-    pub(crate) fn update(&self, name: &SourceName, at: Timestamp, change: impl FnOnce(&mut SourceReport)) {
-        change(self.lock().entry(name.clone()).or_insert_with(|| SourceReport::new(at)));
+    /// Begins the report of a source, unless it has one.
+    pub(crate) fn insert(&self, name: &SourceName, at: Timestamp) {
+        self.lock().entry(name.clone()).or_insert_with(|| SourceReport::new(at));
+    }
+
+    /// Changes the report of a source. A deleted source has none.
+    pub(crate) fn update(&self, name: &SourceName, change: impl FnOnce(&mut SourceReport)) {
+        if let Some(report) = self.lock().get_mut(name) {
+            change(report);
+        }
     }
 
     pub(crate) fn states(&self) -> Vec<SourceState> {
@@ -101,5 +108,22 @@ impl SourceBoard {
     /// Waits for [`Self::wake`].
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deleted_source_gets_no_report_again() {
+        let (board, name) = (SourceBoard::default(), "shop".parse().unwrap());
+        board.insert(&name, Timestamp::ZERO);
+        board.update(&name, |report| report.enter(SourceState::Connected, Timestamp::ZERO));
+        board.insert(&name, Timestamp::ZERO);
+        assert_eq!(board.states(), [SourceState::Connected]);
+        board.retain(|_| false);
+        board.update(&name, |report| report.add(SourceOutcome::Accepted));
+        assert!(board.states().is_empty() && board.report(&name).is_none());
     }
 }

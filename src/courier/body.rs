@@ -107,12 +107,13 @@ pub fn body(
 
 /// The data of an event as its publisher had it.
 fn binary_data(event: &Event) -> Bytes {
-    let text =
-        event.attribute(attribute::BINARY).and_then(|_| serde_json::from_slice::<&str>(&event.data).ok());
-    match text.and_then(|text| STANDARD.decode(text).ok()) {
-        Some(bytes) => bytes.into(),
-        None => event.data.clone(),
-    }
+    let bytes = event.attribute(attribute::BINARY).and_then(|_| decoded(&event.data));
+    bytes.map_or_else(|| event.data.clone(), Bytes::from)
+}
+
+/// The bytes of a JSON string with base64. Its slashes may be escaped.
+fn decoded(data: &[u8]) -> Option<Vec<u8>> {
+    STANDARD.decode(serde_json::from_slice::<String>(data).ok()?).ok()
 }
 
 /// The attributes of a CloudEvent in binary mode, as headers of a message (AMQP Protocol Binding,
@@ -399,6 +400,12 @@ pub fn validate_header(name: &str, value: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn binary_data_may_have_escaped_slashes() {
+        assert_eq!(decoded(br#""a\/8=""#), Some(STANDARD.decode("a/8=").unwrap()));
+        assert_eq!(decoded(br#""a\/8""#), None, "no base64");
+    }
 
     #[test]
     fn reserved_and_malformed_headers_are_rejected() {

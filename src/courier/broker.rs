@@ -21,9 +21,9 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{BasicProperties, Confirmation};
 
 use super::broker_url::{BrokerCredentials, BrokerUrl};
-use super::connect::Connector;
 use super::deadline::{running_timer, with_deadline};
 use super::failure::RequestFailure;
+use super::generation::Generation;
 use super::progress::ConnectProgress;
 use super::reply::ReceiverReply;
 use super::tls::ClientIdentity;
@@ -87,8 +87,12 @@ impl OutboundMessage {
     }
 }
 
-fn short(text: &str) -> ShortString {
-    ShortString::try_new(text).unwrap_or_else(|_| ShortString::from(""))
+/// A name in AMQP.
+///
+/// # Panics
+/// When it is longer than [`limits::broker::NAME_BYTES_MAX`].
+pub(crate) fn short(text: &str) -> ShortString {
+    ShortString::try_new(text).expect("names are checked when they are saved or built")
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -123,7 +127,7 @@ impl Slot {
     /// The open connection, or a new one.
     async fn link(
         &self,
-        connector: &Connector,
+        generation: &Generation,
         message: &OutboundMessage,
         progress: &ConnectProgress,
     ) -> Result<(Arc<Link>, bool), RequestFailure> {
@@ -138,8 +142,10 @@ impl Slot {
             return Err(failure.clone());
         }
         state.link = None;
+        let connector = generation.broker_connector(message.identity.as_ref());
+        let connector = connector.map_err(|reason| RequestFailure::Attempt(ErrorClass::Request, reason))?;
         let opening =
-            Link::open(connector, &message.url, &message.credentials, ReadBound::Echo, progress.clone());
+            Link::open(&connector, &message.url, &message.credentials, ReadBound::Echo, progress.clone());
         match Box::pin(opening).await {
             Ok(link) => {
                 let link = Arc::new(link);
@@ -154,8 +160,10 @@ impl Slot {
     }
 
     /// Forgets a connection that does not answer.
-    async fn forget(&self, link: &Arc<Link>) {
-        let mut state = self.state.lock().await;
+    fn forget(&self, link: &Arc<Link>) {
+        // The deadline has passed, so it must not wait. Another message that holds the lock looks
+        // at the connection itself, or forgets it at its own deadline.
+        let Ok(mut state) = self.state.try_lock() else { return };
         if state.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
             state.link = None;
         }
@@ -241,14 +249,12 @@ impl Courier {
     ) -> Result<ReceiverReply, RequestFailure> {
         self.shared.guard.check_broker(&message.url)?;
         let generation = self.shared.generation.load_full();
-        let connector = generation.broker_connector(message.identity.as_ref());
-        let connector = connector.map_err(|reason| RequestFailure::Attempt(ErrorClass::Request, reason))?;
         let slot = generation.brokers.slot(message.key());
         let deadline = pin!(maybe_done(running_timer(message.timeout)));
         let progress = ConnectProgress::default();
         let used = Mutex::new(None);
         let work = pin!(async {
-            let (link, is_reused) = slot.link(&connector, &message, &progress).await?;
+            let (link, is_reused) = slot.link(&generation, &message, &progress).await?;
             *used.lock().unwrap_or_else(PoisonError::into_inner) = Some((link.clone(), is_reused));
             if link.is_blocked() {
                 return Err(RequestFailure::BrokerBlocked);
@@ -263,7 +269,14 @@ impl Courier {
             let times = if *is_reused { Default::default() } else { link.progress.times() };
             let remote_address = link.progress.address();
             observed.connection = ConnectionFacts { remote_address, is_reused: *is_reused, times };
-            observed.connection.times.first_byte = Some(started.elapsed());
+            let has_answer = match &published {
+                Some(Ok(())) => true,
+                Some(Err(RequestFailure::Attempt(class, _))) => {
+                    matches!(class, ErrorClass::Broker | ErrorClass::Unroutable)
+                }
+                Some(Err(_)) | None => false,
+            };
+            observed.connection.times.first_byte = has_answer.then(|| started.elapsed());
         } else {
             observed.network = progress.network();
             observed.connection.remote_address = progress.address();
@@ -279,7 +292,7 @@ impl Courier {
             // The broker may send no confirm for a message that came with an alarm.
             (None, Some((link, _))) if link.is_blocked() => Err(RequestFailure::BrokerBlocked),
             (None, Some((link, _))) => {
-                slot.forget(&link).await;
+                slot.forget(&link);
                 let message = "no confirm from the broker within the timeout".to_owned();
                 Err(RequestFailure::Attempt(ErrorClass::Timeout, message))
             }

@@ -66,10 +66,9 @@ impl Requests<'_> {
             return Err(format!("the headers have {bytes} bytes; one frame of AMQP holds 100,000").into());
         }
         let routing_key = target.routing_key.of(event);
-        if routing_key.len() > limits::broker::NAME_BYTES_MAX {
-            let length = routing_key.len();
-            return Err(format!("the routing key has {length} bytes; AMQP allows 255").into());
-        }
+        let names = headers.iter().map(|(name, _)| ("name of a header", name.as_str()));
+        let names = names.chain([("routing key", routing_key)]);
+        check_names(names.chain(content_type.as_deref().map(|media| ("content type", media))))?;
         let (url, _) = BrokerUrl::parse(&endpoint.url).map_err(|error| error.to_string())?;
         Ok(OutboundMessage {
             url,
@@ -87,6 +86,17 @@ impl Requests<'_> {
             timeout: endpoint.timeout(&self.0.settings().defaults),
         })
     }
+}
+
+/// Checks that texts are short strings of AMQP.
+fn check_names<'a>(names: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<(), String> {
+    for (kind, name) in names {
+        let length = name.len();
+        if length > limits::broker::NAME_BYTES_MAX {
+            return Err(format!("the {kind} has {length} bytes; AMQP allows 255"));
+        }
+    }
+    Ok(())
 }
 
 fn credentials(
@@ -121,5 +131,18 @@ pub(super) fn view(message: OutboundMessage) -> RequestView {
         url: message.url.to_string().into(),
         headers,
         body: message.body,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_of_a_message_are_errors() {
+        let (fits, long) = ("x".repeat(255), "x".repeat(256));
+        assert_eq!(check_names([("content type", fits.as_str())]), Ok(()));
+        let error = check_names([("routing key", "a"), ("content type", long.as_str())]).unwrap_err();
+        assert_eq!(error, "the content type has 256 bytes; AMQP allows 255");
     }
 }

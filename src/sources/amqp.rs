@@ -1,7 +1,7 @@
 //! The client of a RabbitMQ queue.
 
 use async_trait::async_trait;
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _};
 use lapin::message::Delivery;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions, ExchangeDeclareOptions,
@@ -11,8 +11,9 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Consumer, ExchangeKind};
 
 use super::message::Message;
-use super::{Incoming, Intake, IntakeError, Settled, SourceClient, SourceFailure, StopSignal};
+use super::{Incoming, Intake, IntakeError, Settled, SourceClient, SourceFailure, StopSignal, Unsettled};
 use crate::context::Context;
+use crate::courier::broker::short;
 use crate::courier::{BrokerSession, BrokerUrl, Courier};
 use crate::domain::{ErrorClass, Source};
 use crate::limits::broker::{BATCH_MESSAGES_MAX, BATCH_WAIT, SESSION_TIMEOUT};
@@ -30,10 +31,6 @@ pub(super) struct AmqpClient {
 
 fn broker((class, text): (ErrorClass, String)) -> SourceFailure {
     SourceFailure::Broker(format!("{}: {text}", class.as_str()))
-}
-
-fn short(text: &str) -> ShortString {
-    ShortString::try_new(text).unwrap_or_else(|_| ShortString::from(""))
 }
 
 impl AmqpClient {
@@ -97,28 +94,36 @@ impl AmqpClient {
                 _ = stop.wait_for(|stop| *stop) => return Ok(()),
                 first = consumer.next() => first,
             };
-            let deliveries = batch(first, consumer).await.map_err(|error| match error {
-                Some(error) => broker(session.describe(&error)),
-                None => {
-                    SourceFailure::Broker("the broker cancelled the consumer; is the queue deleted?".into())
-                }
-            })?;
+            let MessageBatch { deliveries, end } = batch(first, consumer).await;
             let tags: Vec<_> = deliveries.iter().map(|delivery| delivery.delivery_tag).collect();
             let most = intake.max_event_bytes();
             let messages = deliveries.into_iter().map(|delivery| self.incoming(delivery, most)).collect();
-            let settled = intake.offer(messages).await.map_err(|error| match error {
-                IntakeError::Held => SourceFailure::Held,
-                IntakeError::Stopping => SourceFailure::Stopping,
-            })?;
-            let acknowledged = acknowledge(channel, &tags, &settled).await;
-            acknowledged.map_err(|error| broker(session.describe(&error)))?;
+            let (settled, failure) = match intake.offer(messages).await {
+                Ok(settled) => (settled.into_iter().map(Some).collect(), None),
+                Err(Unsettled { why: IntakeError::Held, settled }) => (settled, Some(SourceFailure::Held)),
+                Err(Unsettled { why: IntakeError::Stopping, settled }) => {
+                    (settled, Some(SourceFailure::Stopping))
+                }
+            };
+            let answered = send_answers(channel, answers(&tags, &settled)).await;
+            let ended = end.map(|end| match end {
+                ConsumerEnd::Failed(error) => broker(session.describe(&error)),
+                ConsumerEnd::Cancelled => {
+                    SourceFailure::Broker("the broker cancelled the consumer; is the queue deleted?".into())
+                }
+            });
+            if let Some(failure) = failure.or(ended) {
+                return Err(failure);
+            }
+            answered.map_err(|error| broker(session.describe(&error)))?;
         }
     }
 
     fn incoming(&self, delivery: Delivery, max_bytes: usize) -> Incoming {
         let message = read(delivery);
         let draft = message.draft(&self.source, max_bytes);
-        Incoming { draft, shown: message.shown(), body: message.body }
+        let id = message.dedup_id(&self.source).map(ToOwned::to_owned);
+        Incoming { draft, id, shown: message.shown(), body: message.body }
     }
 }
 
@@ -146,44 +151,96 @@ impl SourceClient for AmqpClient {
     }
 }
 
-/// The first message and those that follow it soon. `None` in the error: the consumer has ended.
-async fn batch(
-    first: Option<lapin::Result<Delivery>>,
-    consumer: &mut Consumer,
-) -> Result<Vec<Delivery>, Option<lapin::Error>> {
-    let mut deliveries = vec![first.ok_or(None)?.map_err(Some)?];
-    let deadline = tokio::time::Instant::now() + BATCH_WAIT;
-    let mut bytes = deliveries[0].data.len();
-    while deliveries.len() < BATCH_MESSAGES_MAX && bytes < crate::limits::BATCH_BYTES_MAX {
-        match tokio::time::timeout_at(deadline, consumer.next()).await {
-            Ok(Some(Ok(delivery))) => {
-                bytes += delivery.data.len();
-                deliveries.push(delivery);
-            }
-            // The end is seen again by the next call, after this batch.
-            Ok(Some(Err(_)) | None) | Err(_) => break,
-        }
-    }
-    Ok(deliveries)
+/// Why a consumer yields no more messages.
+#[derive(Debug)]
+enum ConsumerEnd {
+    Failed(lapin::Error),
+    Cancelled,
 }
 
-/// Acknowledges messages whose fate is durable. One acknowledgement covers all before it, so a
-/// rejection is sent between two of them.
-async fn acknowledge(channel: &Channel, tags: &[u64], settled: &[Settled]) -> lapin::Result<()> {
-    let mut pending = None;
-    for (tag, fate) in tags.iter().zip(settled) {
-        match fate {
-            Settled::Done => pending = Some(*tag),
-            Settled::Rejected => {
-                if let Some(tag) = pending.take() {
-                    channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?;
-                }
-                channel.basic_reject(*tag, BasicRejectOptions { requeue: false }).await?;
+/// Messages of one commit.
+#[derive(Debug)]
+struct MessageBatch {
+    deliveries: Vec<Delivery>,
+    /// lapin yields the end of a consumer once, and nothing after it.
+    end: Option<ConsumerEnd>,
+}
+
+impl MessageBatch {
+    /// Takes an item of the consumer. Returns the bytes of its message.
+    fn add(&mut self, item: Option<lapin::Result<Delivery>>) -> usize {
+        match item {
+            Some(Ok(delivery)) => {
+                let bytes = delivery.data.len();
+                self.deliveries.push(delivery);
+                return bytes;
             }
+            Some(Err(error)) => self.end = Some(ConsumerEnd::Failed(error)),
+            None => self.end = Some(ConsumerEnd::Cancelled),
+        }
+        0
+    }
+}
+
+/// The first item of a consumer and those that follow it soon.
+async fn batch(
+    first: Option<lapin::Result<Delivery>>,
+    consumer: &mut (impl Stream<Item = lapin::Result<Delivery>> + Unpin),
+) -> MessageBatch {
+    let mut batch = MessageBatch { deliveries: Vec::new(), end: None };
+    let deadline = tokio::time::Instant::now() + BATCH_WAIT;
+    let mut bytes = batch.add(first);
+    while batch.end.is_none()
+        && batch.deliveries.len() < BATCH_MESSAGES_MAX
+        && bytes < crate::limits::BATCH_BYTES_MAX
+    {
+        match tokio::time::timeout_at(deadline, consumer.next()).await {
+            Ok(item) => bytes += batch.add(item),
+            Err(_) => break,
         }
     }
-    if let Some(tag) = pending {
-        channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?;
+    batch
+}
+
+/// An answer to the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BrokerAnswer {
+    /// Acknowledges this message and all before it.
+    AckThrough(u64),
+    Ack(u64),
+    Reject(u64),
+}
+
+/// The answers for messages whose fate is durable. One acknowledgement covers all before it, so a
+/// rejection comes between two of them, and the messages after an unsettled one have their own.
+fn answers(tags: &[u64], settled: &[Option<Settled>]) -> Vec<BrokerAnswer> {
+    let (mut answers, mut pending, mut has_gap) = (Vec::new(), None, false);
+    for (tag, fate) in tags.iter().zip(settled) {
+        if *fate != Some(Settled::Done) {
+            answers.extend(pending.take().map(BrokerAnswer::AckThrough));
+        }
+        match fate {
+            Some(Settled::Done) if has_gap => answers.push(BrokerAnswer::Ack(*tag)),
+            Some(Settled::Done) => pending = Some(*tag),
+            Some(Settled::Rejected) => answers.push(BrokerAnswer::Reject(*tag)),
+            None => has_gap = true,
+        }
+    }
+    answers.extend(pending.map(BrokerAnswer::AckThrough));
+    answers
+}
+
+async fn send_answers(channel: &Channel, answers: Vec<BrokerAnswer>) -> lapin::Result<()> {
+    for answer in answers {
+        match answer {
+            BrokerAnswer::AckThrough(tag) => {
+                channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?;
+            }
+            BrokerAnswer::Ack(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: false }).await?,
+            BrokerAnswer::Reject(tag) => {
+                channel.basic_reject(tag, BasicRejectOptions { requeue: false }).await?;
+            }
+        }
     }
     Ok(())
 }
@@ -219,5 +276,48 @@ fn header_text(value: &AMQPValue) -> Option<String> {
         AMQPValue::LongUInt(value) => Some(value.to_string()),
         AMQPValue::LongLongInt(value) => Some(value.to_string()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt as _, stream};
+
+    use super::*;
+
+    fn delivery(tag: u64) -> Delivery {
+        Delivery::mock(tag, short("shop"), short("pet.sold"), false, b"{}".to_vec())
+    }
+
+    #[tokio::test]
+    async fn end_of_a_consumer_comes_with_its_batch() {
+        // The end comes once; the stream then stays pending, as a consumer of lapin does.
+        let ends: [fn() -> Option<lapin::Result<Delivery>>; 2] =
+            [|| None, || Some(Err(lapin::ErrorKind::MissingHeartbeatError.into()))];
+        for end in ends {
+            let items = stream::iter([Some(Ok(delivery(1))), end()]);
+            let mut items = Box::pin(items.chain(stream::pending()));
+            let mut consumer = stream::poll_fn(move |cx| items.poll_next_unpin(cx).map(Option::flatten));
+            let first = consumer.next().await;
+            let found = batch(first, &mut consumer).await;
+            let tags: Vec<_> = found.deliveries.iter().map(|delivery| delivery.delivery_tag).collect();
+            assert_eq!(tags, [1]);
+            let is_cancelled = matches!(found.end, Some(ConsumerEnd::Cancelled));
+            assert_eq!((is_cancelled, found.end.is_some()), (end().is_none(), true));
+            assert!(consumer.next().now_or_never().is_none(), "the end comes once");
+        }
+    }
+
+    #[test]
+    fn unsettled_message_is_not_acknowledged() {
+        let (done, rejected) = (Some(Settled::Done), Some(Settled::Rejected));
+        let fates = [done, done, rejected, done, None, done, rejected, done];
+        let found = answers(&[1, 2, 3, 4, 5, 6, 7, 8], &fates);
+        let expected = {
+            use BrokerAnswer::{Ack, AckThrough, Reject};
+            [AckThrough(2), Reject(3), AckThrough(4), Ack(6), Reject(7), Ack(8)]
+        };
+        assert_eq!(found, expected);
+        assert_eq!(answers(&[1, 2], &[done, done]), [BrokerAnswer::AckThrough(2)]);
     }
 }

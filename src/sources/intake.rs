@@ -9,9 +9,11 @@ use tokio::time::Instant;
 
 use super::{SourceOptions, StopSignal};
 use crate::context::Context;
-use crate::domain::{EventType, OnInvalid, Source, SourceName, SourceOutcome, SourceState, Tenant};
+use crate::domain::{
+    EventType, Idempotency, OnInvalid, Source, SourceName, SourceOutcome, SourceState, Tenant,
+};
 use crate::limits;
-use crate::outbox::draft::{EventDraft, PublishError, Unavailable};
+use crate::outbox::draft::{AcceptedEvent, EventDraft, PublishError, Unavailable};
 use crate::service::types::TypeRefusal;
 use crate::service::{EventTypes, Events};
 
@@ -22,6 +24,8 @@ const REJECTED: &str = "balto.source.rejected";
 #[derive(Clone, Debug)]
 pub struct InvalidMessage {
     pub reason: String,
+    /// The id that identifies its repetitions, if it has one.
+    pub id: Option<String>,
     /// The message as the operator event shows it, without its body.
     pub shown: Map<String, Value>,
     pub body: Vec<u8>,
@@ -31,6 +35,8 @@ pub struct InvalidMessage {
 #[derive(Clone, Debug)]
 pub struct Incoming {
     pub draft: Result<EventDraft, String>,
+    /// As [`InvalidMessage::id`].
+    pub id: Option<String>,
     pub shown: Map<String, Value>,
     pub body: Vec<u8>,
 }
@@ -44,7 +50,15 @@ pub enum Settled {
     Rejected,
 }
 
-/// Why messages were not settled. The broker has to send them again.
+/// Messages of which some are not settled. The broker has to send those again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unsettled {
+    pub why: IntakeError,
+    /// The fates in order; `None` for a message that is not settled.
+    pub settled: Vec<Option<Settled>>,
+}
+
+/// Why messages were not settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IntakeError {
     /// The store refused them for too long.
@@ -69,6 +83,36 @@ struct Open {
     is_parked: bool,
 }
 
+/// The consequence of one result of a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum CommitVerdict {
+    Settled(SourceOutcome),
+    /// The same commit had no room for it.
+    Later,
+    /// The store takes it at another time.
+    Refused,
+    Stopping,
+    Invalid(String),
+}
+
+/// `is_first`: no earlier event of the commit took a part of its room.
+fn judge(result: Result<AcceptedEvent, PublishError>, is_parked: bool, is_first: bool) -> CommitVerdict {
+    let reason = match result {
+        Ok(accepted) if accepted.duplicate => return CommitVerdict::Settled(SourceOutcome::Duplicate),
+        Ok(_) if is_parked => return CommitVerdict::Settled(SourceOutcome::Parked),
+        Ok(_) => return CommitVerdict::Settled(SourceOutcome::Accepted),
+        Err(PublishError::Store(Unavailable::Stopping)) => return CommitVerdict::Stopping,
+        Err(PublishError::Store(_) | PublishError::QuotaExceeded(_)) => return CommitVerdict::Refused,
+        Err(PublishError::TooManyTargets) if !is_first => return CommitVerdict::Later,
+        // An operator event has no other form to be parked in.
+        Err(_) if is_parked => return CommitVerdict::Refused,
+        Err(PublishError::Refused(refusal)) => describe(&refusal),
+        Err(PublishError::IdempotencyMismatch) => "another message with this id was different".to_owned(),
+        Err(error @ (PublishError::Rejected { .. } | PublishError::TooManyTargets)) => error.to_string(),
+    };
+    CommitVerdict::Invalid(reason)
+}
+
 impl Intake {
     pub(super) fn new(context: Context, source: &Source, options: SourceOptions, stop: StopSignal) -> Self {
         let (name, on_invalid) = (source.name.clone(), source.on_invalid);
@@ -83,7 +127,7 @@ impl Intake {
     /// The source is connected.
     pub fn on_connected(&self) {
         let now = self.context.now().wall;
-        self.context.source_board().update(&self.name, now, |report| {
+        self.context.source_board().update(&self.name, |report| {
             report.enter(SourceState::Connected, now);
             report.connections += 1;
             report.unacknowledged = 0;
@@ -94,7 +138,7 @@ impl Intake {
     fn enter(&self, state: SourceState) {
         let now = self.context.now().wall;
         let mut is_new = false;
-        self.context.source_board().update(&self.name, now, |report| {
+        self.context.source_board().update(&self.name, |report| {
             is_new = report.state != state;
             report.enter(state, now);
         });
@@ -111,11 +155,18 @@ impl Intake {
     /// when the last of them is settled.
     ///
     /// # Errors
-    /// When the store refused messages for [`limits::broker::HOLD_MAX`], or the source stops.
-    pub async fn offer(&self, messages: Vec<Incoming>) -> Result<Vec<Settled>, IntakeError> {
+    /// When the store refused messages for [`limits::broker::HOLD_MAX`], or the source stops. The
+    /// other messages may be settled.
+    ///
+    /// # Panics
+    /// On a defect: a message without a fate. None of the messages is acknowledged then.
+    pub async fn offer(&self, messages: Vec<Incoming>) -> Result<Vec<Settled>, Unsettled> {
+        if messages.is_empty() {
+            return Ok(Vec::new());
+        }
         let now = self.context.now().wall;
         let count = messages.len() as u64;
-        self.context.source_board().update(&self.name, now, |report| {
+        self.context.source_board().update(&self.name, |report| {
             report.unacknowledged = count;
             report.last_message_at = Some(now);
         });
@@ -123,8 +174,8 @@ impl Intake {
         let mut open = Vec::with_capacity(messages.len());
         let mut kept = Vec::with_capacity(messages.len());
         for (index, message) in messages.into_iter().enumerate() {
-            let Incoming { draft, shown, body } = message;
-            let mut invalid = InvalidMessage { reason: String::new(), shown, body };
+            let Incoming { draft, id, shown, body } = message;
+            let mut invalid = InvalidMessage { reason: String::new(), id, shown, body };
             match draft {
                 Ok(mut draft) => {
                     EventTypes(&self.context).check(&mut draft, self.options.unregistered);
@@ -137,9 +188,12 @@ impl Intake {
             }
             kept.push(invalid);
         }
-        self.settle(open, &mut kept, &mut settled).await?;
-        self.context.source_board().update(&self.name, now, |report| report.unacknowledged = 0);
-        Ok(settled.into_iter().map(|fate| fate.unwrap_or(Settled::Rejected)).collect())
+        let result = self.settle(open, &mut kept, &mut settled).await;
+        self.context.source_board().update(&self.name, |report| report.unacknowledged = 0);
+        if let Err(why) = result {
+            return Err(Unsettled { why, settled });
+        }
+        Ok(settled.into_iter().map(|fate| fate.expect("every message is settled")).collect())
     }
 
     async fn settle(
@@ -156,32 +210,28 @@ impl Intake {
                 Err(error) => open.iter().map(|_| Err(error.clone())).collect(),
             };
             let mut again = Vec::new();
-            let mut is_refused = false;
+            let (mut is_first, mut is_refused, mut is_stopping) = (true, false, false);
             for (one, result) in open.into_iter().zip(results) {
-                let reason = match result {
-                    Ok(accepted) => {
-                        let outcome = match (one.is_parked, accepted.duplicate) {
-                            (true, _) => SourceOutcome::Parked,
-                            (false, true) => SourceOutcome::Duplicate,
-                            (false, false) => SourceOutcome::Accepted,
-                        };
-                        settled[one.index] = Some(self.count(outcome));
-                        continue;
-                    }
-                    Err(PublishError::Store(Unavailable::Stopping)) => return Err(IntakeError::Stopping),
-                    Err(PublishError::Store(_) | PublishError::QuotaExceeded(_)) => {
+                // An event that is too large uses up the room of those that follow it.
+                let takes_room = matches!(&result, Ok(_) | Err(PublishError::TooManyTargets));
+                match judge(result, one.is_parked, is_first) {
+                    CommitVerdict::Settled(outcome) => settled[one.index] = Some(self.count(outcome)),
+                    CommitVerdict::Later => again.push(one),
+                    CommitVerdict::Refused => {
                         is_refused = true;
                         again.push(one);
-                        continue;
                     }
-                    Err(PublishError::Refused(refusal)) => describe(&refusal),
-                    Err(PublishError::IdempotencyMismatch) => {
-                        "another message with this id was different".to_owned()
+                    // The events after it may be durable all the same.
+                    CommitVerdict::Stopping => is_stopping = true,
+                    CommitVerdict::Invalid(reason) => {
+                        kept[one.index].reason = reason;
+                        again.extend(self.give_up(one.index, &kept[one.index], settled));
                     }
-                    Err(error) => error.to_string(),
-                };
-                kept[one.index].reason = reason;
-                again.extend(self.give_up(one.index, &kept[one.index], settled));
+                }
+                is_first &= !takes_room;
+            }
+            if is_stopping {
+                return Err(IntakeError::Stopping);
             }
             open = again;
             if is_refused {
@@ -207,8 +257,7 @@ impl Intake {
 
     fn count(&self, outcome: SourceOutcome) -> Settled {
         self.context.metrics().source_messages(outcome, 1);
-        let now = self.context.now().wall;
-        self.context.source_board().update(&self.name, now, |report| report.add(outcome));
+        self.context.source_board().update(&self.name, |report| report.add(outcome));
         if outcome == SourceOutcome::Rejected { Settled::Rejected } else { Settled::Done }
     }
 
@@ -226,10 +275,13 @@ impl Intake {
         }
         let tenant: Tenant = Tenant::OPERATOR.parse().expect("a legal tenant");
         let event_type: EventType = REJECTED.parse().expect("a legal type");
-        let data = self.parked_data(message);
-        let fingerprint = Sha256::digest(&data);
-        let mut draft = EventDraft::new(tenant, event_type, data);
-        draft.fingerprint.copy_from_slice(&fingerprint[..16]);
+        let mut draft = EventDraft::new(tenant, event_type, self.parked_data(message));
+        let id = message.id.as_deref();
+        draft.idempotency = id.map(|id| parked_key(&self.name, id, &message.body));
+        draft.fingerprint = match &draft.idempotency {
+            Some(key) => key.fingerprint,
+            None => first_half(&Sha256::digest(&draft.data)),
+        };
         Some(Open { index, draft, is_parked: true })
     }
 
@@ -250,6 +302,23 @@ impl Intake {
     }
 }
 
+/// Recognises an invalid message that is sent again, as long as its operator event is stored.
+/// Messages without an id are not recognised: two equal ones may be two messages. The reason and
+/// the mark of a repetition may differ, so the fingerprint leaves them out.
+fn parked_key(source: &SourceName, id: &str, body: &[u8]) -> Idempotency {
+    let mut hasher = Sha256::new();
+    for part in [b"source-parked", source.as_str().as_bytes(), id.as_bytes(), body] {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    }
+    let scope = first_half(&hasher.finalize());
+    Idempotency { scope, fingerprint: scope, expires_at: None }
+}
+
+fn first_half(hash: &[u8]) -> [u8; 16] {
+    hash[..16].try_into().expect("a hash has 32 bytes")
+}
+
 fn describe(refusal: &TypeRefusal) -> String {
     match refusal {
         TypeRefusal::UnknownType => "the type is not registered".to_owned(),
@@ -257,5 +326,39 @@ fn describe(refusal: &TypeRefusal) -> String {
         TypeRefusal::Violations(violations) => violations.first().map_or_else(String::new, |violation| {
             format!("the data does not match its type: /data{}: {}", violation.pointer, violation.detail)
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crowded_commit_makes_no_message_invalid() {
+        let judge = |error, is_parked, is_first| judge(Err(error), is_parked, is_first);
+        let crowded = || PublishError::TooManyTargets;
+        assert_eq!(judge(crowded(), false, false), CommitVerdict::Later);
+        assert_eq!(judge(crowded(), true, false), CommitVerdict::Later);
+        assert!(matches!(judge(crowded(), false, true), CommitVerdict::Invalid(_)));
+    }
+
+    #[test]
+    fn refused_operator_event_is_held() {
+        for error in [PublishError::TooManyTargets, PublishError::IdempotencyMismatch] {
+            assert_eq!(judge(Err(error), true, true), CommitVerdict::Refused);
+        }
+        let stopping = PublishError::Store(Unavailable::Stopping);
+        assert_eq!(judge(Err(stopping), true, true), CommitVerdict::Stopping);
+    }
+
+    #[test]
+    fn parked_message_is_recognised_by_id_and_body() {
+        let key = |source: &str, id, body: &[u8]| parked_key(&source.parse().unwrap(), id, body);
+        let known = key("shop", "1", b"{");
+        assert_eq!((known.scope, known.expires_at), (key("shop", "1", b"{").scope, None));
+        for other in [key("mill", "1", b"{"), key("shop", "2", b"{"), key("shop", "1", b"}")] {
+            assert_ne!(known.scope, other.scope);
+        }
+        assert_ne!(key("shop", "1{", b"").scope, known.scope);
     }
 }

@@ -110,10 +110,8 @@ impl Message {
         if let Some(key) = source.ordering_key_header.as_deref().and_then(|name| self.header(name)) {
             draft.ordering_key = Some(key.parse().map_err(|error| format!("ordering key: {error}"))?);
         }
+        self.identify(source, &mut draft);
         self.add_attributes(&mut draft)?;
-        if source.dedup == Dedup::MessageId {
-            self.identify(source, &mut draft);
-        }
         let content = [draft.event_type.as_str().as_bytes(), b" ", &draft.data].concat();
         draft.fingerprint.copy_from_slice(&Sha256::digest(content)[..16]);
         if let Some(idempotency) = &mut draft.idempotency {
@@ -214,19 +212,24 @@ impl Message {
                 ("data", json) => data = Bytes::copy_from_slice(json.as_bytes()),
                 (_, "null") => {}
                 ("data_base64", json) => {
-                    let decoded = serde_json::from_str::<&str>(json).ok();
+                    let decoded = serde_json::from_str::<String>(json).ok();
                     decoded
                         .and_then(|text| STANDARD.decode(text).ok())
                         .ok_or("CloudEvent: data_base64 is not base64")?;
                     (data, is_binary) = (Bytes::copy_from_slice(json.as_bytes()), true);
                 }
-                (_, json) => match serde_json::from_str(json) {
-                    Ok(Value::String(text)) => attributes.push((name, text)),
-                    Ok(value @ (Value::Bool(_) | Value::Number(_))) => {
-                        attributes.push((format!("{name}{}", attribute::NOT_TEXT), value.to_string()));
+                (_, json) => {
+                    check_attribute_name(&name)?;
+                    match serde_json::from_str(json) {
+                        Ok(Value::String(text)) => attributes.push((name, text)),
+                        Ok(value @ (Value::Bool(_) | Value::Number(_)))
+                            if !attribute::OWN.contains(&name.as_str()) =>
+                        {
+                            attributes.push((format!("{name}{}", attribute::NOT_TEXT), value.to_string()));
+                        }
+                        _ => return Err(format!("CloudEvent: the type of `{name}` is not legal")),
                     }
-                    _ => return Err(format!("CloudEvent: `{name}` is not text, a boolean or a number")),
-                },
+                }
             }
         }
         of_cloudevent(tenant, attributes, data, is_binary)
@@ -234,12 +237,18 @@ impl Message {
 
     fn binary(&self, tenant: Tenant) -> Result<EventDraft, String> {
         let (data, is_binary) = self.data()?;
-        let named = self.headers.iter().filter_map(|(name, value)| {
-            let attribute = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix))?;
-            Some((attribute.to_owned(), value.clone()))
-        });
-        let media = self.content_type.iter().map(|media| (attribute::CONTENT_TYPE.to_owned(), media.clone()));
-        of_cloudevent(tenant, named.chain(media).collect(), data, is_binary)
+        // Both prefixes and the property may name the same attribute. The property wins.
+        let mut attributes = BTreeMap::new();
+        for (name, value) in &self.headers {
+            let bare = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix));
+            let Some(bare) = bare else { continue };
+            check_attribute_name(bare)?;
+            attributes.insert(bare.to_owned(), value.clone());
+        }
+        if let Some(media) = &self.content_type {
+            attributes.insert(attribute::CONTENT_TYPE.to_owned(), media.clone());
+        }
+        of_cloudevent(tenant, attributes.into_iter().collect(), data, is_binary)
     }
 
     fn add_attributes(&self, draft: &mut EventDraft) -> Result<(), String> {
@@ -259,22 +268,30 @@ impl Message {
                 Err(_) => return Err("`balto-hops` is not a number".to_owned()),
             }
         }
-        if self.redelivered && self.message_id.is_none() {
+        let is_recognised = draft.idempotency.is_some() || draft.publisher_id_key().is_some();
+        if self.redelivered && !is_recognised && attribute::find(&draft.attributes, REDELIVERED).is_none() {
             draft.attributes.push((REDELIVERED.into(), "true".into()));
         }
         draft.attributes.sort();
         Ok(())
     }
 
-    /// Recognises a repeated message: by its id as the event's, if it is a legal one, and otherwise
-    /// by a hash of it. The id and source of a CloudEvent identify it already.
+    /// The id that identifies repetitions of the message.
+    pub(super) fn dedup_id(&self, source: &Source) -> Option<&str> {
+        self.message_id.as_deref().filter(|id| source.dedup == Dedup::MessageId && !id.is_empty())
+    }
+
+    /// Recognises a repeated message: by its id as the event's, if it is a legal one, then by the
+    /// id of an envelope, and otherwise by a hash. The id and source of a CloudEvent identify it
+    /// already.
     fn identify(&self, source: &Source, draft: &mut EventDraft) {
-        let Some(id) = self.message_id.as_deref().filter(|id| !id.is_empty()) else { return };
+        let Some(id) = self.dedup_id(source) else { return };
         if attribute::find(&draft.attributes, attribute::SOURCE).is_some() {
             return;
         }
         match id.parse::<EventId>() {
             Ok(id) => draft.id = Some(id),
+            Err(_) if draft.id.is_some() => {}
             Err(_) => {
                 let mut hasher = Sha256::new();
                 for part in ["source-message", source.name.as_str(), draft.tenant.as_str(), id] {
@@ -283,7 +300,6 @@ impl Message {
                 }
                 let mut scope = [0; 16];
                 scope.copy_from_slice(&hasher.finalize()[..16]);
-                draft.id = None;
                 draft.idempotency = Some(Idempotency { scope, fingerprint: [0; 16], expires_at: None });
             }
         }
@@ -313,6 +329,15 @@ fn of_envelope(tenant: Tenant, envelope: Envelope<'_>) -> Result<EventDraft, Str
     Ok(draft)
 }
 
+/// Checks the name of a CloudEvents attribute as its sender wrote it.
+fn check_attribute_name(name: &str) -> Result<(), String> {
+    let is_legal = (1..=limits::ATTRIBUTE_NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+        && name != "data";
+    if is_legal { Ok(()) } else { Err(format!("CloudEvent: the attribute `{name}` is not legal")) }
+}
+
+/// `attributes` have legal names, plus [`attribute::NOT_TEXT`] for a number or a boolean.
 fn of_cloudevent(
     tenant: Tenant,
     attributes: Vec<(String, String)>,
@@ -337,11 +362,7 @@ fn of_cloudevent(
     let ordering_key = find("partitionkey").map(|key| key.parse()).transpose();
     let ordering_key = ordering_key.map_err(|error| format!("CloudEvent partitionkey: {error}"))?;
     for (name, value) in &attributes {
-        let plain = name.trim_end_matches(attribute::NOT_TEXT);
-        let is_name = (1..=limits::ATTRIBUTE_NAME_BYTES_MAX).contains(&plain.len())
-            && plain.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-        let is_value = value.len() <= limits::ATTRIBUTE_BYTES_MAX && !value.chars().any(char::is_control);
-        if !is_name || !is_value {
+        if value.len() > limits::ATTRIBUTE_BYTES_MAX || value.chars().any(char::is_control) {
             return Err(format!("CloudEvent: the attribute `{name}` is not legal"));
         }
     }

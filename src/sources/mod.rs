@@ -19,7 +19,7 @@ mod runner;
 use async_trait::async_trait;
 
 use crate::service::event_types::Unregistered;
-pub use intake::{Incoming, Intake, IntakeError, InvalidMessage, Settled};
+pub use intake::{Incoming, Intake, IntakeError, InvalidMessage, Settled, Unsettled};
 pub use runner::run;
 
 /// Settings of all sources.
@@ -41,6 +41,9 @@ pub enum SourceFailure {
     Held,
     #[error("the daemon is shutting down")]
     Stopping,
+    /// A defect of this daemon.
+    #[error("the source panicked; the log has the details")]
+    Panicked,
 }
 
 /// Asks a client to end: it takes no more messages, settles those that it offered, and returns.

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::amqp::AmqpClient;
 use super::{Intake, SourceClient, SourceFailure, SourceOptions, StopSignal};
@@ -34,8 +34,11 @@ pub async fn run(
 ) {
     let mut draining = pin!(draining);
     let mut running: HashMap<SourceName, Running> = HashMap::new();
+    // Sources that were paused or deleted, until their messages are settled.
+    let mut ending = JoinSet::new();
     loop {
-        reconcile(&context, &courier, options, &mut running);
+        reconcile(&context, &courier, options, &mut running, &mut ending);
+        while ending.try_join_next().is_some() {}
         tokio::select! {
             () = context.source_board().changed() => {}
             () = &mut draining => break,
@@ -48,6 +51,7 @@ pub async fn run(
         // A panic is logged where it happens.
         drop(source.task.await);
     }
+    while ending.join_next().await.is_some() {}
 }
 
 /// Makes the running sources those that are registered and active.
@@ -56,6 +60,7 @@ fn reconcile(
     courier: &Courier,
     options: SourceOptions,
     running: &mut HashMap<SourceName, Running>,
+    ending: &mut JoinSet<()>,
 ) {
     let sources = Sources(context).all();
     let board = context.source_board();
@@ -65,20 +70,21 @@ fn reconcile(
         let found = sources.iter().find(|source| source.name == *name);
         found.is_some_and(|found| found.revision == known.revision) && known.epoch == epoch
     };
-    let mut ending: HashMap<SourceName, JoinHandle<()>> = HashMap::new();
+    let mut earlier_tasks: HashMap<SourceName, JoinHandle<()>> = HashMap::new();
     running.retain(|name, known| {
         if is_current(name, known) {
             return true;
         }
         known.stop.send_replace(true);
         let task = std::mem::replace(&mut known.task, tokio::spawn(async {}));
-        ending.insert(name.clone(), task);
+        earlier_tasks.insert(name.clone(), task);
         false
     });
     for source in &sources {
-        let earlier = ending.remove(&source.name);
+        board.insert(&source.name, context.now().wall);
+        let earlier = earlier_tasks.remove(&source.name);
         if source.status == SourceStatus::Paused {
-            tokio::spawn(show_paused(context.clone(), source.name.clone(), earlier));
+            ending.spawn(show_paused(context.clone(), source.name.clone(), earlier));
             continue;
         }
         if running.contains_key(&source.name) {
@@ -97,6 +103,9 @@ fn reconcile(
             Running { revision: source.revision, epoch, stop, task: tokio::spawn(panics::contained(work)) };
         running.insert(source.name.clone(), known);
     }
+    for task in earlier_tasks.into_values() {
+        ending.spawn(async { drop(task.await) });
+    }
     context.metrics().source_states(&board.states());
 }
 
@@ -111,7 +120,7 @@ async fn show_paused(context: Context, name: SourceName, earlier: Option<JoinHan
         .any(|source| source.name == name && source.status == SourceStatus::Paused);
     if is_paused {
         let now = context.now().wall;
-        context.source_board().update(&name, now, |report| report.enter(SourceState::Paused, now));
+        context.source_board().update(&name, |report| report.enter(SourceState::Paused, now));
         context.metrics().source_states(&context.source_board().states());
     }
 }
@@ -129,15 +138,16 @@ async fn keep_running(
     let mut backoff = RECONNECT_INITIAL;
     while !*stop.borrow() {
         let now = context.now();
-        board.update(&source.name, now.wall, |report| report.enter(SourceState::Connecting, now.wall));
-        let failure = match client.run(&intake, stop.clone()).await {
-            Ok(()) | Err(SourceFailure::Stopping) => break,
-            Err(failure) => failure,
+        board.update(&source.name, |report| report.enter(SourceState::Connecting, now.wall));
+        let failure = match panics::caught(client.run(&intake, stop.clone())).await {
+            Ok(Ok(()) | Err(SourceFailure::Stopping)) => break,
+            Ok(Err(failure)) => failure,
+            Err(panics::Panicked) => SourceFailure::Panicked,
         };
         let ended = context.now();
         let text = failure.to_string();
         tracing::warn!(source = %source.name, error = text, "source disconnected");
-        board.update(&source.name, ended.wall, |report| {
+        board.update(&source.name, |report| {
             report.enter(SourceState::Failed, ended.wall);
             report.last_error = Some((ended.wall, text.into()));
             report.unacknowledged = 0;

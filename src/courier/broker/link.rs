@@ -171,9 +171,4 @@ impl BrokerSession {
             _ => (ErrorClass::Reset, error.to_string()),
         }
     }
-
-    #[must_use]
-    pub fn is_open(&self) -> bool {
-        self.link.is_open()
-    }
 }

@@ -118,6 +118,61 @@ fn message_id_identifies_the_event() {
 }
 
 #[test]
+fn unrecognised_repetition_is_marked() {
+    let is_marked = |dedup, id: &str, body: &str| {
+        let message = Message { message_id: Some(id.to_owned()), redelivered: true, ..message(body) };
+        let source = Source { dedup, ..source(SourceFormat::Auto) };
+        let found = message.draft(&source, 1_000).unwrap();
+        attribute::find(&found.attributes, REDELIVERED).is_some()
+    };
+    assert!(is_marked(Dedup::MessageId, "", "1") && is_marked(Dedup::None, "order-1", "1"));
+    assert!(!is_marked(Dedup::MessageId, "order-1", "1"));
+    assert!(!is_marked(Dedup::MessageId, "not a legal id!", "1"));
+    assert!(!is_marked(Dedup::None, "", r#"{"id":"a-1","type":"pet.lost","data":1}"#));
+}
+
+#[test]
+fn envelope_keeps_its_id_beside_an_illegal_message_id() {
+    let envelope = r#"{"id":"a-1","type":"pet.lost","data":1}"#;
+    for (id, expected) in [("not a legal id!", "a-1"), ("order-1", "order-1")] {
+        let message = Message { message_id: Some(id.to_owned()), ..message(envelope) };
+        let found = draft(SourceFormat::Auto, &message).unwrap();
+        assert_eq!(found.id.unwrap().as_str(), expected);
+        assert!(found.idempotency.is_none());
+    }
+}
+
+#[test]
+fn illegal_cloudevents_attributes_are_refused() {
+    let structured = |member: &str| {
+        let body = format!(r#"{{"specversion":"1.0","id":"1","source":"/a","type":"x.y",{member}}}"#);
+        let media = Some("application/cloudevents+json".to_owned());
+        draft(SourceFormat::Auto, &Message { content_type: media, ..message(&body) })
+    };
+    for member in [r#""n#":"1,\"id\":2""#, r#""n#":1"#, r#""N":"1""#, r#""subject":1"#, r#""n":[1]"#] {
+        assert!(structured(member).unwrap_err().contains("is not legal"), "{member}");
+    }
+    let found = structured(r#""data_base64":"a\/8=""#).unwrap();
+    assert_eq!(text(&found).1, r#""a\/8=""#);
+    assert!(structured(r#""data_base64":"a""#).unwrap_err().contains("base64"));
+
+    let binary = |headers: &[(&str, &str)]| {
+        let mut binary = message("[2]");
+        let required = [("specversion", "1.0"), ("id", "1"), ("source", "/a"), ("type", "x.y")];
+        for (name, value) in required.iter().chain(headers) {
+            binary.headers.insert(format!("cloudEvents_{name}"), (*value).to_owned());
+        }
+        binary.headers.insert("cloudEvents:n".to_owned(), "1".to_owned());
+        draft(SourceFormat::Auto, &binary)
+    };
+    for name in ["n#", "data", "data_base64", "N", ""] {
+        assert!(binary(&[(name, "1")]).unwrap_err().contains("is not legal"), "{name}");
+    }
+    let twice = binary(&[("n", "2")]).unwrap();
+    assert_eq!(twice.attributes.iter().filter(|(name, _)| **name == *"n").count(), 1);
+}
+
+#[test]
 fn headers_name_tenant_stream_key_trace_and_hops() {
     let mut message = message("1");
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";

@@ -134,11 +134,11 @@ async fn failures_have_a_class_and_the_brokers_words() {
     let broker = guard.as_mut().unwrap();
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
-    broker.ask(&json!({"op": "exchange", "name": "nobody-listens"}));
+    broker.ask(&json!({"op": "exchange", "name": "unbound"}));
     let port = broker.port;
     let url = |login: &str, vhost: &str| format!("amqp://{login}127.0.0.1:{port}/{vhost}");
     for (url, amqp, class, words) in [
-        (url("", "%2F"), json!({"exchange": "nobody-listens"}), "unroutable", "312 NO_ROUTE"),
+        (url("", "%2F"), json!({"exchange": "unbound"}), "unroutable", "312 NO_ROUTE"),
         (url("", "%2F"), json!({"exchange": "missing"}), "broker", "404 NOT_FOUND - no exchange 'missing'"),
         (url("", "absent"), json!({"exchange": "x"}), "broker", "530 NOT_ALLOWED"),
         (url("guest:wrong@", "%2F"), json!({"exchange": "x"}), "broker", "403 ACCESS_REFUSED"),
@@ -178,8 +178,8 @@ async fn failures_have_a_class_and_the_brokers_words() {
         assert_eq!(daemon.call("DELETE", &path, &[], "").await.0, 204);
     }
     // Nothing of the refused endpoint's exchange is used up: the next message passes.
-    broker.bound("nobody-listens", "somebody", "#");
-    let amqp = json!({"exchange": "nobody-listens"});
+    broker.bound("unbound", "late", "#");
+    let amqp = json!({"exchange": "unbound"});
     daemon.post("/endpoints", &json!({"url": url("", "%2F"), "amqp": amqp}).to_string()).await;
     assert_eq!(delivered(&daemon, &json!({"type": "a", "data": 1})).await["status"], "delivered");
 }

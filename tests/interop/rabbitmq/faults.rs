@@ -1,6 +1,6 @@
 //! Failures of the broker and of the daemon.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -28,9 +28,10 @@ async fn restarted(mut daemon: Daemon, data: &Path) -> Daemon {
     Daemon::start(data).await
 }
 
-/// The broker and the daemon are killed while messages go through both.
+/// The broker and the daemon are killed while messages go through both. Each message becomes one
+/// event. An event may become several messages with its id, because a confirm can get lost.
 #[tokio::test]
-async fn killed_broker_and_daemon_lose_and_repeat_nothing() {
+async fn killed_broker_and_daemon_keep_each_event_once() {
     let Some(mut guard) = broker().await else { return };
     let broker = guard.as_mut().unwrap();
     let data = tempfile::tempdir().unwrap();
@@ -73,11 +74,11 @@ async fn killed_broker_and_daemon_lose_and_repeat_nothing() {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     };
     assert!(events.values().all(|count| *count == 1), "an event exists twice: {events:?}");
-    let mut arrived: BTreeMap<String, usize> = BTreeMap::new();
+    let mut arrived: BTreeSet<String> = BTreeSet::new();
     let mut progress = crate::support::Progress::from(0);
-    while !events.keys().all(|id| arrived.contains_key(id)) {
+    while !events.keys().all(|id| arrived.contains(id)) {
         for message in broker.take("crash-out") {
-            *arrived.entry(message["message_id"].as_str().unwrap().to_owned()).or_default() += 1;
+            arrived.insert(message["message_id"].as_str().unwrap().to_owned());
         }
         assert!(progress.goes_on(arrived.len()), "{} of {} messages", arrived.len(), events.len());
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;

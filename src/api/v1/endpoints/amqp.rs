@@ -94,7 +94,7 @@ impl AmqpInput {
     }
 
     fn check(&self, errors: &mut Errors) -> AmqpTarget {
-        check_short(&self.exchange, "/amqp/exchange", errors);
+        check_length(&self.exchange, "/amqp/exchange", errors);
         let routing_key = match &self.routing_key {
             None => RoutingKey::Type,
             Some(value) => parse_routing_key(value, errors),
@@ -130,7 +130,8 @@ impl AmqpInput {
     }
 }
 
-fn check_short(text: &str, location: &str, errors: &mut Errors) {
+/// Checks the length of a name or a pattern at a broker.
+pub(in crate::api::v1) fn check_length(text: &str, location: &str, errors: &mut Errors) {
     if text.len() > limits::broker::NAME_BYTES_MAX || text.chars().any(char::is_control) {
         let most = limits::broker::NAME_BYTES_MAX;
         errors.push(location, format!("must be at most {most} bytes without control characters"));
@@ -145,7 +146,7 @@ fn parse_routing_key(value: &Value, errors: &mut Errors) -> RoutingKey {
         (Some("stream"), _) => RoutingKey::Stream,
         (Some("orderingKey"), _) => RoutingKey::OrderingKey,
         (_, Some(text)) => {
-            check_short(text, "/amqp/routingKey/literal", errors);
+            check_length(text, "/amqp/routingKey/literal", errors);
             RoutingKey::Literal(text.into())
         }
         _ => {

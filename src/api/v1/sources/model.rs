@@ -170,7 +170,7 @@ pub struct SourceMessagesBody {
     pub parked: u64,
     /// Invalid messages that were rejected.
     pub rejected: u64,
-    /// Received, and not yet durable.
+    /// Messages of the current batch: received, and not yet durable.
     pub unacknowledged: u64,
     pub last_at: Option<Time>,
 }

@@ -4,13 +4,13 @@ use serde_json::Value;
 
 use super::model::{HeaderMember, SourceInput};
 use crate::api::http::problem::{Errors, pointer};
+use crate::api::v1::endpoints::amqp::check_length;
 use crate::api::v1::endpoints::outgoing::check_auth_text;
 use crate::api::v1::endpoints::settings::{Words, check_integer, parse_word};
 use crate::domain::{
     Dedup, OnInvalid, Position, Sealed, Source, SourceFormat, SourceName, SourceQueueType, SourceStatus,
     SourceTenant, Tenant, Timestamp,
 };
-use crate::limits;
 use crate::service::types::{BrokerCredentials, BrokerUrl, is_same_origin};
 
 const KINDS: Words<()> = &[("amqp", ())];
@@ -127,13 +127,6 @@ impl SourceInput {
 fn missing(name: &str, errors: &mut Errors) -> Option<String> {
     errors.push(pointer("", name), format!("missing field `{name}`"));
     None
-}
-
-fn check_length(text: &str, location: &str, errors: &mut Errors) {
-    if text.len() > limits::broker::NAME_BYTES_MAX || text.chars().any(char::is_control) {
-        let most = limits::broker::NAME_BYTES_MAX;
-        errors.push(location, format!("must be at most {most} bytes without control characters"));
-    }
 }
 
 /// The name of a queue, an exchange or a header.
