@@ -133,15 +133,25 @@ pub(crate) struct Paging {
 pub(super) fn pins(pins: &[String]) -> Value {
     let pin = |text: &String| {
         let (name, version) = text.split_once(':').unwrap_or((text, ""));
-        (name.to_owned(), Value::from(version))
+        (name.to_owned(), if version.is_empty() { Value::Null } else { Value::from(version) })
     };
     Value::Object(pins.iter().map(pin).collect())
+}
+
+/// As [`pin`]; an empty version removes the pin.
+pub(super) fn pin_change(text: &str) -> Result<String, String> {
+    match text.strip_suffix(':') {
+        Some(name) if !name.is_empty() && !name.contains(':') => Ok(text.to_owned()),
+        _ => pin(text),
+    }
 }
 
 /// A pin of an event type.
 pub(super) fn pin(text: &str) -> Result<String, String> {
     match text.split_once(':') {
-        Some((name, version)) if !name.is_empty() && !version.is_empty() => Ok(text.to_owned()),
+        Some((name, version)) if !name.is_empty() && !version.is_empty() && !version.contains(':') => {
+            Ok(text.to_owned())
+        }
         _ => Err("a pin is TYPE:VERSION, such as pet.adopted:1.0 or pet.adopted:latest".to_owned()),
     }
 }

@@ -21,8 +21,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time limit of a whole answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
 const _: () = assert!(limits::WAIT_MAX.as_secs() < ANSWER_TIMEOUT.as_secs());
-/// Time limit of an operation on all matches of a filter.
-const BULK_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// Bound of an answer, in bytes: 250 events of the largest size fit.
 const ANSWER_BYTES_MAX: usize = 512 * 1024 * 1024;
 /// Bound of the text that is shown of a foreign answer, in characters.
@@ -182,12 +180,6 @@ impl Client {
         body: String,
     ) -> Result<String, Error> {
         self.request(with_json(self.http.post(self.url(segments, query)), Some(body))).await
-    }
-
-    /// As [`Self::post`], for an operation that may take long.
-    pub(crate) async fn post_bulk(&self, segments: &[&str], body: String) -> Result<String, Error> {
-        let request = self.http.post(self.url(segments, &[])).timeout(BULK_TIMEOUT);
-        self.request(with_json(request, Some(body))).await
     }
 
     pub(crate) async fn create(

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::args::{self, Paging, QueryArgs, Window};
 use super::deliveries::ATTEMPTS;
 use super::jobs::BulkArgs;
-use super::output::{Column, Session, busy};
+use super::output::{Column, Session};
 use crate::domain::time::Timestamp;
 
 const COLUMNS: &[Column] = &[
@@ -70,8 +70,8 @@ pub(crate) struct FilterArgs {
     /// Only for events whose type matches this topic pattern, such as order.*
     #[arg(long = "type", value_name = "PATTERN")]
     event_type: Option<String>,
-    /// attemptsExhausted, maxAge, gone, refused, endpointDeleted, endpointDisabled, blockedAddress
-    /// or expired.
+    /// attemptsExhausted, maxAge, gone, refused, endpointDeleted, endpointDisabled, blockedAddress,
+    /// expired or unconvertible.
     #[arg(long)]
     reason: Option<String>,
     #[command(flatten)]
@@ -158,8 +158,8 @@ impl DeadLettersCommand {
                 }
                 Chosen::Matching(filter) => {
                     let body = Value::Object(filter).to_string();
-                    let work = client.post_bulk(&["v1", "dead-letters", "redrive"], body);
-                    selection.bulk.finish(session, &busy("redriving", work).await?).await
+                    let answer = client.post(&["v1", "dead-letters", "redrive"], Some(body)).await?;
+                    selection.bulk.finish(session, &answer).await
                 }
             },
             Self::Purge(selection) => match selection.chosen(now)? {
@@ -169,8 +169,8 @@ impl DeadLettersCommand {
                 }
                 Chosen::Matching(filter) => {
                     let body = Value::Object(filter).to_string();
-                    let work = client.post_bulk(&["v1", "dead-letters", "purge"], body);
-                    selection.bulk.finish(session, &busy("purging", work).await?).await
+                    let answer = client.post(&["v1", "dead-letters", "purge"], Some(body)).await?;
+                    selection.bulk.finish(session, &answer).await
                 }
             },
         }

@@ -6,6 +6,7 @@
 mod identity;
 mod preview;
 mod rate;
+mod replay;
 mod request;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -14,10 +15,10 @@ use serde_json::{Map, Value, json};
 use identity::IdentityOptions;
 use preview::PreviewArgs;
 use rate::{Rate, header, header_members};
+use replay::ReplayArgs;
 use request::RequestOptions;
 
 use super::args::{self, Paging, QueryArgs};
-use super::jobs::ReplayArgs;
 use super::output::{Column, Session, note};
 use super::selection::FilterTrialArgs;
 use super::test_events::TestArgs;
@@ -163,8 +164,9 @@ pub(crate) struct EndpointOptions {
     /// Topic patterns: * is one word, # any number of them.
     #[arg(long, value_name = "PATTERN,...", value_delimiter = ',')]
     event_types: Vec<String>,
-    /// Convert events of a type to a version: TYPE:VERSION, or TYPE:latest. Repeatable.
-    #[arg(long = "pin", value_name = "TYPE:VERSION", value_parser = args::pin)]
+    /// Convert events of a type to a version: TYPE:VERSION, or TYPE:latest. An update with `TYPE:`
+    /// removes the pin. Repeatable.
+    #[arg(long = "pin", value_name = "TYPE:VERSION", value_parser = args::pin_change)]
     pins: Vec<String>,
     /// A header that every request carries; may be given several times. An update with an empty
     /// value removes it. Credentials (Authorization, X-Api-Key, ...) are stored as with
@@ -341,6 +343,9 @@ impl EndpointOptions {
     fn creation(&self, url: &str, tenant: Option<&str>, secret: Option<&str>) -> anyhow::Result<Value> {
         if self.burst.is_some() && !matches!(self.rate, Some(Rate::Limited { .. })) {
             return Err(super::usage("--burst needs a --rate such as 100/1s"));
+        }
+        if let Some(pin) = self.pins.iter().find(|pin| pin.ends_with(':')) {
+            return Err(super::usage(format!("the pin {pin} has no version")));
         }
         if let Some((name, _)) =
             self.headers.iter().chain(&self.sensitive_headers).find(|(_, value)| value.is_empty())
@@ -520,7 +525,9 @@ mod tests {
     }
 
     #[test]
-    fn patch_removes_a_rate_and_a_header() {
+    fn patch_removes_a_rate_a_header_and_a_pin() {
+        let pins = patch(&["--pin", "pet.adopted:1.0", "--pin", "pet.lost:"]).unwrap();
+        assert_eq!(pins, json!({"versions": {"pet.adopted": "1.0", "pet.lost": null}}));
         let body = patch(&["--rate", "none", "--header", "X-Env:"]).unwrap();
         assert_eq!(body, json!({"rateLimit": null, "headers": {"X-Env": null}}));
         assert_eq!(patch(&["--burst", "5"]).unwrap(), json!({"rateLimit": {"burst": 5}}));
@@ -535,6 +542,7 @@ mod tests {
     fn creation_refuses_options_for_updates_alone() {
         assert!(creation(&["https://h/", "--burst", "5"]).unwrap_err().is::<UsageError>());
         assert!(creation(&["https://h/", "--header", "X-Env:"]).unwrap_err().is::<UsageError>());
+        assert!(creation(&["https://h/", "--pin", "pet.lost:"]).unwrap_err().is::<UsageError>());
         assert_eq!(creation(&["https://h/", "--rate", "none"]).unwrap(), json!({"url": "https://h/"}));
     }
 

@@ -167,19 +167,6 @@ fn progress_bar(is_terminal: bool) -> ProgressBar {
     bar
 }
 
-/// Past events for an endpoint.
-#[derive(Debug, Args)]
-pub(crate) struct ReplayArgs {
-    /// The id or uid of the endpoint.
-    #[arg(value_name = "ENDPOINT_ID", value_parser = args::id)]
-    id: String,
-    #[command(flatten)]
-    past: PastArgs,
-    /// Only event types that match this topic pattern; repeatable [default: those of the endpoint].
-    #[arg(long = "type", value_name = "PATTERN")]
-    event_types: Vec<String>,
-}
-
 /// The past events of a replay.
 #[derive(Debug, Args)]
 pub(crate) struct PastArgs {
@@ -212,18 +199,6 @@ impl PastArgs {
         body.extend(self.rate.map(|rate| ("rate".to_owned(), json!(rate))));
         self.bulk.add_to(&mut body);
         body
-    }
-}
-
-impl ReplayArgs {
-    pub(crate) async fn run(&self, session: &Session) -> anyhow::Result<()> {
-        let mut body = self.past.body();
-        if !self.event_types.is_empty() {
-            body.insert("eventTypes".to_owned(), json!(self.event_types));
-        }
-        let body = Value::Object(body).to_string();
-        let answer = session.client.post_bulk(&["v1", "endpoints", &self.id, "replay"], body).await?;
-        self.past.bulk.finish(session, &answer).await
     }
 }
 

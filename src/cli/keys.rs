@@ -23,7 +23,7 @@ const COLUMNS: &[Column] = &[
     balto keys create --role publisher --tenant acme --description 'order service'\n  \
     balto keys create --role admin --expires 90d\n  \
     balto keys list\n  \
-    balto keys revoke key_01J...")]
+    balto keys rm key_01J...")]
 pub(crate) enum KeysCommand {
     /// Create a key. The answer shows its secret once.
     Create {
@@ -57,8 +57,8 @@ pub(crate) enum KeysCommand {
         description: String,
     },
     /// Delete a key. Requests with it are rejected from then on.
-    #[command(visible_alias = "rm")]
-    Revoke {
+    #[command(alias = "revoke")]
+    Rm {
         #[arg(value_name = "KEY_ID", value_parser = args::id)]
         id: String,
     },
@@ -126,9 +126,9 @@ impl KeysCommand {
                 let patch = json!({"description": description}).to_string();
                 session.show(&client.patch(&["v1", "keys", id], patch).await?)
             }
-            Self::Revoke { id } => {
+            Self::Rm { id } => {
                 let answer = client.delete(&["v1", "keys", id]).await?;
-                session.done(&answer, &format!("{id} is revoked."))
+                session.done(&answer, &format!("{id} is deleted."))
             }
         }
     }

@@ -393,19 +393,6 @@ fn write_progress(texts: &Receiver<String>, mut terminal: impl Write) {
     }
 }
 
-/// Waits for an answer and shows the elapsed time.
-pub(crate) async fn busy<T>(words: &str, work: impl Future<Output = T>) -> T {
-    let mut work = std::pin::pin!(work);
-    let progress = ProgressLine::start();
-    for seconds in 1_u64.. {
-        match tokio::time::timeout(Duration::from_secs(1), &mut work).await {
-            Ok(answer) => return answer,
-            Err(_) => progress.show(format!("{words}, {seconds} s so far")),
-        }
-    }
-    unreachable!("seconds do not end")
-}
-
 /// Prints a line on standard error.
 pub(crate) fn note(text: &str) {
     writeln!(io::stderr(), "{text}").ok();

@@ -102,7 +102,7 @@ pub(crate) struct SourceMembers {
 }
 
 impl SourceMembers {
-    fn members(&self, name: Option<&str>) -> anyhow::Result<String> {
+    fn members(&self, name: Option<&str>) -> anyhow::Result<Value> {
         let password = match &self.password_file {
             Some(file) => Some(read_password(file)?),
             None => None,
@@ -128,7 +128,10 @@ impl SourceMembers {
         if !self.bindings.is_empty() {
             members.insert("bindings".to_owned(), json!(self.bindings));
         }
-        Ok(Value::Object(members).to_string())
+        if members.is_empty() {
+            return Err(super::usage("nothing to change: give an option"));
+        }
+        Ok(Value::Object(members))
     }
 }
 
@@ -150,11 +153,11 @@ impl SourcesCommand {
             }
             Self::Show(source) => session.show(&client.get(&["v1", "sources", &source.name], &[]).await?),
             Self::Create { source, options } => {
-                let body = options.members(Some(&source.name))?;
+                let body = options.members(Some(&source.name))?.to_string();
                 session.show(&client.post(&["v1", "sources"], Some(body)).await?)
             }
             Self::Update { source, options } => {
-                let body = options.members(None)?;
+                let body = options.members(None)?.to_string();
                 session.show(&client.patch(&["v1", "sources", &source.name], body).await?)
             }
             Self::Pause(source) => act(session, source, "pause", "is paused").await,
@@ -187,9 +190,10 @@ mod tests {
             bindings: vec!["pet.#".to_owned()],
             ..SourceMembers::default()
         };
-        let members: Value = serde_json::from_str(&options.members(Some("shop")).unwrap()).unwrap();
         let expected = json!({"name": "shop", "queue": "q", "password": "s ecret", "bindings": ["pet.#"]});
-        assert_eq!(members, expected);
+        assert_eq!(options.members(Some("shop")).unwrap(), expected);
+        let refused = SourceMembers::default().members(None).unwrap_err();
+        assert!(refused.is::<crate::cli::UsageError>(), "{refused}");
         assert!(read_password("/nowhere/at/all").unwrap_err().to_string().starts_with("/nowhere/at/all: "));
     }
 }

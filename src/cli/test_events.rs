@@ -40,7 +40,7 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use crate::cli::args::{pin, pins};
+    use crate::cli::args::{pin, pin_change, pins};
 
     #[derive(Debug, clap::Parser)]
     struct Line {
@@ -65,6 +65,10 @@ mod tests {
         for bad in ["", "pet.adopted", ":1.0", "pet.adopted:"] {
             assert!(pin(bad).is_err(), "{bad:?}");
         }
+        for bad in ["", "pet.adopted", ":", ":1.0", "pet.adopted::"] {
+            assert!(pin_change(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(pins(&[pin_change("pet.lost:").unwrap()]), serde_json::json!({"pet.lost": null}));
         let pinned = [pin("pet.adopted:1.0").unwrap(), pin("order.paid:latest").unwrap()];
         assert_eq!(pins(&pinned), serde_json::json!({"pet.adopted": "1.0", "order.paid": "latest"}));
     }

@@ -81,7 +81,7 @@ const COMMANDS: &[(&str, &str)] = &[
     ("listKeys", "keys list"),
     ("getKey", "keys show key_1"),
     ("updateKey", "keys update key_1 --description d"),
-    ("deleteKey", "keys revoke key_1"),
+    ("deleteKey", "keys rm key_1"),
     ("listJobs", "jobs list"),
     ("getJob", "jobs show job_1"),
     ("cancelJob", "jobs cancel job_1"),
@@ -232,7 +232,7 @@ async fn keys_are_created_listed_and_revoked() {
     let shown = answer_of(&daemon, &["keys", "show", &id]);
     assert_eq!((&shown["tenant"], &shown["secret"]), (&json!("acme"), &json!(null)));
     assert!(balto(&daemon, &["keys", "list"]).out.contains(&id));
-    assert_eq!(balto(&daemon, &["keys", "revoke", &id]).out, format!("{id} is revoked.\n"));
+    assert_eq!(balto(&daemon, &["keys", "rm", &id]).out, format!("{id} is deleted.\n"));
     assert_eq!(balto(&daemon, &["keys", "show", &id]).code, 1);
     assert_eq!(balto(&daemon, &["keys", "create", "--role", "owner"]).code, 2);
 }

@@ -83,6 +83,16 @@ impl PackageRoot {
         self.0.join(file)
     }
 
+    /// Installs a package in two steps, and returns whether its scripts would start the service.
+    fn install(&self, package: &Path) -> bool {
+        let marker = self.path("run/balto-installation");
+        self.dpkg(&["--unpack", package.to_str().unwrap()]);
+        let starts = marker.exists();
+        self.dpkg(&["--configure", "balto"]);
+        assert!(!marker.exists(), "the marker of an installation stays");
+        starts
+    }
+
     /// Starts the installed daemon with the shipped configuration until it is ready, and stops it.
     fn serve(&self) {
         let config = self.path("etc/balto/balto.toml");
@@ -124,7 +134,7 @@ fn deb_installs_upgrades_and_leaves_the_data() {
     assert!(owners.contains("-rwxr-xr-x") && !owners.contains("rwxrwxr"), "{owners}");
 
     let installed = PackageRoot::new(directory.path());
-    installed.dpkg(&["--install", first.to_str().unwrap()]);
+    assert!(installed.install(&first), "a first installation starts no service");
     for file in INSTALLED {
         assert!(installed.path(file).is_file(), "{file} is not installed");
     }
@@ -136,15 +146,16 @@ fn deb_installs_upgrades_and_leaves_the_data() {
     let own = std::fs::read_to_string(&config).unwrap().replace("max_attempts = 12", "max_attempts = 7");
     std::fs::write(&config, &own).unwrap();
     let second = build_deb(&binary, directory.path(), "2");
-    installed.dpkg(&["--install", second.to_str().unwrap()]);
+    assert!(!installed.install(&second), "an upgrade starts a stopped service");
     assert_eq!(std::fs::read_to_string(&config).unwrap(), own, "the upgrade replaced the configuration");
     installed.serve();
 
     installed.dpkg(&["--remove", "balto"]);
     assert!(!installed.path("usr/bin/balto").exists());
     assert_eq!(std::fs::read_to_string(&config).unwrap(), own);
-    let said = installed.dpkg(&["--purge", "balto"]);
-    assert!(said.contains("are still in"), "{said}");
+    assert!(installed.install(&second), "an installation after a removal starts no service");
+    let message = installed.dpkg(&["--purge", "balto"]);
+    assert!(message.contains("are still in"), "{message}");
     assert!(!installed.path("etc/balto").exists(), "a purge leaves the configuration");
     assert_eq!(std::fs::read(installed.path("var/lib/balto/admin.key")).unwrap(), key);
 }
@@ -194,6 +205,8 @@ fn tarball_is_reproducible_and_names_its_libc() {
     for file in INSTALLED {
         assert!(files.lines().any(|line| line == file), "{file} is not in the tarball");
     }
+    // tar would set modes and times of directories such as /etc.
+    assert!(!files.lines().any(|line| line.ends_with('/')), "the tarball has directories: {files}");
 }
 
 #[test]

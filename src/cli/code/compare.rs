@@ -1,17 +1,19 @@
 //! Compares the wanted members of a resource with those that it has.
 //!
-//! A wanted member that is an object names the members that matter, except `headers`, `metadata`
-//! and `versions`, which are wanted as a whole. Write-only members are compared by their names.
+//! A wanted member that is an object names the members that matter, except `headers`, `metadata`,
+//! `filter`, schemas and pins, which are wanted as a whole. Write-only members are compared by
+//! their names.
 
 use serde_json::{Map, Value};
 use url::Url;
 
 use super::plan::ResourceKind;
 use crate::config::units::parse_duration;
+use crate::courier::{BrokerUrl, is_broker_url};
 
 /// Text in place of a secret.
 pub(in crate::cli) const MASK: &str = "***";
-/// Secrets within `auth` and `clientCertificate`.
+/// Secrets within `auth`, `amqp` and `clientCertificate`.
 const SECRET_MEMBERS: [&str; 4] = ["password", "clientSecret", "key", "sensitiveHeaders"];
 
 /// A member that differs.
@@ -44,7 +46,7 @@ pub(super) fn difference(
             (ResourceKind::Endpoint, "clientCertificate") => {
                 (old.is_null() != new.is_null() || (resend && !new.is_null())).then(|| new.clone())
             }
-            (ResourceKind::Endpoint, "auth") => {
+            (ResourceKind::Endpoint, "auth" | "amqp") => {
                 let differs = !is_equal(&without_secrets(new), old) || (resend && has_secrets(new));
                 differs.then(|| new.clone())
             }
@@ -55,6 +57,14 @@ pub(super) fn difference(
             (ResourceKind::Endpoint | ResourceKind::Queue, "eventTypes") => {
                 (patterns(new) != patterns(old)).then(|| new.clone())
             }
+            (ResourceKind::Endpoint | ResourceKind::Queue, "filter") => {
+                (!is_same(new, old)).then(|| new.clone())
+            }
+            (ResourceKind::Endpoint | ResourceKind::Queue, "labels") => {
+                (texts(new) != texts(old)).then(|| new.clone())
+            }
+            (ResourceKind::EventType, "migrations") => (!is_same(new, old)).then(|| new.clone()),
+            (ResourceKind::EventType, "versions") => (!has_versions(new, old)).then(|| new.clone()),
             _ => (!is_equal(new, old)).then(|| new.clone()),
         };
         let Some(patch) = patch else { continue };
@@ -81,20 +91,58 @@ fn is_equal(wanted: &Value, found: &Value) -> bool {
     }
 }
 
-/// `60s` is `1m`, and `https://example.com` is `https://example.com/`.
+/// Whether two values are equal as JSON: also members that are not wanted count.
+fn is_same(wanted: &Value, found: &Value) -> bool {
+    match (wanted, found) {
+        (Value::Object(wanted), Value::Object(found)) => {
+            let has = |name, value| found.get(name).is_some_and(|found| is_same(value, found));
+            wanted.len() == found.len() && wanted.iter().all(|(name, value)| has(name, value))
+        }
+        (Value::Array(wanted), Value::Array(found)) => {
+            wanted.len() == found.len() && wanted.iter().zip(found).all(|(one, other)| is_same(one, other))
+        }
+        (Value::Number(wanted), Value::Number(found)) => wanted == found || wanted.as_f64() == found.as_f64(),
+        _ => wanted == found,
+    }
+}
+
+/// Whether an event type has the wanted versions, with exactly their schemas and examples.
+fn has_versions(wanted: &Value, found: &Value) -> bool {
+    wanted.as_object().into_iter().flatten().all(|(version, wanted)| {
+        let found = &found[version];
+        is_equal(wanted, found)
+            && ["schema", "examples"]
+                .iter()
+                .all(|name| wanted.get(*name).is_none_or(|wanted| is_same(wanted, &found[*name])))
+    })
+}
+
+/// `60s` is `1m`, `https://example.com` is `https://example.com/`, and `amqps://host` is
+/// `amqps://host:5671/%2F`.
 fn is_equal_text(wanted: &str, found: &str) -> bool {
     let duration = |text| parse_duration(text);
     let url = |text: &str| text.contains("://").then(|| Url::parse(text).ok()).flatten();
+    let broker = |text: &str| {
+        let (url, _) = is_broker_url(text).then(|| BrokerUrl::parse(text).ok()).flatten()?;
+        Some(url.to_string())
+    };
     wanted == found
         || duration(wanted).is_some_and(|wanted| duration(found) == Some(wanted))
         || url(wanted).is_some_and(|wanted| url(found) == Some(wanted))
+        || broker(wanted).is_some_and(|wanted| broker(found) == Some(wanted))
+}
+
+/// The texts of a list in any order.
+fn texts(value: &Value) -> Vec<&str> {
+    let mut texts: Vec<_> = value.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    texts.sort_unstable();
+    texts.dedup();
+    texts
 }
 
 /// Topic patterns in any order. No patterns mean all types.
 fn patterns(value: &Value) -> Vec<&str> {
-    let mut patterns: Vec<_> = value.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    patterns.sort_unstable();
-    patterns.dedup();
+    let patterns = texts(value);
     if patterns.is_empty() { vec!["#"] } else { patterns }
 }
 
@@ -195,6 +243,16 @@ fn has_secrets(value: &Value) -> bool {
     without_secrets(value) != *value
 }
 
+/// The URL with a mask for its user name and password, if it has one of them.
+pub(super) fn without_login(url: &str) -> Option<String> {
+    let start = url.find("://")? + 3;
+    let authority = url[start..].find(['/', '?', '#']).map_or(url.len(), |length| start + length);
+    // A password with such a character makes the URL invalid.
+    let end = if Url::parse(url).is_ok() { authority } else { url.len() };
+    let at = start + url[start..end].rfind('@')?;
+    Some(format!("{}{MASK}{}", &url[..start], &url[at..]))
+}
+
 /// The value for people: secrets are masked.
 pub(in crate::cli) fn masked(name: &str, value: &Value) -> Value {
     let mask = |value: &Value| if value.is_null() { Value::Null } else { Value::from(MASK) };
@@ -203,7 +261,8 @@ pub(in crate::cli) fn masked(name: &str, value: &Value) -> Value {
         ("sensitiveHeaders", Value::Object(headers)) => {
             Value::Object(headers.iter().map(|(name, value)| (name.clone(), mask(value))).collect())
         }
-        ("auth" | "clientCertificate", Value::Object(members)) => {
+        ("url", Value::String(url)) => Value::from(without_login(url).unwrap_or_else(|| url.clone())),
+        ("auth" | "amqp" | "clientCertificate", Value::Object(members)) => {
             let shown = members.iter().map(|(inner, value)| {
                 let is_secret = SECRET_MEMBERS.contains(&inner.as_str());
                 (inner.clone(), if is_secret { mask(value) } else { masked(name, value) })
@@ -220,8 +279,12 @@ mod tests {
     use serde_json::json;
 
     fn patch(wanted: Value, existing: &Value, resend: bool) -> Value {
+        patch_of(ResourceKind::Endpoint, wanted, existing, resend)
+    }
+
+    fn patch_of(kind: ResourceKind, wanted: Value, existing: &Value, resend: bool) -> Value {
         let Value::Object(wanted) = wanted else { panic!("not an object") };
-        let changes = difference(ResourceKind::Endpoint, &wanted, existing, resend);
+        let changes = difference(kind, &wanted, existing, resend);
         Value::Object(changes.into_iter().map(|change| (change.name, change.patch)).collect())
     }
 
@@ -289,7 +352,68 @@ mod tests {
     }
 
     #[test]
+    fn broker_password_is_no_change() {
+        let existing = json!({"url": "amqps://h:5671/%2F", "amqp": {"exchange": "shop", "routingKey": "type",
+            "declare": false, "username": "balto"}});
+        let amqp = json!({"exchange": "shop", "username": "balto", "password": "p"});
+        let wanted = json!({"url": "amqps://h", "amqp": amqp});
+        assert_eq!(patch(wanted.clone(), &existing, false), json!({}));
+        assert_eq!(patch(wanted, &existing, true), json!({"amqp": amqp}));
+        let other = json!({"amqp": {"exchange": "pets", "username": "balto", "password": "p"}});
+        assert_eq!(patch(other.clone(), &existing, false), other);
+        assert_eq!(patch(json!({"amqp": null}), &existing, false), json!({"amqp": null}));
+    }
+
+    #[test]
+    fn removed_condition_is_a_change_of_the_filter() {
+        let existing =
+            json!({"filter": {"data.total": {"$gt": 5}, "data.wait": "60s"}, "labels": ["a", "b"]});
+        for kind in [ResourceKind::Endpoint, ResourceKind::Queue] {
+            let equal = json!({"filter": {"data.wait": "60s", "data.total": {"$gt": 5.0}}, "labels": ["b", "a", "b"]});
+            assert_eq!(patch_of(kind, equal, &existing, false), json!({}));
+            for wanted in [
+                json!({"filter": {"data.wait": "60s"}}),
+                json!({"filter": {"data.total": {"$gt": 5}, "data.wait": "1m"}}),
+                json!({"filter": null}),
+                json!({"labels": ["a"]}),
+            ] {
+                assert_eq!(patch_of(kind, wanted.clone(), &existing, false), wanted);
+            }
+        }
+    }
+
+    #[test]
+    fn schemas_and_examples_are_compared_exactly() {
+        let schema = json!({"type": "object", "required": ["id"]});
+        let existing = json!({"versions": {"1.0": {"schema": schema, "deprecated": false, "sunset": null,
+            "examples": [{"id": 1, "name": "a"}], "eventsLastDay": 3}, "2.0": {"schema": {}}}});
+        let kind = ResourceKind::EventType;
+        for equal in
+            [json!({"schema": schema}), json!({"schema": schema, "examples": [{"name": "a", "id": 1}]})]
+        {
+            assert_eq!(patch_of(kind, json!({"versions": {"1.0": equal}}), &existing, false), json!({}));
+        }
+        for version in [
+            json!({"schema": {"type": "object"}}),
+            json!({"schema": schema, "examples": [{"id": 1}]}),
+            json!({"schema": schema, "deprecated": true}),
+        ] {
+            let wanted = json!({"versions": {"1.0": version}});
+            assert_eq!(patch_of(kind, wanted.clone(), &existing, false), wanted);
+        }
+    }
+
+    #[test]
     fn secrets_are_masked_at_every_depth() {
+        let amqp = json!({"exchange": "e", "username": "u", "password": "p"});
+        assert_eq!(masked("amqp", &amqp), json!({"exchange": "e", "username": "u", "password": MASK}));
+        for (url, expected) in [
+            ("amqps://u:p@h/%2F", "amqps://***@h/%2F"),
+            ("amqps://u:p/w#@h/", "amqps://***@h/"),
+            ("https://h/a?mail=b@c", "https://h/a?mail=b@c"),
+        ] {
+            assert_eq!(masked("url", &json!(url)), expected);
+        }
         let auth = json!({"oauth2": {"clientId": "c", "clientSecret": "s"}});
         assert_eq!(masked("auth", &auth)["oauth2"], json!({"clientId": "c", "clientSecret": MASK}));
         assert_eq!(masked("sensitiveHeaders", &json!({"A": "x", "B": null})), json!({"A": MASK, "B": null}));

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::compare::without_login;
 use super::plan::{ResourceKind, Wanted};
 use crate::cli::usage;
 use crate::nearest::nearest;
@@ -98,6 +99,12 @@ fn wanted(
         }
         ResourceKind::Tenant | ResourceKind::EventType => None,
     };
+    let has_login = |url: &Value| url.as_str().is_some_and(|url| without_login(url).is_some());
+    if kind == ResourceKind::Endpoint && members.get("url").is_some_and(has_login) {
+        return Err("url: has a user name or password; put them into amqp.username and amqp.password, or \
+            into auth.basic"
+            .to_owned());
+    }
     let secret = take_text(&mut members, "secret")?;
     // The type of a generated secret counts for a new endpoint alone.
     let mut initial = Map::new();
@@ -206,6 +213,10 @@ mod tests {
             ("[[endpoints]]\nuid = 5", "endpoints[0]: uid: must be text, is 5"),
             ("[[endpoints]]\nuid = 'a'\n[[endpoints]]\nuid = 'a'", "endpoints[1]: uid `a` is there twice"),
             ("[[queues]]\nname = 'a'\ndescription = '${NO}'", "queues[0]: the variable NO is not set"),
+            (
+                "[[endpoints]]\nuid = 'a'\nurl = 'amqps://u:p@h/'",
+                "endpoints[0]: url: has a user name or password; put them into amqp.username and amqp.password",
+            ),
             ("{", "not JSON: "),
             ("a = ", "not TOML: "),
         ] {

@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Map, Value};
 
 use super::request::text_or_file;
-use super::{non_empty, set, word};
+use super::{set, word};
 
 /// The status that a creation or a change may set.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -25,9 +25,6 @@ pub(super) struct IdentityOptions {
     /// A JSON object of your own, or @FILE with it.
     #[arg(long, value_name = "JSON|@FILE", value_parser = object)]
     metadata: Option<Map<String, Value>>,
-    /// Convert events of a type to this version; an empty version removes it. Repeatable.
-    #[arg(long = "type-version", value_name = "TYPE=VERSION", value_parser = pin)]
-    versions: Vec<(String, String)>,
     /// Further members as the API has them: a JSON object, or @FILE with it. For example
     /// '{"auth": {"oauth2": {...}}}'.
     #[arg(long, value_name = "JSON|@FILE", value_parser = object)]
@@ -41,8 +38,6 @@ impl IdentityOptions {
         set(members, "uid", self.uid.as_ref().map(or_null));
         set(members, "status", self.status.as_ref().map(word));
         set(members, "metadata", self.metadata.clone());
-        let pins = self.versions.iter().map(|(name, version)| (name.clone(), or_null(version)));
-        set(members, "versions", non_empty(pins.collect()));
     }
 }
 
@@ -52,11 +47,6 @@ fn object(text: &str) -> Result<Map<String, Value>, String> {
         Ok(other) => Err(format!("`{other}` is not a JSON object")),
         Err(error) => Err(format!("not JSON: {error}")),
     }
-}
-
-fn pin(text: &str) -> Result<(String, String), String> {
-    let (name, version) = text.split_once('=').ok_or("must be TYPE=VERSION, such as pet.adopted=1.0")?;
-    Ok((name.to_owned(), version.to_owned()))
 }
 
 #[cfg(test)]
@@ -70,16 +60,13 @@ mod tests {
             uid: Some(String::new()),
             status: Some(WantedStatus::Paused),
             metadata: Some(object(r#"{"team": "crm"}"#).unwrap()),
-            versions: vec![pin("pet.adopted=1.0").unwrap(), pin("pet.lost=").unwrap()],
             members: Some(object(r#"{"labels": ["a"], "status": "active"}"#).unwrap()),
         };
         let mut members = Map::new();
         options.add_to(&mut members);
-        let expected = json!({"labels": ["a"], "status": "paused", "uid": null, "metadata": {"team": "crm"},
-            "versions": {"pet.adopted": "1.0", "pet.lost": null}});
+        let expected = json!({"labels": ["a"], "status": "paused", "uid": null, "metadata": {"team": "crm"}});
         assert_eq!(Value::Object(members), expected);
         assert!(object("[1]").unwrap_err().contains("not a JSON object"));
         assert!(object("{").unwrap_err().contains("not JSON"));
-        assert!(pin("pet.adopted").is_err());
     }
 }
