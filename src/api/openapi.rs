@@ -167,12 +167,13 @@ fn error_statuses(route: &Route) -> Vec<(u16, &'static str)> {
         list.push((404, "Not found"));
     }
     list.push((405, "The method is not allowed"));
-    if route.operation == "readStream" {
-        list.push((410, "Retention has removed the version"));
+    let reads_feed = ["readFeed", "readConsumer"].contains(&route.operation);
+    if route.operation == "readStream" || reads_feed {
+        list.push((410, "Retention has removed the version or the position"));
     }
     // A delivery may have no request, and a uid may be that of several endpoints.
     let is_ambiguous = route.operation == "getDeliveryCurl" || route.path.starts_with("/v1/endpoints/{id}");
-    if writes || is_ambiguous {
+    if writes || is_ambiguous || reads_feed {
         list.push((409, "Conflict"));
     }
     if route.body.is_some() {
@@ -185,6 +186,7 @@ fn error_statuses(route: &Route) -> Vec<(u16, &'static str)> {
     if secured || commits || route.is_read() {
         list.push((429, "Too many requests"));
     }
+    list.push((431, "The request line and the headers are too large"));
     if secured || commits {
         list.push((503, "The service is unavailable"));
     }
@@ -213,9 +215,11 @@ fn responses(route: &Route, generator: &mut SchemaGenerator) -> Value {
     if let Some(links) = links(route) {
         success["links"] = links;
     }
-    // `PUT` creates, or replaces.
-    if route.verb == Verb::Put {
-        responses.insert("201".to_owned(), success.clone());
+    // `PUT` creates, or replaces. The creation of the same queue again changes nothing.
+    match (route.verb, route.operation) {
+        (Verb::Put, _) => drop(responses.insert("201".to_owned(), success.clone())),
+        (_, "createQueue") => drop(responses.insert("200".to_owned(), success.clone())),
+        _ => {}
     }
     responses.insert(route.status.to_string(), success);
     if route.operation == "getStream" {
@@ -299,7 +303,9 @@ fn problem_schema() -> Value {
             "index": {"type": "integer", "description": "Of the event in an atomic request."},
             "stream": {"type": "string"},
             "firstVersion": {"type": "integer", "description": "The first version that can be read."},
-            "actual": {"type": ["integer", "null"]},
+            "actual": {"type": ["integer", "string", "null"]},
+            "oldest": {"type": "string", "description": "The first cursor that can be read."},
+            "head": {"type": "string", "description": "The last cursor of the log."},
             "limit": {"type": "integer"},
             "quota": {"type": "string", "enum": Quota::WORDS},
             "value": {"type": "integer", "description": "The value that the request would reach."},

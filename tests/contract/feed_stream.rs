@@ -253,15 +253,45 @@ async fn reader_that_takes_nothing_is_cut_and_a_slow_one_stays() {
     assert!(idle.is_closed_within(WAIT_MAX).await);
 }
 
+/// Reads a stream whose next events were forgotten: a prefix of the events, and then the news.
+async fn assert_gone_without_a_gap(mut slow: Stream, positions: &[u64], oldest: &str) {
+    let mut read = 0;
+    let last = loop {
+        let block = slow.next().await.expect("the stream ended without a reason");
+        if block.event.is_some() {
+            break block;
+        }
+        if block.data.is_some() {
+            assert_eq!(block.id, Some(positions[read].to_string()), "event {read}");
+            read += 1;
+        }
+    };
+    assert!((1..positions.len()).contains(&read), "{read} events were read");
+    let data = serde_json::from_str::<Value>(&last.data.unwrap()).unwrap();
+    assert_eq!((last.event.as_deref(), &data["oldest"]), (Some("balto.gone"), &json!(oldest)));
+    assert!(slow.next().await.is_none(), "the stream goes on");
+}
+
 /// Retention forgets events. Readers before the horizon learn it, also after the loss of the state.
 #[tokio::test]
 async fn forgotten_events_are_gone_and_never_missed() {
     let data = tempfile::tempdir().unwrap();
-    let environment = [("BALTO__RETENTION__EVENTS", "1m"), ("BALTO__INGEST__IDEMPOTENCY_TTL", "1m")];
+    let environment = [
+        ("BALTO__RETENTION__EVENTS", "1m"),
+        ("BALTO__INGEST__IDEMPOTENCY_TTL", "1m"),
+        ("BALTO__SERVER__ANSWER_TIMEOUT", "10m"),
+    ];
     let start = || Daemon::start_in(data.path(), &["--dev"], &environment);
     let mut daemon = start().await;
     let stream = json!({"type": "a", "data": 100, "stream": "pet-1"});
     let of_stream = daemon.post("/events", &stream.to_string()).await["position"].as_u64().unwrap();
+    let mut large = vec![of_stream];
+    // More than the buffers of a connection hold.
+    for _ in 0..80 {
+        let event = json!({"type": "a", "data": "x".repeat(200_000)}).to_string();
+        large.push(daemon.post("/events", &event).await["position"].as_u64().unwrap());
+    }
+    let slow = Stream::begin(&daemon, "?after=oldest", &[]).await;
     let positions = publish(&daemon, 0..10).await;
     let mut waiting = Stream::begin(&daemon, "?after=now", &[]).await;
     let (last, before) = (positions[9].to_string(), positions[4].to_string());
@@ -277,6 +307,7 @@ async fn forgotten_events_are_gone_and_never_missed() {
         tokio::time::sleep(Duration::from_millis(200)).await;
     };
     assert_eq!(oldest, last, "all events without a stream are forgotten");
+    assert_gone_without_a_gap(slow, &large, &oldest).await;
     for restart in ["none", "kill", "rebuild"] {
         if restart != "none" {
             daemon.kill();

@@ -53,6 +53,12 @@ async fn populated(data: &Path) -> Daemon {
     daemon.until("/dead-letters", |list| list["data"].as_array().unwrap().len() == 2).await;
     daemon.post("/events", r#"{"type": "good.later", "data": 1, "deliverAt": "2100-01-01T00:00:00Z"}"#).await;
     daemon.post("/keys", r#"{"role": "viewer", "tenant": "acme"}"#).await;
+    daemon.post("/queues", r#"{"name": "work", "eventTypes": ["good.*"]}"#).await;
+    daemon.post("/events", r#"{"type": "good.work", "data": 1}"#).await;
+    let event_type = r#"{"versions": {"1.0": {"schema": {"type": "object"}}}}"#;
+    for (path, body) in [("/event-types/good.typed", event_type), ("/consumers/reader", "{}")] {
+        assert_eq!(daemon.call("PUT", path, &[], body).await.0, 201);
+    }
     let quotas = r#"{"quotas": {"endpoints": 100}}"#;
     assert_eq!(daemon.call("PUT", "/tenants/default", &[], quotas).await.0, 201);
     assert_eq!(daemon.terminate(), Some(0));
@@ -61,14 +67,15 @@ async fn populated(data: &Path) -> Daemon {
 
 /// Removes parameters for which no generated value is valid: cursors, which come from a page, and
 /// idempotency keys, which tie requests together. Removes `wait`, because each such request could
-/// take a minute. Also removes batches from `publishEvent`, because
-/// their responses do not fit the operation's links.
+/// take a minute, and long lists of patterns, whose generation takes minutes. Also removes batches
+/// from `publishEvent`, because their responses do not fit the operation's links.
 fn for_schemathesis(mut document: Value) -> Value {
     for item in document["paths"].as_object_mut().unwrap().values_mut() {
         for operation in item.as_object_mut().unwrap().values_mut() {
             let parameters = operation["parameters"].as_array_mut().unwrap();
             let removed = ["cursor", "Idempotency-Key", "wait"];
-            parameters.retain(|one| !removed.iter().any(|name| one["name"] == *name));
+            let is_long = |one: &Value| one["schema"]["maxLength"].as_u64().is_some_and(|most| most > 1_000);
+            parameters.retain(|one| !removed.iter().any(|name| one["name"] == *name) && !is_long(one));
         }
     }
     let receive = &mut document["components"]["schemas"]["ReceiveInput"]["properties"];
@@ -109,13 +116,8 @@ async fn daemon_answers_generated_requests_as_documented() {
     let data = tempfile::tempdir().unwrap();
     let mut daemon = populated(data.path()).await;
     let (seed, examples) =
-        (number("BALTO_TEST_SEED").unwrap_or(1), number("BALTO_TEST_ROUNDS").unwrap_or(25));
-    // The generated requests do not cover the younger resources yet. The contract tests do.
-    let more = [
-        "--exclude-path-regex",
-        "/v1/(streams|feed|consumers|queues|event-types|projections|asyncapi)|/erase",
-    ];
-    let (good, words) = schemathesis(&daemon, &for_schemathesis(document()), seed, examples, &more);
+        (number("BALTO_TEST_SEED").unwrap_or(1), number("BALTO_TEST_ROUNDS").unwrap_or(15));
+    let (good, words) = schemathesis(&daemon, &for_schemathesis(document()), seed, examples, &[]);
     assert!(good, "BALTO_TEST_SEED={seed}:\n{words}");
     assert!(daemon.is_running(), "BALTO_TEST_SEED={seed}: the daemon has ended");
     daemon.until_ready().await;

@@ -83,7 +83,7 @@ pub struct Query {
 
 impl Query {
     /// # Errors
-    /// 422 that names each unknown or duplicate parameter.
+    /// 422 that names each unknown, duplicate or overlong parameter.
     pub fn parse(raw: Option<&str>, allowed: &'static [Param]) -> Result<Self, Problem> {
         let mut query = Self::default();
         let mut errors = Vec::new();
@@ -98,7 +98,12 @@ impl Query {
                 Some(param) if query.text(param.name).is_some() => {
                     errors.push(FieldError::parameter(param.name, "duplicate parameter"));
                 }
-                Some(param) => query.pairs.push((param.name, value.into_owned())),
+                Some(param) => match param.kind {
+                    Kind::Text(_, most) | Kind::Any(most) if value.len() > most => {
+                        errors.push(FieldError::parameter(param.name, format!("at most {most} bytes")));
+                    }
+                    _ => query.pairs.push((param.name, value.into_owned())),
+                },
             }
         }
         if errors.is_empty() { Ok(query) } else { Err(Problem::Validation(errors)) }
@@ -428,11 +433,13 @@ mod tests {
     }
 
     #[test]
-    fn unknown_and_duplicate_parameters_are_named() {
-        let problem = Query::parse(Some("limit=5&limti=1&limit=6"), EVENTS).unwrap_err();
+    fn unknown_duplicate_and_overlong_parameters_are_named() {
+        let query = format!("limit=5&limti=1&limit=6&tenant={}", "x".repeat(1_000));
+        let problem = Query::parse(Some(&query), EVENTS).unwrap_err();
         let Problem::Validation(errors) = problem else { panic!("{problem:?}") };
-        assert_eq!(errors.len(), 2);
-        assert_eq!(errors[0].detail, "unknown parameter `limti`; did you mean `limit`?");
+        let details: Vec<_> = errors.iter().map(|error| &*error.detail).collect();
+        let near = "unknown parameter `limti`; did you mean `limit`?";
+        assert_eq!(details, [near, "duplicate parameter", "at most 64 bytes"]);
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub struct TypeInput {
     pub description: Option<String>,
     /// The versions by name. They sort by their numbers: `1.9` precedes `1.10`.
     #[serde(deserialize_with = "versions")]
-    #[schemars(with = "BTreeMap<String, VersionInput>")]
+    #[schemars(with = "BTreeMap<String, VersionInput>", extend("minProperties" = 1, "maxProperties" = limits::TYPE_VERSIONS_MAX))]
     pub versions: BTreeMap<String, VersionInput>,
     /// The promise of a new version: `forward` (default; subscribers of the earlier version
     /// understand new data), `backward`, `full` or `none`.

@@ -2,7 +2,7 @@
 
 use crate::api::http::problem::Problem;
 use crate::api::v1::feed::query::types;
-use crate::api::v1::lists::{Kind, LIMIT, NAME, PATTERNS, Param, Query, STREAM, VERSIONS, param};
+use crate::api::v1::lists::{Kind, LIMIT, NAME, PATTERNS, Param, Query, VERSIONS, param};
 use crate::domain::Expected;
 use crate::limits;
 use crate::service::streams::{Direction, ReadStart, StreamRead};
@@ -49,7 +49,7 @@ pub const STREAM_EVENTS: &[Param] = &[
 /// The cursor has a stream's name in base64.
 pub const STREAMS: &[Param] = &[
     STREAM_TENANT,
-    param("prefix", "Only streams whose names begin with this text", STREAM),
+    param("prefix", "Only streams whose names begin with this text", Kind::Any(limits::NAME_BYTES_MAX)),
     LIMIT,
     param("cursor", "`next` of the previous page", Kind::Text("^[A-Za-z0-9_-]+$", 352)),
 ];
