@@ -13,7 +13,7 @@ use standardwebhooks::Webhook;
 use super::chance::Chance;
 use super::model::LAG_MAX;
 use super::operations::policy_defaults;
-use super::world::{Callback, Inner, RETRY_AFTER_SECONDS, World, civil, now, wall};
+use super::world::{Callback, Inner, RETRY_AFTER_SECONDS, World, civil, now};
 use crate::context::environment::{Entropy, FileReads, Transport};
 use crate::courier::guard::RefusedUrl;
 use crate::courier::{NotSent, OutboundMessage, OutboundRequest, ReceiverReply};
@@ -350,9 +350,8 @@ impl Request<'_> {
         self.check_state(inner, key, now.wall)?;
         self.check_retry_after(inner, now)?;
         self.check_limits(inner, &endpoint, if just_changed { &before } else { &[] })?;
-        if self.held <= DECISION_AGE_MAX {
-            check_rates(inner, &endpoint, if just_changed { &before } else { &[] })?;
-        }
+        let former: &[_] = if just_changed { &before } else { &[] };
+        check_rates(inner, &endpoint, former, now.wall.minus(self.held))?;
         Ok(key)
     }
 

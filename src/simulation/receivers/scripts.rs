@@ -3,11 +3,13 @@
 use super::*;
 use crate::domain::ReceiverAnswer;
 
-/// `before`: former versions of the endpoint that the lane may still use.
+/// `before`: former versions of the endpoint that the lane may still use. `decided`: before the
+/// read of the event.
 pub(super) fn check_rates(
     inner: &mut Inner,
     endpoint: &Endpoint,
     before: &[Arc<Endpoint>],
+    decided: Timestamp,
 ) -> Result<(), String> {
     let allowed = |endpoint: &Endpoint| {
         let rate = endpoint.handshake.as_ref().and_then(|handshake| handshake.consent?.rate);
@@ -21,7 +23,7 @@ pub(super) fn check_rates(
     ];
     let buckets = &mut inner.receivers.entry(endpoint.number).or_default().buckets;
     for (rates, bucket) in rates.into_iter().zip(buckets) {
-        check_rate(&rates, bucket)?;
+        check_rate(&rates, bucket, decided)?;
     }
     Ok(())
 }
@@ -38,19 +40,21 @@ pub(super) fn record_retry_after(inner: &mut Inner, endpoint: EndpointNumber, re
     receiver.pause = before.or(Some(RequestedPause { life, at, until }));
 }
 
-/// Checks the documented token bucket. Allows one more request, because a journal read or the
-/// commit of a reservation may lie between decision and request. The lane may use any of `rates`;
-/// if one is unlimited, nothing is checked.
-fn check_rate(rates: &[Option<RateLimit>], bucket: &mut Bucket) -> Result<(), String> {
-    let now = wall();
+/// Checks the documented token bucket at the time of the decision. Allows one more request, because
+/// the commit of a reservation may lie before the decision. The lane may use any of `rates`; if one
+/// is unlimited, nothing is checked.
+fn check_rate(rates: &[Option<RateLimit>], bucket: &mut Bucket, decided: Timestamp) -> Result<(), String> {
     let Some(rates) = rates.iter().copied().collect::<Option<Vec<_>>>() else { return Ok(()) };
-    let gained = |rate: &RateLimit| {
-        now.since(bucket.at).as_secs_f64() * f64::from(rate.limit) / rate.per.as_secs_f64()
+    let gained = |time: Duration| {
+        let gained = |rate: &RateLimit| time.as_secs_f64() * f64::from(rate.limit) / rate.per.as_secs_f64();
+        rates.iter().map(gained).fold(0.0, f64::max)
     };
     let burst = rates.iter().map(|rate| rate.burst).max().map_or(0.0, f64::from);
-    let gained = rates.iter().map(gained).fold(0.0, f64::max);
-    bucket.spent = (bucket.spent.min(burst + 1.0) - gained).max(0.0) + 1.0;
-    bucket.at = now;
+    // Reads take different times, so decisions may arrive out of order: the token of an early one
+    // has been gained again in part.
+    let cost = (1.0 - gained(bucket.at.since(decided))).max(0.0);
+    bucket.spent = (bucket.spent.min(burst + 1.0) - gained(decided.since(bucket.at))).max(0.0) + cost;
+    bucket.at = bucket.at.max(decided);
     if bucket.spent > burst + 1.01 { Err(format!("the rate {rates:?} is exceeded")) } else { Ok(()) }
 }
 
