@@ -125,6 +125,8 @@ pub(crate) enum Mutation {
     ExpireEarly,
     /// Fresh messages go out before returned ones.
     FreshFirst,
+    /// A source acknowledges messages that the store refused.
+    SettleRefused,
     /// The writer counts pending deliveries only after the state has applied them.
     CountAppliedOnly,
     /// Retention forgets events beyond the recorded horizon.

@@ -16,6 +16,7 @@ mod life;
 mod model;
 mod operations;
 mod read_models;
+mod sources;
 mod tenants;
 mod tests;
 mod types;
@@ -155,7 +156,7 @@ fn check_end(world: &World) -> Result<(), String> {
                 DeliveryState::Cancelled | DeliveryState::Purged => {}
             }
         }
-        Ok(())
+        sources::check_end(inner)
     })
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::chance::Chance;
 use super::life::check_files;
 use super::world::{ATTEMPT_SECONDS_MAX, Inner, Posted, World, wall};
-use super::{consumers, tenants, types, walks, workers};
+use super::{consumers, sources, tenants, types, walks, workers};
 use crate::context::Context;
 use crate::context::home::Home;
 use crate::delivery::rebuilding;
@@ -43,6 +43,9 @@ pub(super) async fn operate(context: Context, world: World) {
     let dice = world.chance(|chance| chance.within(0, 107));
     if world.plan().queues && world.chance(|chance| chance.percent(30)) {
         return workers::work(&context, &world).await;
+    }
+    if world.plan().source && world.chance(|chance| chance.percent(25)) {
+        return sources::work(&context, &world).await;
     }
     match dice {
         0..38 => publish(&context, &world).await,
@@ -397,7 +400,8 @@ async fn delete_endpoint(context: &Context, world: &World) {
     }
 }
 
-/// Resumes every closed endpoint, like an operator after an outage. Workers empty the queues.
+/// Resumes every closed endpoint, like an operator after an outage. Workers and the source empty
+/// the queues.
 pub(super) async fn reopen(context: &Context, world: &World) {
     let all: Vec<_> = context.outbox_of(Home::All).endpoints();
     for endpoint in all {
@@ -417,6 +421,7 @@ pub(super) async fn reopen(context: &Context, world: &World) {
         }
     }
     workers::finish(context, world).await;
+    sources::finish(context, world).await;
 }
 
 fn any_delivery(world: &World, wanted: fn(DeliveryState) -> bool) -> Option<DeliveryKey> {

@@ -89,6 +89,8 @@ const WANTED: &[&str] = &[
     "extended",
     "staleReceipts",
     "goneReceipts",
+    "messagesAcknowledged",
+    "acknowledgementsLost",
 ];
 
 fn number(name: &str) -> Option<u64> {
@@ -183,6 +185,11 @@ fn assert_caught(bug: Mutation) {
         }
     }
     panic!("{bug:?} was detected only by {shown:?} of {SEEDS_PER_BUG} seeds");
+}
+
+#[test]
+fn settled_message_without_an_event_is_caught() {
+    assert_caught(Mutation::SettleRefused);
 }
 
 #[test]

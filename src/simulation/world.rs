@@ -14,6 +14,7 @@ use super::model::Model;
 use super::operations::Append;
 use super::read_models::ReadModel;
 use super::receivers::Receiver;
+use super::sources::Broker;
 use crate::context::clock::Clock;
 use crate::domain::{ConsumerKey, DeliveryKey, EndpointId, EndpointNumber, Now, Position, Timestamp};
 use crate::service::receipts::Receipt;
@@ -92,6 +93,8 @@ pub(super) struct Plan {
     pub(super) crowded: bool,
     /// Some endpoints are queues.
     pub(super) queues: bool,
+    /// A source takes messages from a broker.
+    pub(super) source: bool,
     pub(super) crashes: bool,
     pub(super) disk_faults: bool,
     pub(super) clock_jumps: bool,
@@ -132,6 +135,7 @@ impl Plan {
             slow_reads: chance.percent(50),
             operator: operations.is_multiple_of(3),
             queues: !crowded && operations % 5 < 2,
+            source: operations.is_multiple_of(4),
             max_in_flight: *chance.pick(if crowded { &[3, 8, 10] } else { &[1, 3, 20] }),
             host_max_in_flight: [0, 1, 2, 20][operations as usize % 4],
             segment_bytes: *chance.pick(&[600, 3_000, 1 << 20]),
@@ -210,6 +214,7 @@ pub(super) struct Inner {
     pub(super) callbacks: Vec<Callback>,
     /// The last receipts that workers got.
     pub(super) receipts: Vec<Receipt>,
+    pub(super) broker: Broker,
     pub(super) life: u32,
     pub(super) stopping: bool,
     /// The outbox may refuse requests until then, because of a full disk.
@@ -269,6 +274,7 @@ impl World {
             read_models: BTreeMap::new(),
             callbacks: Vec::new(),
             receipts: Vec::new(),
+            broker: Broker::default(),
             life: 0,
             stopping: false,
             sick_until: Timestamp::ZERO,

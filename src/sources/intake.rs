@@ -12,6 +12,7 @@ use crate::context::Context;
 use crate::domain::{
     EventType, Idempotency, OnInvalid, Source, SourceName, SourceOutcome, SourceState, Tenant,
 };
+use crate::failpoints::{self, Mutation};
 use crate::limits;
 use crate::outbox::draft::{AcceptedEvent, EventDraft, PublishError, Unavailable};
 use crate::service::types::TypeRefusal;
@@ -102,6 +103,9 @@ fn judge(result: Result<AcceptedEvent, PublishError>, is_parked: bool, is_first:
         Ok(_) if is_parked => return CommitVerdict::Settled(SourceOutcome::Parked),
         Ok(_) => return CommitVerdict::Settled(SourceOutcome::Accepted),
         Err(PublishError::Store(Unavailable::Stopping)) => return CommitVerdict::Stopping,
+        Err(PublishError::Store(_)) if failpoints::is_active(Mutation::SettleRefused) => {
+            return CommitVerdict::Settled(SourceOutcome::Accepted);
+        }
         Err(PublishError::Store(_) | PublishError::QuotaExceeded(_)) => return CommitVerdict::Refused,
         Err(PublishError::TooManyTargets) if !is_first => return CommitVerdict::Later,
         // An operator event has no other form to be parked in.
@@ -114,7 +118,7 @@ fn judge(result: Result<AcceptedEvent, PublishError>, is_parked: bool, is_first:
 }
 
 impl Intake {
-    pub(super) fn new(context: Context, source: &Source, options: SourceOptions, stop: StopSignal) -> Self {
+    pub(crate) fn new(context: Context, source: &Source, options: SourceOptions, stop: StopSignal) -> Self {
         let (name, on_invalid) = (source.name.clone(), source.on_invalid);
         Self { context, name, on_invalid, options, stop }
     }

@@ -27,18 +27,18 @@ const REDELIVERED: &str = "redelivered";
 
 /// The parts of a message that an event is made of.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Message {
-    pub(super) routing_key: String,
-    pub(super) exchange: String,
-    pub(super) message_id: Option<String>,
-    pub(super) kind: Option<String>,
-    pub(super) content_type: Option<String>,
+pub(crate) struct Message {
+    pub(crate) routing_key: String,
+    pub(crate) exchange: String,
+    pub(crate) message_id: Option<String>,
+    pub(crate) kind: Option<String>,
+    pub(crate) content_type: Option<String>,
     /// Seconds since 1970.
-    pub(super) timestamp: Option<u64>,
+    pub(crate) timestamp: Option<u64>,
     /// Headers with a text, a number or a boolean.
-    pub(super) headers: BTreeMap<String, String>,
-    pub(super) redelivered: bool,
-    pub(super) body: Vec<u8>,
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) redelivered: bool,
+    pub(crate) body: Vec<u8>,
 }
 
 /// An event in an envelope.
@@ -58,7 +58,7 @@ struct Envelope<'a> {
 
 impl Message {
     /// The message as an operator event shows it.
-    pub(super) fn shown(&self) -> Map<String, Value> {
+    pub(crate) fn shown(&self) -> Map<String, Value> {
         let mut shown = Map::new();
         let mut put = |name: &str, value: Value| drop(shown.insert(name.to_owned(), value));
         put("exchange", self.exchange.as_str().into());
@@ -87,7 +87,7 @@ impl Message {
     ///
     /// # Errors
     /// Why the message is not an event.
-    pub(super) fn draft(&self, source: &Source, max_bytes: usize) -> Result<EventDraft, String> {
+    pub(crate) fn draft(&self, source: &Source, max_bytes: usize) -> Result<EventDraft, String> {
         if self.body.len() > max_bytes {
             let found = self.body.len();
             return Err(format!("the body has {found} bytes; ingest.max_event_bytes is {max_bytes}"));

@@ -20,6 +20,8 @@ use async_trait::async_trait;
 
 use crate::service::event_types::Unregistered;
 pub use intake::{Incoming, Intake, IntakeError, InvalidMessage, Settled, Unsettled};
+#[cfg(test)]
+pub(crate) use message::Message;
 pub use runner::run;
 
 /// Settings of all sources.
