@@ -6,10 +6,11 @@
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
-use super::args::{self, Paging, QueryArgs, Window};
+use super::args::{self, Paging, QueryArgs};
 use super::deliveries::ATTEMPTS;
 use super::jobs::BulkArgs;
 use super::output::{Column, Session};
+use super::search::DeliverySearchArgs;
 use crate::domain::time::Timestamp;
 
 const COLUMNS: &[Column] = &[
@@ -29,6 +30,7 @@ const COLUMNS: &[Column] = &[
     balto dead-letters list --reason attemptsExhausted --since 24h\n  \
     balto dead-letters redrive dlv_01J...\n  \
     balto dead-letters redrive --endpoint ep_01J...\n  \
+    balto dead-letters redrive --status-code 503 --since 24h\n  \
     balto dead-letters purge --type trial.ended --until 720h\n  \
     balto dead-letters redrive --all --dry-run     how many it would be\n  \
     balto dead-letters redrive --all --rate 50 --wait")]
@@ -37,15 +39,6 @@ pub(crate) enum DeadLettersCommand {
     List {
         #[command(flatten)]
         filter: Box<FilterArgs>,
-        /// Only dead letters whose last attempt got this HTTP status.
-        #[arg(long, value_name = "CODE")]
-        status_code: Option<u16>,
-        /// Only dead letters whose last attempt failed with this error class, such as connect.
-        #[arg(long, value_name = "CLASS")]
-        error_class: Option<String>,
-        /// Only with this id of a delivery, an event or an endpoint, or with an id that starts so.
-        #[arg(long = "id", value_name = "ID_START", value_parser = args::id)]
-        id_start: Option<String>,
         #[command(flatten)]
         paging: Paging,
     },
@@ -62,30 +55,23 @@ pub(crate) enum DeadLettersCommand {
 
 #[derive(Debug, Default, Args)]
 pub(crate) struct FilterArgs {
-    /// Only for this endpoint.
-    #[arg(long, value_name = "ENDPOINT_ID", value_parser = args::id)]
-    endpoint: Option<String>,
-    #[arg(long)]
-    tenant: Option<String>,
-    /// Only for events whose type matches this topic pattern, such as order.*
-    #[arg(long = "type", value_name = "PATTERN")]
-    event_type: Option<String>,
+    #[command(flatten)]
+    search: DeliverySearchArgs,
     /// attemptsExhausted, maxAge, gone, refused, endpointDeleted, endpointDisabled, blockedAddress,
     /// expired or unconvertible.
     #[arg(long)]
     reason: Option<String>,
-    #[command(flatten)]
-    window: Window,
 }
 
 impl FilterArgs {
     fn query(&self, now: Timestamp) -> QueryArgs {
-        let query = QueryArgs::default()
-            .with("endpointId", self.endpoint.clone())
-            .with("tenant", self.tenant.clone())
-            .with("type", self.event_type.clone())
-            .with("reason", self.reason.clone());
-        self.window.add_to(query, now)
+        self.search.query(now).with("reason", self.reason.clone())
+    }
+
+    fn members(&self, now: Timestamp) -> Map<String, Value> {
+        let mut members = self.search.members(now);
+        members.extend(self.reason.clone().map(|reason| ("reason".to_owned(), Value::from(reason))));
+        members
     }
 }
 
@@ -116,7 +102,7 @@ enum Chosen<'a> {
 
 impl Selection {
     fn chosen(&self, now: Timestamp) -> anyhow::Result<Chosen<'_>> {
-        let mut filter = self.filter.query(now).into_object();
+        let mut filter = self.filter.members(now);
         let is_one = self.id.is_some();
         if is_one && (self.bulk.is_given() || self.rate.is_some()) {
             return Err(super::usage("--dry-run, --wait and --rate apply to a filter or --all"));
@@ -142,10 +128,8 @@ impl DeadLettersCommand {
         let client = &session.client;
         let now = args::now();
         match self {
-            Self::List { filter, status_code, error_class, id_start, paging } => {
-                let query = filter.query(now).with("statusCode", status_code.map(|code| code.to_string()));
-                let query = query.with("errorClass", error_class.clone()).with("q", id_start.clone());
-                session.list(&["v1", "dead-letters"], query, paging, COLUMNS).await
+            Self::List { filter, paging } => {
+                session.list(&["v1", "dead-letters"], filter.query(now), paging, COLUMNS).await
             }
             Self::Show { id } => {
                 let answer = client.get(&["v1", "dead-letters", id], &[]).await?;
@@ -200,6 +184,11 @@ mod tests {
         let filter = selection("--endpoint ep_1 --type a.# --reason gone --tenant t --until 5m");
         let expected = json!({"endpointId": "ep_1", "tenant": "t", "type": "a.#", "reason": "gone",
             "until": "2026-03-13T10:30:00.000Z"});
+        let Chosen::Matching(body) = filter.chosen(now).unwrap() else { panic!("one") };
+        assert_eq!(Value::Object(body), expected);
+        let filter = selection("--queue q --status-code 503 --error-class status --id evt_01 --dry-run");
+        let expected = json!({"queue": "q", "statusCode": 503, "errorClass": "status", "q": "evt_01",
+            "dryRun": true});
         let Chosen::Matching(body) = filter.chosen(now).unwrap() else { panic!("one") };
         assert_eq!(Value::Object(body), expected);
     }

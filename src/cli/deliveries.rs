@@ -2,8 +2,9 @@
 
 use clap::{Args, Subcommand};
 
-use super::args::{self, Paging, QueryArgs, Window};
+use super::args::{self, Paging};
 use super::output::{Column, Session, line};
+use super::search::DeliverySearchArgs;
 
 const COLUMNS: &[Column] = &[
     Column("ID", &["/id"]),
@@ -61,31 +62,14 @@ pub(crate) enum DeliveriesCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct DeliveryListArgs {
-    /// Only to this endpoint.
-    #[arg(long, value_name = "ENDPOINT_ID", value_parser = args::id)]
-    endpoint: Option<String>,
+    #[command(flatten)]
+    search: DeliverySearchArgs,
     /// Only for this event.
     #[arg(long, value_name = "EVENT_ID", value_parser = args::id)]
     event: Option<String>,
-    #[arg(long)]
-    tenant: Option<String>,
     /// pending, delivered, dead or cancelled.
     #[arg(long)]
     status: Option<String>,
-    /// Only deliveries whose last attempt got this HTTP status.
-    #[arg(long, value_name = "CODE")]
-    status_code: Option<u16>,
-    /// Only deliveries whose last attempt failed with this error class, such as connect or timeout.
-    #[arg(long, value_name = "CLASS")]
-    error_class: Option<String>,
-    /// Only for events whose type matches this topic pattern, such as order.*
-    #[arg(long = "type", value_name = "PATTERN")]
-    event_type: Option<String>,
-    /// Only with this id of a delivery, an event or an endpoint, or with an id that starts so.
-    #[arg(long = "id", value_name = "ID_START", value_parser = args::id)]
-    id_start: Option<String>,
-    #[command(flatten)]
-    window: Window,
     #[command(flatten)]
     paging: Paging,
 }
@@ -94,16 +78,8 @@ impl DeliveriesCommand {
     pub(crate) async fn run(&self, session: &Session) -> anyhow::Result<()> {
         match self {
             Self::List(list) => {
-                let query = QueryArgs::default()
-                    .with("endpointId", list.endpoint.clone())
-                    .with("eventId", list.event.clone())
-                    .with("tenant", list.tenant.clone())
-                    .with("status", list.status.clone())
-                    .with("statusCode", list.status_code.map(|code| code.to_string()))
-                    .with("errorClass", list.error_class.clone())
-                    .with("type", list.event_type.clone())
-                    .with("q", list.id_start.clone());
-                let query = list.window.add_to(query, args::now());
+                let query = list.search.query(args::now());
+                let query = query.with("eventId", list.event.clone()).with("status", list.status.clone());
                 session.list(&["v1", "deliveries"], query, &list.paging, COLUMNS).await
             }
             Self::Show { id } => {
@@ -145,8 +121,8 @@ mod tests {
         };
         command.run(&Session { client: Client::new(&url, None).unwrap(), json: false }).await.unwrap();
         let request = task.await.unwrap().remove(0);
-        let expected = "GET /v1/deliveries?endpointId=ep_1&eventId=evt_1&status=dead&statusCode=503&type=a.*&q=dlv_00\
-            &since=2026-01-01T00%3A00%3A00Z&limit=5 ";
+        let expected = "GET /v1/deliveries?endpointId=ep_1&type=a.*&statusCode=503&q=dlv_00&since=2026-01-01T00%3A00%3A00Z\
+            &eventId=evt_1&status=dead&limit=5 ";
         assert!(request.starts_with(expected), "{request}");
     }
 

@@ -27,6 +27,7 @@ mod output;
 mod overview;
 mod projections;
 mod queues;
+mod search;
 mod selection;
 mod sources;
 mod stop;

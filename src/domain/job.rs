@@ -1,7 +1,7 @@
 //! Jobs: bulk work that an operator started, done in steps that survive a restart.
 
 use super::closed_list::closed_list;
-use super::{Actor, DeadReason, EndpointNumber, JobId, Pattern, Position, Tenant, Timestamp};
+use super::{Actor, DeadReason, DeliverySearch, EndpointNumber, JobId, Pattern, Position, Tenant, Timestamp};
 
 closed_list! {
     /// The work of a job. The word is the operation that starts it.
@@ -37,6 +37,8 @@ pub struct JobSelection {
     pub until: Option<Timestamp>,
     /// Of a replay: only events that were not delivered.
     pub only_undelivered: bool,
+    /// Of dead letters.
+    pub search: DeliverySearch,
 }
 
 /// Start of a job's next step: everything that it covers from there on is strictly older.

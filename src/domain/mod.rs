@@ -8,6 +8,7 @@ pub mod audit;
 pub mod closed_list;
 pub mod consumer;
 pub mod delivery;
+pub mod delivery_search;
 pub mod endpoint;
 pub mod event;
 pub mod event_type;
@@ -43,6 +44,7 @@ pub use delivery::{
     Attempt, AttemptRef, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DeliveryStatus, DueKey,
     ErrorClass, Hold, Network, Next, Progress, ReceiverAnswer, Trigger, Verdict,
 };
+pub use delivery_search::{Audience, DeliverySearch, LastAttemptFilter, ShownClass};
 pub use endpoint::{
     Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, EndpointStatusName, Format,
     Handshake, Ordering, PolicyDefaults, RateLimit, Reservation, RetryPolicy, Sealed, Secret, SecretKind,

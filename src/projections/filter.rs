@@ -1,13 +1,13 @@
 //! Filters of lists.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::sync::Arc;
 
 use super::dead::Letter;
 use super::pages::EventEntry;
 use crate::domain::{
-    DeadReason, EndpointNumber, EventType, LastAttempt, Pattern, Position, StreamName, Tenant, Timestamp,
+    DeadReason, EndpointNumber, EventType, LastAttemptFilter, Pattern, Position, StreamName, Tenant,
+    Timestamp,
 };
 
 /// Filters of lists; each list documents those that it uses. `since` (inclusive) and `until`
@@ -34,26 +34,6 @@ pub struct Filter {
     pub reason: Option<DeadReason>,
     pub since: Option<Timestamp>,
     pub until: Option<Timestamp>,
-}
-
-/// A condition on the last attempt of a delivery.
-#[derive(Clone)]
-pub struct LastAttemptFilter(Arc<dyn Fn(&LastAttempt) -> bool + Send + Sync>);
-
-impl LastAttemptFilter {
-    pub fn new(wants: impl Fn(&LastAttempt) -> bool + Send + Sync + 'static) -> Self {
-        Self(Arc::new(wants))
-    }
-
-    pub(super) fn wants(&self, last: &LastAttempt) -> bool {
-        (self.0)(last)
-    }
-}
-
-impl fmt::Debug for LastAttemptFilter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("LastAttemptFilter")
-    }
 }
 
 /// Some endpoints.

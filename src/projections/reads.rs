@@ -5,7 +5,7 @@
 use std::ops::ControlFlow;
 
 use super::dead::Letter;
-pub use super::filter::{EndpointChoice, Filter, LastAttemptFilter};
+pub use super::filter::{EndpointChoice, Filter};
 use super::pages::{EventEntry, first_position, page_of};
 use super::states::{PageStates, StateEntry, StatePlace, state_of};
 use super::{Rows, dead, leases, pages, pending};

@@ -13,7 +13,7 @@ use ulid::Ulid;
 
 use crate::context::Context;
 use crate::context::home::Home;
-use crate::domain::{EndpointNumber, Event, EventId, InvalidName, Position, Tenant, Timestamp};
+use crate::domain::{DeliveryKey, DeliverySearch, EndpointNumber, Event, Position, Tenant, Timestamp};
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
 use crate::projections::reads::{EndpointChoice, Filter};
@@ -36,20 +36,21 @@ pub(crate) fn has_id_start(event: &Event, start: Option<&str>) -> bool {
 }
 
 impl Searches<'_> {
-    /// Limits a filter to the deliveries with this id of a delivery, an event or an endpoint, or
-    /// with a generated id that starts so. `None` if there are none. `tenant` is that of an id
-    /// which the publisher chose.
+    /// Adds the conditions of a search to a filter. `None` if no delivery has such an id. An id
+    /// that a publisher chose is that of the filter's tenant or endpoint, or of the default tenant.
     ///
     /// # Errors
     /// When the outbox is unavailable.
-    pub async fn limit(
+    pub async fn narrow(
         self,
-        scope: &Scope,
-        tenant: &Tenant,
-        text: &EventId,
+        search: &DeliverySearch,
         mut filter: Filter,
     ) -> Result<Option<Filter>, Unavailable> {
-        if let Some((position, _)) = Events(self.0).find(scope, tenant, text).await? {
+        filter.last_attempt = search.last_attempt;
+        let Some(text) = &search.id_start else { return Ok(Some(filter)) };
+        let scope = Scope(filter.tenant.clone());
+        let tenant = self.tenant_of(&filter);
+        if let Some((position, _)) = Events(self.0).find(&scope, &tenant, text).await? {
             filter.positions = Some((position, position));
             return Ok(Some(filter));
         }
@@ -64,10 +65,36 @@ impl Searches<'_> {
             filter.event_id_start = Some(text.into());
             return Ok(Some(filter).filter(|filter| filter.positions.is_some()));
         }
-        let endpoints = self.endpoints(scope, text);
+        let endpoints = self.endpoints(&scope, text);
         let is_empty = endpoints.is_empty();
         filter.endpoints = Some(EndpointChoice::Listed(Arc::new(endpoints)));
         Ok(Some(filter).filter(|_| !is_empty))
+    }
+
+    fn tenant_of(self, filter: &Filter) -> Tenant {
+        let of_endpoint = |number: EndpointNumber| {
+            self.0.outbox_of(number).registry(|registry| registry.tenant_of(number).cloned())
+        };
+        let named = filter.tenant.clone().or_else(|| filter.endpoint.and_then(of_endpoint));
+        named.unwrap_or_else(|| Tenant::DEFAULT.parse().expect("a legal name"))
+    }
+
+    /// The deliveries whose event has an id that begins as the filter wants.
+    ///
+    /// # Errors
+    /// When the outbox is unavailable.
+    pub(crate) async fn with_id_start(
+        self,
+        deliveries: Vec<DeliveryKey>,
+        filter: &Filter,
+    ) -> Result<Vec<DeliveryKey>, Unavailable> {
+        let Some(start) = filter.event_id_start.as_deref() else { return Ok(deliveries) };
+        let mut found = Vec::new();
+        for key in deliveries {
+            let event = self.0.event_at(key.event).await?;
+            found.extend(event.filter(|event| has_id_start(event, Some(start))).map(|_| key));
+        }
+        Ok(found)
     }
 
     /// Live and deleted endpoints of the scope whose id starts so.
@@ -138,14 +165,6 @@ fn ulid_times(start: &str) -> Option<(Timestamp, Timestamp)> {
         return None;
     }
     Some((time("0")?, time("Z")?.plus(Duration::from_millis(1))))
-}
-
-/// A text that may be an id or the start of one.
-///
-/// # Errors
-/// When no id has such characters or such a length.
-pub fn parse_id_start(text: &str) -> Result<EventId, InvalidName> {
-    text.parse().map_err(|error: InvalidName| InvalidName { what: "id", ..error })
 }
 
 #[cfg(test)]

@@ -14,13 +14,12 @@ pub use crate::outbox::registry::{ConsumerStatus, KnownJob};
 pub use crate::outbox::tail::FeedEvent;
 pub use crate::projections::acts::AuditFilter;
 pub use crate::projections::lag::Lag;
-pub use crate::projections::reads::{Cursor, Filter, LastAttemptFilter};
+pub use crate::projections::reads::{Cursor, Filter};
 pub use crate::projections::streams::Head;
 pub use crate::schemas::json::compact;
 pub use crate::schemas::registered::{VersionIncompatibility, value_of};
 pub use crate::schemas::{DefinitionError, RegisteredType, TypeRefusal, Violation};
 pub use crate::service::requests::{MASK, RequestError, RequestSecrets, RequestView};
-pub use crate::service::search::parse_id_start;
 
 use crate::domain::closed_list::closed_list;
 use crate::domain::{

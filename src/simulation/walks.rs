@@ -10,7 +10,8 @@ use super::operations::{ALL_TENANTS, any_endpoint, check_refusal};
 use super::world::{Inner, World};
 use crate::context::Context;
 use crate::domain::{
-    DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, JobKind, JobSelection, Position, Tenant,
+    Audience, DeadReason, DeliveryKey, DeliverySearch, DeliveryState, Endpoint, EndpointNumber, JobKind,
+    JobSelection, LastAttemptFilter, Position, Tenant,
 };
 use crate::filters::samples;
 use crate::outbox::ReadModel;
@@ -37,7 +38,7 @@ fn draw_filter(inner: &mut Inner) -> Filter {
     let endpoints: Vec<_> = inner.model.endpoints.keys().copied().collect();
     let chance = &mut inner.chance;
     let mut filter = Filter::default();
-    match chance.within(0, 9) {
+    match chance.within(0, 10) {
         0 => filter.tenant = Some(chance.pick(&[Tenant::DEFAULT, "other"]).parse().expect("a legal tenant")),
         1 => filter.event_type = Some("order.paid".parse().expect("a legal type")),
         2 if !endpoints.is_empty() => filter.endpoint = Some(*chance.pick(&endpoints)),
@@ -52,6 +53,7 @@ fn draw_filter(inner: &mut Inner) -> Filter {
             filter.reason = Some(DeadReason::AttemptsExhausted);
         }
         4 => filter.stream = Some("order-1".parse().expect("a legal stream")),
+        5 => filter.last_attempt = LastAttemptFilter::new(Some(500), None, Audience::Operator),
         _ => {}
     }
     filter
@@ -193,6 +195,7 @@ pub(super) async fn operate_in_bulk(context: &Context, world: &World) {
                 endpoint: filter.endpoint,
                 types: exact.into_iter().collect(),
                 reason: filter.reason,
+                search: DeliverySearch { last_attempt: filter.last_attempt, id_start: None },
                 ..JobSelection::default()
             };
             let new = NewJob { kind, tenant: filter.tenant, selection, rate: rate(world) };

@@ -301,16 +301,11 @@ async fn dead_letters_are_found_redriven_and_purged_by_every_filter() {
     let first = endpoint(&daemon, &tired, json!({"eventTypes": ["a"]})).await;
     endpoint(&daemon, &teapot, json!({"eventTypes": ["b"]})).await;
     endpoint(&daemon, &teapot, json!({"tenant": "acme"})).await;
-    for event in [
-        json!({"type": "a"}),
-        json!({"type": "a"}),
-        json!({"type": "b"}),
-        json!({"type": "b", "tenant": "acme"}),
-    ] {
-        let mut event = event;
-        event["data"] = json!(1);
-        publish(&daemon, event).await;
-    }
+    publish(&daemon, json!({"type": "a", "data": 1})).await;
+    publish(&daemon, json!({"type": "b", "data": 1})).await;
+    let event = publish(&daemon, json!({"type": "a", "data": 1})).await;
+    let chosen = json!({"id": "order-7", "type": "b", "data": 1, "tenant": "acme"});
+    let chosen = publish(&daemon, chosen).await;
     daemon.until("/dead-letters", |letters| list(letters).len() == 4).await;
     let filters = [
         (json!({"endpointId": first["id"]}), 2),
@@ -321,6 +316,16 @@ async fn dead_letters_are_found_redriven_and_purged_by_every_filter() {
         (json!({"reason": "attemptsExhausted", "tenant": "acme"}), 0),
         (json!({"since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z"}), 0),
         (json!({"since": "2026-01-02T00:00:00Z"}), 4),
+        (json!({"statusCode": 418}), 2),
+        (json!({"statusCode": 500, "errorClass": "status", "type": "a"}), 2),
+        (json!({"errorClass": "connect"}), 0),
+        (json!({"errorClass": "noReply"}), 0),
+        (json!({"q": event["id"]}), 1),
+        (json!({"q": "evt_0", "statusCode": 500}), 2),
+        (json!({"q": "evt_U"}), 0),
+        (json!({"q": first["id"]}), 2),
+        (json!({"q": chosen["id"]}), 0),
+        (json!({"q": chosen["id"], "tenant": "acme"}), 1),
         (json!({}), 4),
     ];
     for (filter, expected) in &filters {
@@ -328,13 +333,21 @@ async fn dead_letters_are_found_redriven_and_purged_by_every_filter() {
             .as_object()
             .unwrap()
             .iter()
-            .map(|(name, value)| format!("{name}={}", value.as_str().unwrap()))
+            .map(|(name, value)| format!("{name}={}", value.to_string().trim_matches('"')))
             .collect();
         let found = daemon.get(&format!("/dead-letters?{}", query.join("&"))).await;
         assert_eq!(list(&found).len(), *expected, "{filter}: {found}");
+        let mut counted = filter.clone();
+        counted["dryRun"] = json!(true);
+        let counted = daemon.post("/dead-letters/purge", &counted.to_string()).await;
+        assert_eq!((&counted["count"], &counted["id"]), (&json!(expected), &Value::Null), "{filter}");
         let (status, redriven, _) =
             daemon.call("POST", "/dead-letters/redrive", &[], &filter.to_string()).await;
         assert_eq!((status, &redriven["count"]), (202, &json!(expected)), "{filter}");
+        let job = daemon.get(&format!("/jobs/{}", text(&redriven, "id"))).await;
+        for name in ["statusCode", "errorClass", "q", "reason"] {
+            assert_eq!(job["filter"][name], filter[name], "{job}");
+        }
         daemon.until("/dead-letters", |letters| list(letters).len() == 4).await;
     }
     for (filter, pointer) in [
@@ -342,6 +355,11 @@ async fn dead_letters_are_found_redriven_and_purged_by_every_filter() {
         (json!({"reason": "boredom"}), "/reason"),
         (json!({"since": "2026-01-02T00:00:00Z", "until": "2026-01-01T00:00:00Z"}), "/until"),
         (json!({"type": "a.##"}), "/type"),
+        (json!({"statusCode": 600}), "/statusCode"),
+        (json!({"statusCode": "500"}), "/statusCode"),
+        (json!({"errorClass": "none"}), "/errorClass"),
+        (json!({"q": "a.b"}), "/q"),
+        (json!({"queue": "none"}), "/queue"),
         (json!({"limit": 1}), "/limit"),
     ] {
         for path in ["/dead-letters/redrive", "/dead-letters/purge"] {

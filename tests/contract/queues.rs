@@ -173,6 +173,8 @@ async fn parked_worker_gets_the_next_message_and_exhausted_ones_die() {
     assert!(started.elapsed() < Duration::from_secs(30));
     let dead = daemon.until("/dead-letters?queue=jobs", |page| !list(page).is_empty()).await;
     assert_eq!(dead["data"][0]["reason"], "attemptsExhausted", "without another worker");
+    let counted = daemon.post("/dead-letters/purge", r#"{"queue":"jobs","dryRun":true}"#).await;
+    assert_eq!(counted["count"], list(&dead).len(), "{counted}");
 }
 
 /// A client that closes its sending side, or the connection, takes no message.

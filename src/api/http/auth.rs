@@ -13,7 +13,7 @@ use subtle::ConstantTimeEq;
 
 use crate::api::http::problem::Problem;
 use crate::api::{Api, ApiConfig};
-use crate::domain::{KeyId, Role, Tenant};
+use crate::domain::{Audience, KeyId, Role, Tenant};
 use crate::limits;
 use crate::service::Keys;
 use crate::service::types::Scope;
@@ -50,14 +50,6 @@ impl Access {
             Self::Admin | Self::Operator => &["admin"],
         }
     }
-}
-
-/// The reader of a response. Tenants must not see replies from the operator's network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Audience {
-    /// A key without a tenant.
-    Operator,
-    Tenant,
 }
 
 /// The caller of one request.

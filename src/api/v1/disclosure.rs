@@ -8,28 +8,8 @@
 
 use std::borrow::Cow;
 
-use crate::api::http::auth::Audience;
-use crate::domain::{Asked, Attempt, ClosedList, ErrorClass, LastAttempt, Network};
+use crate::domain::{Asked, Attempt, Audience, ErrorClass, LastAttempt, Network, ShownClass};
 use crate::rules::handshake::AGREED;
-
-/// The class that tenants see for an internal failure without a reply.
-const NO_REPLY_CLASS: &str = "noReply";
-
-/// The error classes that responses contain.
-#[derive(Clone, Copy)]
-pub struct ShownClass;
-
-impl ClosedList for ShownClass {
-    const WORDS: &'static [&'static str] = &{
-        let mut words = [NO_REPLY_CLASS; ErrorClass::ALL.len() + 1];
-        let mut index = 0;
-        while index < ErrorClass::ALL.len() {
-            words[index] = ErrorClass::WORDS[index];
-            index += 1;
-        }
-        words
-    };
-}
 
 const NO_REPLY: &str =
     "no HTTP reply from inside the operator's network; only keys without a tenant see the reason";
@@ -75,18 +55,15 @@ fn shown(
     status: Option<u16>,
     audience: Audience,
 ) -> Failure<'_> {
-    let full = Failure { class: class.as_str(), text: Cow::Borrowed(text) };
-    match (audience, class, network, status) {
-        (Audience::Operator, ..) => full,
-        (Audience::Tenant, ErrorClass::Dns, ..) => Failure { text: UNRESOLVED.into(), ..full },
-        (Audience::Tenant, _, Network::Public, _) => full,
-        (Audience::Tenant, _, Network::Internal, Some(status)) => {
-            Failure { text: format!("status {status}").into(), ..full }
-        }
-        (Audience::Tenant, _, Network::Internal, None) => {
-            Failure { class: NO_REPLY_CLASS, text: NO_REPLY.into() }
-        }
-    }
+    let seen = ShownClass::of(class, network, status, audience);
+    let text = match (seen, audience, network, status) {
+        (ShownClass::NoReply, ..) => NO_REPLY.into(),
+        (_, Audience::Operator, ..) => text.into(),
+        (ShownClass::Class(ErrorClass::Dns), ..) => UNRESOLVED.into(),
+        (_, _, Network::Internal, Some(status)) => format!("status {status}").into(),
+        _ => text.into(),
+    };
+    Failure { class: seen.as_str(), text }
 }
 
 /// Whether the caller may see the details of the exchange with the receiver.
@@ -167,7 +144,7 @@ mod tests {
                 lines.insert(line(&internal, Audience::Tenant));
             }
         }
-        assert_eq!(Vec::from_iter(lines), [format!("{NO_REPLY_CLASS}: {NO_REPLY}")]);
+        assert_eq!(Vec::from_iter(lines), [format!("noReply: {NO_REPLY}")]);
     }
 
     #[test]

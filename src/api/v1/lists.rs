@@ -14,19 +14,18 @@ mod params;
 
 pub use params::*;
 
-use crate::api::http::auth::Audience;
 use crate::api::http::heavy_work::off_thread;
 use crate::api::http::problem::{FieldError, Problem};
 use crate::api::http::response::Json;
 use crate::api::text;
-use crate::api::v1::disclosure;
 use crate::domain::{
-    DeadReason, EndpointNumber, EventType, LastAttempt, Pattern, Position, Tenant, Timestamp,
+    Audience, DeadReason, DeliverySearch, EndpointNumber, EventId, EventType, InvalidName, LastAttemptFilter,
+    Pattern, Position, ShownClass, Tenant, Timestamp,
 };
 use crate::limits;
 use crate::nearest::nearest;
 use crate::rules::patterns::{canonical, check_pattern};
-use crate::service::types::{Cursor, Filter, LastAttemptFilter, Page};
+use crate::service::types::{Cursor, Filter, Page};
 
 /// Layout version of a cursor. With another version a cursor is rejected, not misread.
 const CURSOR_VERSION: u8 = 1;
@@ -336,6 +335,23 @@ pub fn parse_reason(word: &str) -> Option<DeadReason> {
     DeadReason::from_word(word)
 }
 
+/// Checks an HTTP status to search for.
+///
+/// # Errors
+/// The detail.
+pub fn check_status_code(status: u64) -> Result<u16, &'static str> {
+    let known = u16::try_from(status).ok().filter(|status| (100..=599).contains(status));
+    known.ok_or("must be a whole number from 100 to 599")
+}
+
+/// A text that may be an id or the start of one.
+///
+/// # Errors
+/// When no id has such characters or such a length.
+pub fn parse_id_start(text: &str) -> Result<EventId, InvalidName> {
+    text.parse().map_err(|error: InvalidName| InvalidName { what: "id", ..error })
+}
+
 /// The common filters of events, deliveries and dead letters.
 pub struct Common {
     pub tenant: Option<Tenant>,
@@ -365,28 +381,18 @@ impl Query {
         Ok(Filter { tenant, types, since, until, ..Filter::default() })
     }
 
-    /// Parses `statusCode` and `errorClass`, as this audience sees the last attempt.
+    /// Parses `statusCode`, `errorClass` and `q`. The class is as this audience sees it.
     ///
     /// # Errors
-    /// 422 for another number or word.
-    pub fn last_attempt(&self, audience: Audience) -> Result<Option<LastAttemptFilter>, Problem> {
-        let status = match self.text("statusCode").map(|text| (text.len(), text.parse::<u16>())) {
-            None => None,
-            Some((3, Ok(status @ 100..=599))) => Some(status),
-            Some(_) => {
-                let detail = "must be a whole number from 100 to 599".to_owned();
-                return Err(Problem::parameter("statusCode", detail));
-            }
-        };
-        let class = self.word("errorClass", ERROR_CLASSES)?;
-        if status.is_none() && class.is_none() {
-            return Ok(None);
-        }
-        let shown = move |last: &LastAttempt| Some(disclosure::last_failure(last, audience)?.class);
-        Ok(Some(LastAttemptFilter::new(move |last| {
-            status.is_none_or(|status| last.status == Some(status))
-                && class.is_none_or(|class| shown(last) == Some(class))
-        })))
+    /// 422 for another number or word, or for a text that starts no id.
+    pub fn delivery_search(&self, audience: Audience) -> Result<DeliverySearch, Problem> {
+        let of_length = |text: &str| text.parse::<u64>().ok().filter(|_| text.len() == 3);
+        let status = self.text("statusCode").map(|text| check_status_code(of_length(text).unwrap_or(0)));
+        let status = status.transpose().map_err(|detail| Problem::parameter("statusCode", detail))?;
+        let class = self.word("errorClass", ERROR_CLASSES)?.and_then(ShownClass::from_word);
+        let id_start = self.text("q").map(parse_id_start).transpose();
+        let id_start = id_start.map_err(|error| Problem::parameter("q", error.to_string()))?;
+        Ok(DeliverySearch { last_attempt: LastAttemptFilter::new(status, class, audience), id_start })
     }
 
     /// Parses `since` and `until`. The window may be empty.

@@ -9,8 +9,9 @@ use std::time::Duration;
 use super::jobs::compare_acts;
 use super::oracle::Oracle;
 use crate::domain::{
-    DeadReason, DeliveryKey, DeliveryState, DeliveryStatus, DueKey, EndpointNumber, EventStatus, EventType,
-    EventVersion, HeldLease, Ordering, Position, Progress, StreamName, Tenant, Timestamp,
+    Audience, DeadReason, DeliveryKey, DeliveryState, DeliveryStatus, DueKey, EndpointNumber, ErrorClass,
+    EventStatus, EventType, EventVersion, HeldLease, LastAttemptFilter, Ordering, Position, Progress,
+    ShownClass, StreamName, Tenant, Timestamp,
 };
 use crate::limits::PAGE_ITEMS_MAX;
 use crate::outbox::{ConsumerReads as _, ReadModel};
@@ -414,6 +415,15 @@ fn filters(oracle: &Oracle) -> Vec<Filter> {
     }
     for reason in [DeadReason::AttemptsExhausted, DeadReason::Gone, DeadReason::EndpointDeleted] {
         all.push(Filter { reason: Some(reason), ..filter() });
+    }
+    for (status, class) in
+        [(Some(500), None), (None, Some(ErrorClass::Status)), (None, Some(ErrorClass::Timeout))]
+    {
+        let class = class.map(ShownClass::Class);
+        all.push(Filter {
+            last_attempt: LastAttemptFilter::new(status, class, Audience::Tenant),
+            ..filter()
+        });
     }
     let times: Vec<_> = oracle.events.values().map(|event| event.accepted_at).collect();
     if let (Some(early), Some(late)) = (times.get(times.len() / 3), times.get(times.len() * 2 / 3)) {

@@ -8,8 +8,8 @@ use super::compare::{Moment, same};
 use super::oracle::Oracle;
 use super::work::Work;
 use crate::domain::{
-    ActOutcome, Actor, AuditEntry, Job, JobCursor, JobKind, JobProgress, JobSelection, JobStatus, Position,
-    Record, Role, Timestamp,
+    ActOutcome, Actor, Audience, AuditEntry, DeliverySearch, Job, JobCursor, JobKind, JobProgress,
+    JobSelection, JobStatus, LastAttemptFilter, Position, Record, Role, Timestamp,
 };
 use crate::outbox::ReadModel;
 use crate::outbox::registry::KnownJob;
@@ -124,10 +124,17 @@ impl<S: Store> Work<S> {
                 started_at: self.now,
                 count: self.random.u64(0..9),
                 rate: None,
-                selection: JobSelection::default(),
+                selection: self.job_selection(),
                 progress,
             })),
         }
+    }
+
+    fn job_selection(&mut self) -> JobSelection {
+        let status = self.percent(20).then_some(500);
+        let last_attempt = LastAttemptFilter::new(status, None, Audience::Operator);
+        let id_start = self.percent(20).then(|| "evt_1".parse().expect("a legal id"));
+        JobSelection { search: DeliverySearch { last_attempt, id_start }, ..JobSelection::default() }
     }
 
     fn job_progress(&mut self) -> JobProgress {

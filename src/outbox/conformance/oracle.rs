@@ -529,6 +529,11 @@ impl Oracle {
         LastAttempt::of(attempt)
     }
 
+    fn wants_last_attempt(&self, filter: &Filter, key: DeliveryKey) -> bool {
+        let last = || self.last_attempt(key, &self.deliveries[&key]);
+        filter.last_attempt.is_none_or(|wanted| wanted.wants(&last()))
+    }
+
     fn letters(&self) -> Vec<Letter> {
         let letter = |(key, known): (&DeliveryKey, &Delivery)| {
             let DeliveryState::Dead(reason) = known.state else { return None };

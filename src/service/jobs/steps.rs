@@ -14,6 +14,7 @@ use crate::projections::reads::{Cursor, Filter};
 use crate::service::bulk::{DELETED, deliveries_per_step, revive_command};
 use crate::service::filters::StoredSelection;
 use crate::service::replays::{PastRange, Replays};
+use crate::service::search::Searches;
 use crate::service::tenants::Tenants;
 
 /// A step of a job.
@@ -127,15 +128,18 @@ impl Jobs<'_> {
         }
     }
 
-    /// The dead letters or pending messages after a cursor, and the next cursor. A redrive skips those
-    /// of deleted endpoints.
+    /// The dead letters or pending messages after a cursor, and the next cursor. A redrive skips
+    /// those of deleted endpoints.
     async fn deliveries(
         self,
         job: &Job,
         after: Option<Cursor>,
         limit: usize,
     ) -> Result<(Vec<DeliveryKey>, Option<Cursor>), Unavailable> {
-        let (wanted, is_queue) = (filter(job), job.kind == JobKind::PurgeQueue);
+        let is_queue = job.kind == JobKind::PurgeQueue;
+        let filter = Searches(self.0).narrow(&job.selection.search, filter(job)).await?;
+        let Some(filter) = filter else { return Ok((Vec::new(), None)) };
+        let wanted = filter.clone();
         let read = move |state: &dyn ReadModel| {
             if is_queue {
                 let found = state.deliveries(&wanted, after, limit);
@@ -145,6 +149,7 @@ impl Jobs<'_> {
             (found.items.iter().map(|letter| letter.delivery).collect(), found.next)
         };
         let (mut deliveries, next) = self.0.outbox_of(job.tenant.as_ref()).read(read).await?;
+        deliveries = Searches(self.0).with_id_start(deliveries, &filter).await?;
         if job.kind == JobKind::RedriveDeadLetters {
             self.0.outbox_of(Home::All).registry(|registry| {
                 deliveries.retain(|key| registry.endpoint(key.endpoint).is_some());

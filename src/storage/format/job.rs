@@ -8,10 +8,11 @@ use super::fields::{
     CodecError, get_bool, get_coded, get_list, get_name, get_number, get_option, get_text, get_time,
     put_list, put_option, put_text, put_time,
 };
-use crate::codec::{Reader, put_bytes, put_u8, put_varint};
+use super::record::SEARCH_JOB_LAYOUT;
+use crate::codec::{Reader, put_bytes, put_u8, put_u16, put_varint};
 use crate::domain::{
-    ActOutcome, Actor, AuditEntry, Job, JobCursor, JobKind, JobProgress, JobSelection, JobStatus, Position,
-    Record, Role,
+    ActOutcome, Actor, Audience, AuditEntry, DeliverySearch, Job, JobCursor, JobKind, JobProgress,
+    JobSelection, JobStatus, LastAttemptFilter, Position, Record, Role, ShownClass,
 };
 
 fn put_actor(out: &mut Vec<u8>, Actor { key, role, tenant }: &Actor) {
@@ -29,7 +30,7 @@ fn get_actor(r: &mut Reader<'_>) -> Result<Actor, CodecError> {
 }
 
 fn put_selection(out: &mut Vec<u8>, selection: &JobSelection) {
-    let JobSelection { endpoint, types, reason, since, until, only_undelivered } = selection;
+    let JobSelection { endpoint, types, reason, since, until, only_undelivered, search: _ } = selection;
     put_option(out, endpoint.as_ref(), |out, endpoint| put_varint(out, u64::from(endpoint.0)));
     put_list(out, types, |out, pattern| put_text(out, pattern.as_str()));
     put_option(out, reason.as_ref(), |out, reason| put_u8(out, reason.code()));
@@ -46,8 +47,33 @@ fn get_selection(r: &mut Reader<'_>) -> Result<JobSelection, CodecError> {
         since: get_option(r, get_time)?,
         until: get_option(r, get_time)?,
         only_undelivered: get_bool(r)?,
+        search: DeliverySearch::default(),
     })
 }
+
+/// Last attempt? (status?, class? (0: no reply), audience), id start?.
+fn put_search(out: &mut Vec<u8>, DeliverySearch { last_attempt, id_start }: &DeliverySearch) {
+    put_option(out, last_attempt.as_ref(), |out, LastAttemptFilter { status, class, audience }| {
+        put_option(out, status.as_ref(), |out, status| put_u16(out, *status));
+        put_option(out, class.as_ref(), |out, class| put_u8(out, class.code()));
+        put_u8(out, audience.code());
+    });
+    put_option(out, id_start.as_ref(), |out, start| put_text(out, start.as_str()));
+}
+
+fn get_search(r: &mut Reader<'_>) -> Result<DeliverySearch, CodecError> {
+    let last_attempt = get_option(r, |r| {
+        let status = get_option(r, |r| Ok(r.get_u16()?))?;
+        let class = get_option(r, |r| get_coded(r, "error class", ShownClass::from_code))?;
+        let audience = get_coded(r, "audience", Audience::from_code)?;
+        LastAttemptFilter::new(status, class, audience).ok_or(EMPTY_SEARCH)
+    })?;
+    let search = DeliverySearch { last_attempt, id_start: get_option(r, get_name)? };
+    if search == DeliverySearch::default() { Err(EMPTY_SEARCH) } else { Ok(search) }
+}
+
+/// A search without conditions is not written.
+const EMPTY_SEARCH: CodecError = CodecError::UnknownValue { what: "search of a job", found: 0 };
 
 fn put_progress(out: &mut Vec<u8>, progress: &JobProgress) {
     let JobProgress { status, done, cursor, at, error } = progress;
@@ -97,10 +123,13 @@ pub(super) fn put_job(out: &mut Vec<u8>, job: &Job) {
     put_option(out, rate.as_ref(), |out, rate| put_varint(out, u64::from(*rate)));
     put_selection(out, selection);
     put_progress(out, progress);
+    if selection.search != DeliverySearch::default() {
+        put_search(out, &selection.search);
+    }
 }
 
-pub(super) fn get_job(r: &mut Reader<'_>) -> Result<Arc<Job>, CodecError> {
-    Ok(Arc::new(Job {
+pub(super) fn get_job(r: &mut Reader<'_>, layout: u8) -> Result<Arc<Job>, CodecError> {
+    let mut job = Job {
         id: get_name(r)?,
         number: Position(r.get_varint()?),
         kind: get_coded(r, "kind of a job", JobKind::from_code)?,
@@ -111,7 +140,11 @@ pub(super) fn get_job(r: &mut Reader<'_>) -> Result<Arc<Job>, CodecError> {
         rate: get_option(r, |r| Ok(r.get_varint_u32()?))?,
         selection: get_selection(r)?,
         progress: get_progress(r)?,
-    }))
+    };
+    if layout >= SEARCH_JOB_LAYOUT {
+        job.selection.search = get_search(r)?;
+    }
+    Ok(Arc::new(job))
 }
 
 pub(super) fn put_audit_entry(out: &mut Vec<u8>, entry: &AuditEntry) {
@@ -153,7 +186,8 @@ fn get_address(r: &mut Reader<'_>) -> Result<IpAddr, CodecError> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::domain::{DeadReason, EndpointNumber, Timestamp};
+    use crate::domain::{DeadReason, EndpointNumber, ErrorClass, Timestamp};
+    use crate::storage::format::encode;
 
     fn time(millis: u64) -> Timestamp {
         Timestamp::from_millis(millis)
@@ -180,9 +214,16 @@ pub(super) mod tests {
                 since: Some(time(1)),
                 until: Some(time(900)),
                 only_undelivered: true,
+                search: DeliverySearch::default(),
             },
             progress: progress(),
         }
+    }
+
+    fn searching_job(class: Option<ShownClass>, id_start: Option<&str>) -> Job {
+        let last_attempt = LastAttemptFilter::new(Some(503), class, Audience::Tenant);
+        let search = DeliverySearch { last_attempt, id_start: id_start.map(|id| id.parse().unwrap()) };
+        Job { selection: JobSelection { search, ..job().selection }, ..job() }
     }
 
     pub(in crate::storage::format) fn bare_job() -> Job {
@@ -239,6 +280,8 @@ pub(super) mod tests {
         let mut all = vec![
             Record::JobPut(Arc::new(job())),
             Record::JobPut(Arc::new(bare_job())),
+            Record::JobPut(Arc::new(searching_job(Some(ShownClass::NoReply), None))),
+            Record::JobPut(Arc::new(searching_job(None, Some("evt_01")))),
             Record::JobMoved { job: Position(300), progress: Box::new(progress()) },
             Record::Audited(Arc::new(audit_entry())),
             Record::Audited(Arc::new(bare_audit_entry())),
@@ -259,6 +302,29 @@ pub(super) mod tests {
         assert_eq!(JobKind::ALL.map(JobKind::code), [1, 2, 3, 4, 5, 6]);
         assert_eq!(JobStatus::ALL.map(JobStatus::code), [1, 2, 3, 4]);
         assert_eq!(ActOutcome::ALL.map(ActOutcome::code), [1, 2]);
+    }
+
+    /// As in `golden.txt`: these bytes never change.
+    #[test]
+    fn golden_bytes_of_a_search() {
+        let hex = |record: &Record| -> String {
+            let mut bytes = Vec::new();
+            encode(record, &mut bytes);
+            bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        };
+        let plain = hex(&Record::JobPut(Arc::new(job())));
+        let class = Some(ShownClass::Class(ErrorClass::Timeout));
+        for (job, golden) in [
+            (searching_job(class, Some("evt_1")), "0101f7010104020105657674"),
+            (searching_job(Some(ShownClass::NoReply), None), "0101f70101000200"),
+        ] {
+            let (tag, fields) = ("1b02", &plain[4..]);
+            let bytes = hex(&Record::JobPut(Arc::new(job)));
+            assert!(bytes.starts_with(&format!("{tag}{fields}{golden}")), "{bytes}");
+        }
+        for (what, search) in [("no condition", &[0, 0][..]), ("no status and class", &[1, 0, 0, 1, 0])] {
+            assert_eq!(get_search(&mut Reader::new(search)), Err(EMPTY_SEARCH), "{what}");
+        }
     }
 
     #[test]

@@ -6,8 +6,9 @@
 //! input only.
 //!
 //! A record is a tag byte, a layout version byte and the fields below, in this order. The layout
-//! version is 5 for `AttemptFinished`, 2 for `EndpointPut`, `KeyPut`, `EventRejected` and the
-//! `EventAccepted` of an erased event, 3 for that of an event with labels, and 1 for all others.
+//! version is 5 for `AttemptFinished`, 2 for `EndpointPut`, `KeyPut`, `EventRejected`, the
+//! `EventAccepted` of an erased event, a `ConsumerPut` with pins and a `JobPut` with a search, 3
+//! for an event with labels, and 1 for all others.
 //!
 //! | tag | record | fields |
 //! |---|---|---|
@@ -37,7 +38,7 @@
 //! | 24 | `LeasesExtended` | queue, leases (event, lease), until, at |
 //! | 25 | `TypePut` | name, description, compatibility, transitive, versions (version, schema, deprecated, sunset?, examples), migrations (from, to, patch), created at, updated at, revision |
 //! | 26 | `TypeDeleted` | name, at |
-//! | 27 | `JobPut` | id, number, kind, tenant?, started by (actor), started at, count, rate?, selection (endpoint?, types, reason?, since?, until?, only undelivered), progress |
+//! | 27 | `JobPut` | id, number, kind, tenant?, started by (actor), started at, count, rate?, selection (endpoint?, types, reason?, since?, until?, only undelivered), progress, search (layout 2 only: last attempt? (status?, class? (0: no reply), audience), id start?) |
 //! | 28 | `JobMoved` | number, progress (status, done, cursor? (position, endpoint, event), at, error?) |
 //! | 29 | `Audited` | at, actor (key?, role, tenant?), action, target?, tenant?, address? (4 or 16 bytes), outcome |
 //! | 30 | `SourcePut` | kind (1 AMQP), name, URL, user name, password (sealed), queue, type of queue, exchange?, bindings, declares, prefetch, tenant (1 fixed, 2 header), format, stream header?, ordering key header?, fate of invalid messages, recognition of repetitions, status, created at, updated at, revision |
@@ -74,8 +75,8 @@ use super::source::{get_source, put_source};
 use super::tenant::{get_tenant, put_tenant};
 use crate::codec::{Reader, put_bytes, put_u8, put_u16, put_varint};
 use crate::domain::{
-    ApiKey, DeliveryKey, EndpointNumber, Expected, Horizon, Idempotency, Position, Record, Rejection,
-    Reservation, Role, Tenant, Timestamp,
+    ApiKey, DeliveryKey, DeliverySearch, EndpointNumber, Expected, Horizon, Idempotency, Position, Record,
+    Rejection, Reservation, Role, Tenant, Timestamp,
 };
 
 /// Layout version of the records that have had a single layout.
@@ -89,6 +90,8 @@ pub(super) const ERASED_EVENT_LAYOUT: u8 = 2;
 pub(super) const LABELLED_EVENT_LAYOUT: u8 = 3;
 /// Layout version of consumers with pins. Layout 1, of all other consumers, has no pins.
 pub(super) const PINNED_CONSUMER_LAYOUT: u8 = 2;
+/// Layout version of jobs with a search. Layout 1, of all other jobs, has no search.
+pub(super) const SEARCH_JOB_LAYOUT: u8 = 2;
 /// Layout version of endpoints. Layout 1 stays readable: its secrets have a single kind and plain
 /// bytes, and it has no options.
 const ENDPOINT_LAYOUT: u8 = 2;
@@ -295,7 +298,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
         LEASES_EXTENDED => get_leases_extended(r)?,
         TYPE_PUT => Record::TypePut(Arc::new(get_type(r)?)),
         TYPE_DELETED => Record::TypeDeleted { name: get_name(r)?, at: get_time(r)? },
-        JOB_PUT..=AUDITED => get_work_record(tag, r)?,
+        JOB_PUT..=AUDITED => get_work_record(tag, r, found)?,
         SOURCE_PUT => Record::SourcePut(Arc::new(get_source(r)?)),
         SOURCE_DELETED => Record::SourceDeleted { name: get_name(r)?, at: get_time(r)? },
         other => return Err(CodecError::UnknownTag(other)),
@@ -305,9 +308,9 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
 }
 
 /// A record of a job or of an act.
-fn get_work_record(tag: u8, r: &mut Reader<'_>) -> Result<Record, CodecError> {
+fn get_work_record(tag: u8, r: &mut Reader<'_>, layout: u8) -> Result<Record, CodecError> {
     Ok(match tag {
-        JOB_PUT => Record::JobPut(get_job(r)?),
+        JOB_PUT => Record::JobPut(get_job(r, layout)?),
         JOB_MOVED => get_move(r)?,
         _ => Record::Audited(get_audit_entry(r)?),
     })
@@ -322,6 +325,7 @@ fn layout_of(tag: u8) -> Option<u8> {
         KEY_PUT => Some(KEY_LAYOUT),
         EVENT_ACCEPTED => Some(LABELLED_EVENT_LAYOUT),
         CONSUMER_PUT => Some(PINNED_CONSUMER_LAYOUT),
+        JOB_PUT => Some(SEARCH_JOB_LAYOUT),
         EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=SOURCE_DELETED => Some(LAYOUT),
         _ => None,
     }
@@ -334,12 +338,13 @@ fn put_horizon(out: &mut Vec<u8>, horizon: Horizon, at: Timestamp) {
 }
 
 /// The layout version that a record is written in: the latest, but the first for an event that is
-/// neither erased nor labelled, and for a consumer without pins.
+/// neither erased nor labelled, for a consumer without pins, and for a job without a search.
 fn written_layout(record: &Record) -> u8 {
     match record {
         Record::EventAccepted(event) if event.erased_at.is_some() => ERASED_EVENT_LAYOUT,
         Record::EventAccepted(event) if event.labels.is_empty() => LAYOUT,
         Record::ConsumerPut(consumer) if consumer.versions.is_empty() => LAYOUT,
+        Record::JobPut(job) if job.selection.search == DeliverySearch::default() => LAYOUT,
         _ => layout_of(record_tag(record)).expect("every record has a layout"),
     }
 }

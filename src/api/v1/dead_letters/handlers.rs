@@ -4,35 +4,38 @@ use super::model::{DeadLetterBody, DeadLetterDetailBody, LettersInput};
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::{Nothing, Optional, Required};
 use crate::api::http::response::{Accepted, Json, NoContent};
-use crate::api::v1::deliveries::handlers::{PageSearch, filter_by_endpoint, limit_by_id};
+use crate::api::v1::deliveries::handlers::{PageSearch, filter_by_endpoint};
 use crate::api::v1::deliveries::model::DeliveryBody;
 use crate::api::v1::jobs::handlers::start;
 use crate::api::v1::jobs::model::{StartedBody, check_rate};
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found, text};
-use crate::domain::{DeliveryId, EndpointId, JobKind, JobSelection, Pattern, QueueName, Tenant};
+use crate::domain::{
+    Audience, DeliveryId, DeliverySearch, EndpointId, EndpointNumber, JobKind, JobSelection,
+    LastAttemptFilter, Pattern, QueueName, ShownClass, Tenant,
+};
 use crate::rules::patterns::{canonical, check_pattern};
 use crate::service::jobs::NewJob;
-use crate::service::types::Filter;
-use crate::service::{DeadLetters, Endpoints, Queues};
+use crate::service::{DeadLetters, Endpoints, Queues, Searches};
 
 /// `GET /v1/dead-letters`
 pub async fn list(call: &Call) -> Result<Json<ListBody<DeadLetterBody>>, Problem> {
     let tenant = call.principal.tenant_filter(call.query.get("tenant")?)?;
     let mut filter = call.query.delivery_filters(tenant)?;
     let (mut after, limit) = (call.query.cursor(List::DeadLetters)?, call.query.limit()?);
-    filter.last_attempt = call.query.last_attempt(call.principal.audience())?;
+    let search = call.query.delivery_search(call.principal.audience())?;
     filter.reason = call.query.word("reason", lists::REASONS)?.and_then(lists::parse_reason);
     if !filter_by_endpoint(call, &mut filter)? {
         return Ok(lists::empty_reply());
     }
-    let Some(filter) = limit_by_id(call, filter).await? else { return Ok(lists::empty_reply()) };
+    let filter = Searches(&call.api.context).narrow(&search, filter).await?;
+    let Some(filter) = filter else { return Ok(lists::empty_reply()) };
     let audience = call.principal.audience();
     let scope = &call.principal.scope;
-    let search = PageSearch::start(call);
+    let pages = PageSearch::start(call);
     let page = loop {
         let page = DeadLetters(&call.api.context).list(scope, filter.clone(), after, limit).await?;
-        if search.is_done(call, &page) {
+        if pages.is_done(call, &page) {
             break page;
         }
         after = page.next;
@@ -73,62 +76,74 @@ pub async fn purge(call: &Call) -> Result<NoContent, Problem> {
     Ok(NoContent::empty())
 }
 
-/// The filter of a bulk operation. Its endpoint must exist: a typo must not select all letters.
-fn parse_filter(call: &Call, input: LettersInput) -> Result<Filter, Problem> {
-    let mut errors = Errors::default();
-    let endpoint = input.endpoint_id.and_then(|id| {
+/// The endpoint or queue of a bulk operation. It must exist: a typo must not select all letters.
+fn check_endpoint(
+    call: &Call,
+    input: &LettersInput,
+    tenant: Option<&Tenant>,
+    errors: &mut Errors,
+) -> Result<Option<EndpointNumber>, Problem> {
+    let endpoint = input.endpoint_id.as_ref().and_then(|id| {
         let found = id.parse::<EndpointId>().ok();
         let found = found.and_then(|id| Endpoints(&call.api.context).number(&call.principal.scope, &id));
         errors.check("/endpointId", found.ok_or_else(|| format!("endpoint `{id}` not found")))
     });
-    let tenant: Option<Tenant> = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
-    let queue = match input.queue {
-        Some(name) => {
-            let owner = call.principal.tenant(tenant.clone())?;
-            let found = name.parse().ok().and_then(|queue: QueueName| {
-                Queues(&call.api.context).get(&call.principal.scope, &owner, &queue)
-            });
-            let found = found.ok_or_else(|| format!("queue `{name}` not found in tenant `{owner}`"));
-            if endpoint.is_some() {
-                errors.push("/queue", "cannot be combined with `endpointId`");
-            }
-            errors.check("/queue", found).map(|queue| queue.number)
-        }
-        None => None,
-    };
-    let types: Option<Pattern> = input.event_type.and_then(|name| errors.check("/type", name.parse()));
+    let Some(name) = &input.queue else { return Ok(endpoint) };
+    let owner = call.principal.tenant(tenant.cloned())?;
+    let found = name
+        .parse()
+        .ok()
+        .and_then(|queue: QueueName| Queues(&call.api.context).get(&call.principal.scope, &owner, &queue));
+    let found = found.ok_or_else(|| format!("queue `{name}` not found in tenant `{owner}`"));
+    if endpoint.is_some() {
+        errors.push("/queue", "cannot be combined with `endpointId`");
+    }
+    let queue = errors.check("/queue", found).map(|queue| queue.number);
+    Ok(endpoint.or(queue))
+}
+
+/// The search of a bulk operation. The class is as this audience sees it.
+fn check_search(input: &LettersInput, audience: Audience, errors: &mut Errors) -> DeliverySearch {
+    let status = input.status_code.map(lists::check_status_code);
+    let status = status.and_then(|status| errors.check("/statusCode", status));
+    let class = input.error_class.as_deref().and_then(|word| {
+        let class = ShownClass::from_word(word);
+        errors.check(
+            "/errorClass",
+            class.ok_or_else(|| format!("must be one of {}", lists::ERROR_CLASSES.join(", "))),
+        )
+    });
+    let id_start = input.id_start.as_deref().map(lists::parse_id_start);
+    let id_start = id_start.and_then(|start| errors.check("/q", start));
+    DeliverySearch { last_attempt: LastAttemptFilter::new(status, class, audience), id_start }
+}
+
+/// The job of a bulk operation.
+fn bulk(call: &Call, kind: JobKind, input: &LettersInput) -> Result<NewJob, Problem> {
+    let mut errors = Errors::default();
+    let rate = check_rate(input.rate, &mut errors);
+    let tenant: Option<Tenant> =
+        input.tenant.as_ref().and_then(|tenant| errors.check("/tenant", tenant.parse()));
+    let endpoint = check_endpoint(call, input, tenant.as_ref(), &mut errors)?;
+    let types: Option<Pattern> =
+        input.event_type.as_ref().and_then(|name| errors.check("/type", name.parse()));
     if let Some(pattern) = &types {
         errors.check("/type", check_pattern(&canonical(pattern)));
     }
-    let reason = input.reason.and_then(|word| {
-        let reason = lists::parse_reason(&word);
+    let reason = input.reason.as_ref().and_then(|word| {
+        let reason = lists::parse_reason(word);
         errors.check("/reason", reason.ok_or_else(|| format!("must be one of {}", lists::REASONS.join(", "))))
     });
-    let since = input.since.and_then(|time| errors.check("/since", text::parse_bound(&time)));
-    let until = input.until.and_then(|time| errors.check("/until", text::parse_bound(&time)));
+    let search = check_search(input, call.principal.audience(), &mut errors);
+    let since = input.since.as_ref().and_then(|time| errors.check("/since", text::parse_bound(time)));
+    let until = input.until.as_ref().and_then(|time| errors.check("/until", text::parse_bound(time)));
     if since > until && until.is_some() {
         errors.push("/until", lists::UNTIL_BEFORE_SINCE);
     }
     errors.finish()?;
-    Ok(Filter {
-        tenant: call.principal.tenant_filter(tenant)?,
-        endpoint: endpoint.or(queue),
-        types,
-        reason,
-        since,
-        until,
-        ..Filter::default()
-    })
-}
-
-/// The job of a bulk operation.
-fn bulk(call: &Call, kind: JobKind, input: LettersInput) -> Result<NewJob, Problem> {
-    let mut errors = Errors::default();
-    let rate = check_rate(input.rate, &mut errors);
-    errors.finish()?;
-    let Filter { tenant, endpoint, types, reason, since, until, .. } = parse_filter(call, input)?;
+    let tenant = call.principal.tenant_filter(tenant)?;
     let types = types.into_iter().collect();
-    let selection = JobSelection { endpoint, types, reason, since, until, only_undelivered: false };
+    let selection = JobSelection { endpoint, types, reason, since, until, search, ..JobSelection::default() };
     Ok(NewJob { kind, tenant, selection, rate })
 }
 
@@ -137,8 +152,7 @@ pub async fn redrive_matching(
     call: &Call,
     Optional(input): Optional<LettersInput>,
 ) -> Result<Accepted<StartedBody>, Problem> {
-    let dry_run = input.dry_run;
-    start(call, bulk(call, JobKind::RedriveDeadLetters, input)?, dry_run).await
+    start(call, bulk(call, JobKind::RedriveDeadLetters, &input)?, input.dry_run).await
 }
 
 /// `POST /v1/dead-letters/purge`. Purging is irreversible, so the route requires a body.
@@ -146,6 +160,5 @@ pub async fn purge_matching(
     call: &Call,
     Required(input): Required<LettersInput>,
 ) -> Result<Accepted<StartedBody>, Problem> {
-    let dry_run = input.dry_run;
-    start(call, bulk(call, JobKind::PurgeDeadLetters, input)?, dry_run).await
+    start(call, bulk(call, JobKind::PurgeDeadLetters, &input)?, input.dry_run).await
 }

@@ -3,10 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::api::http::auth::Audience;
-use crate::api::text::Time;
+use crate::api::text::{Time, Word};
 use crate::api::v1::deliveries::model::{DeliveryBody, HistoryBody, attempts};
 use crate::api::v1::events::model::{LetterEventBody, attributes, raw};
+use crate::domain::{Audience, ShownClass};
 use crate::service::types::{DeadLetterDetail, DeadLetterView};
 
 #[derive(Serialize, JsonSchema)]
@@ -90,6 +90,17 @@ pub struct LettersInput {
         "attemptsExhausted", "maxAge", "gone", "refused", "endpointDeleted", "endpointDisabled", "blockedAddress", "expired", "unconvertible", null
     ]))]
     pub(super) reason: Option<String>,
+    /// Only deliveries whose last attempt got this HTTP status.
+    #[schemars(range(min = 100, max = 599))]
+    pub(super) status_code: Option<u64>,
+    /// Only deliveries whose last attempt failed with this error class.
+    #[schemars(with = "Option<Word<ShownClass>>")]
+    pub(super) error_class: Option<String>,
+    /// Only deliveries with this id of a delivery, an event or an endpoint, or with a generated id
+    /// that starts so.
+    #[serde(rename = "q")]
+    #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9_-]+$"))]
+    pub(super) id_start: Option<String>,
     /// Only deliveries that died at or after this time.
     #[schemars(extend("format" = "date-time"))]
     pub(super) since: Option<String>,

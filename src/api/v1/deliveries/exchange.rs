@@ -8,10 +8,9 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::api::http::auth::Audience;
 use crate::api::text::{Span, Word};
 use crate::api::v1::disclosure;
-use crate::domain::{Attempt, ClosedList, DeadReason, Next, PhaseTimes, RetryRule};
+use crate::domain::{Attempt, Audience, ClosedList, DeadReason, Next, PhaseTimes, RetryRule};
 use crate::service::types::RequestView;
 
 /// The words of the rule that decided what follows an attempt.

@@ -12,7 +12,7 @@ use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::domain::{DeliveryId, EndpointId, EventId, QueueName};
 use crate::limits;
-use crate::service::types::{Filter, Page, RequestError, RequestSecrets, parse_id_start};
+use crate::service::types::{Filter, Page, RequestError, RequestSecrets};
 use crate::service::{Deliveries, Endpoints, Events, Queues, Requests, Searches};
 
 /// `GET /v1/deliveries`
@@ -20,7 +20,7 @@ pub async fn list(call: &Call) -> Result<Json<ListBody<DeliveryBody>>, Problem> 
     let tenant = call.principal.tenant_filter(call.query.get("tenant")?)?;
     let mut filter = call.query.delivery_filters(tenant)?;
     let (mut after, limit) = (call.query.cursor(List::Deliveries)?, call.query.limit()?);
-    filter.last_attempt = call.query.last_attempt(call.principal.audience())?;
+    let search = call.query.delivery_search(call.principal.audience())?;
     filter.delivery_state = call.query.word("status", lists::DELIVERY_STATUSES)?;
     let event_id: Option<EventId> = call.query.get("eventId")?;
     let (scope, lookup) = call.event_scope()?;
@@ -33,13 +33,14 @@ pub async fn list(call: &Call) -> Result<Json<ListBody<DeliveryBody>>, Problem> 
             None => return Ok(lists::empty_reply()),
         }
     }
-    let Some(filter) = limit_by_id(call, filter).await? else { return Ok(lists::empty_reply()) };
+    let filter = Searches(&call.api.context).narrow(&search, filter).await?;
+    let Some(filter) = filter else { return Ok(lists::empty_reply()) };
     let audience = call.principal.audience();
     let scope = &call.principal.scope;
-    let search = PageSearch::start(call);
+    let pages = PageSearch::start(call);
     let page = loop {
         let page = Deliveries(&call.api.context).list(scope, filter.clone(), after, limit).await?;
-        if search.is_done(call, &page) {
+        if pages.is_done(call, &page) {
             break page;
         }
         after = page.next;
@@ -67,17 +68,6 @@ impl PageSearch {
         let searched = call.api.context.now().monotonic.saturating_sub(self.started);
         !page.items.is_empty() || page.next.is_none() || searched >= limits::LIST_SEARCH_MAX
     }
-}
-
-/// Limits a filter to the deliveries that `q` finds. `None` if there are none.
-///
-/// # Errors
-/// 422 for a text that starts no id.
-pub async fn limit_by_id(call: &Call, filter: Filter) -> Result<Option<Filter>, Problem> {
-    let Some(text) = call.query.text("q") else { return Ok(Some(filter)) };
-    let text = parse_id_start(text).map_err(|error| Problem::parameter("q", error.to_string()))?;
-    let (scope, tenant) = call.event_scope()?;
-    Ok(Searches(&call.api.context).limit(&scope, &tenant, &text, filter).await?)
 }
 
 /// Filters by `endpointId`, also of a deleted endpoint, or by `queue`. Returns false if it does not

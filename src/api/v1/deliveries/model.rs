@@ -4,12 +4,13 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::exchange::ExchangeBody;
-use crate::api::http::auth::Audience;
 use crate::api::http::response::Success;
 use crate::api::text::{Span, Time, Word};
-use crate::api::v1::disclosure::{self, ShownClass};
+use crate::api::v1::disclosure;
 use crate::context::responses::{Answer, Keyed};
-use crate::domain::{DeadReason, DeliveryId, DeliveryState, DeliveryStatus, Idempotency, Next, Trigger};
+use crate::domain::{
+    Audience, DeadReason, DeliveryId, DeliveryState, DeliveryStatus, Idempotency, Next, ShownClass, Trigger,
+};
 use crate::service::types::{
     DeliveryDetail, DeliveryView, Destination, DestinationKind, HistoryEntry, LeaseOutcome, PastAttempt,
     PastLease,

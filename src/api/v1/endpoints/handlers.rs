@@ -10,7 +10,6 @@ use super::outgoing::{TOKEN_URL, check_header_names, merge_auth};
 use super::secrets::{RequestedSecret, live_keys, requested_secret, to_secret};
 use super::selection::check_filter_room;
 use super::settings::{self, EndpointSettings};
-use crate::api::http::auth::Audience;
 use crate::api::http::body;
 use crate::api::http::problem::{Errors, Problem, pointer};
 use crate::api::http::request::{MergePatch, Nothing, Required};
@@ -20,8 +19,9 @@ use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::context::responses::Remember;
 use crate::domain::{
-    ClientCertificate, Endpoint, EndpointAuth, EndpointId, EndpointNumber, EndpointStatus, EndpointTransport,
-    EndpointUid, Idempotency, Label, Pattern, Position, Sealed, SecretKind, SignatureScheme, Tenant,
+    Audience, ClientCertificate, Endpoint, EndpointAuth, EndpointId, EndpointNumber, EndpointStatus,
+    EndpointTransport, EndpointUid, Idempotency, Label, Pattern, Position, Sealed, SecretKind,
+    SignatureScheme, Tenant,
 };
 use crate::limits;
 use crate::rules::handshake;

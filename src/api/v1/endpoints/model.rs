@@ -14,15 +14,14 @@ use super::outgoing::{AuthInput, RequestMembers, SignatureMember, signature_memb
 use super::selection::{filter_body, filter_member, labels_body};
 use super::settings::{FORMATS, ORDERINGS, word_of};
 use crate::api::EndpointDefaults;
-use crate::api::http::auth::Audience;
 use crate::api::http::body::object;
 use crate::api::http::unique::members;
 use crate::api::text::{Span, Time, Word, format_duration};
 use crate::api::v1::disclosure;
 use crate::api::v1::event_types::pins;
 use crate::domain::{
-    ClientCertificate, DisabledReason, Endpoint, EndpointStatus, EndpointStatusName, Format, Handshake,
-    Ordering, RetryPolicy,
+    Audience, ClientCertificate, DisabledReason, Endpoint, EndpointStatus, EndpointStatusName, Format,
+    Handshake, Ordering, RetryPolicy,
 };
 use crate::rules::handshake::next_request;
 use crate::rules::headers::is_secret;

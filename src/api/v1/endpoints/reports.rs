@@ -16,7 +16,7 @@ use crate::api::text::{self, Time, Word};
 use crate::api::v1::jobs::handlers::start;
 use crate::api::v1::jobs::model::{StartedBody, check_rate};
 use crate::api::v1::lists;
-use crate::domain::{Endpoint, EndpointId, JobKind, JobSelection, Tenant, Timestamp};
+use crate::domain::{DeliverySearch, Endpoint, EndpointId, JobKind, JobSelection, Tenant, Timestamp};
 use crate::service::Endpoints;
 use crate::service::jobs::NewJob;
 use crate::service::types::{CircuitState, LaneView, WaitReason};
@@ -168,6 +168,7 @@ pub(in crate::api::v1) async fn replay_to(
         since,
         until,
         only_undelivered: input.only_undelivered.unwrap_or(false),
+        search: DeliverySearch::default(),
     };
     start(call, NewJob { kind, tenant: Some(endpoint.tenant.clone()), selection, rate }, input.dry_run).await
 }

@@ -10,10 +10,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::api::http::auth::Audience;
 use crate::api::text::{Time, Word};
 use crate::api::v1::deliveries::model::DeliveryBody;
-use crate::domain::{Event, EventStatus, EventVersion, Expected, Label, Position, attribute};
+use crate::domain::{Audience, Event, EventStatus, EventVersion, Expected, Label, Position, attribute};
 use crate::service::types::{AcceptedEvent, EventView, FeedEvent, generated_at, has_publisher_id};
 
 /// An event to publish.

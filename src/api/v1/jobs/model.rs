@@ -7,7 +7,7 @@ use crate::api::http::problem::Errors;
 use crate::api::http::response::Accepted;
 use crate::api::text::{Time, Word};
 use crate::context::responses::Keyed;
-use crate::domain::{Actor, Idempotency, Job, JobKind, JobProgress, JobStatus, Tenant};
+use crate::domain::{Actor, Idempotency, Job, JobKind, JobProgress, JobStatus, ShownClass, Tenant};
 use crate::limits;
 use crate::service::types::{KnownJob, Scope};
 
@@ -52,6 +52,13 @@ pub struct SelectionBody {
     #[schemars(with = "Option<Word<crate::domain::DeadReason>>")]
     pub reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub status_code: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Word<ShownClass>>")]
+    pub error_class: Option<&'static str>,
+    #[serde(rename = "q", skip_serializing_if = "Option::is_none")]
+    pub id_start: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<Time>,
@@ -91,6 +98,7 @@ impl JobBody {
         let KnownJob { job, progress } = known;
         let JobProgress { status, done, at, error, .. } = progress;
         let selection = &job.selection;
+        let last_attempt = selection.search.last_attempt.as_ref();
         Self {
             id: job.id.to_string(),
             kind: job.kind.as_str(),
@@ -100,6 +108,9 @@ impl JobBody {
             filter: SelectionBody {
                 event_types: selection.types.iter().map(ToString::to_string).collect(),
                 reason: selection.reason.map(|reason| reason.as_str()),
+                status_code: last_attempt.and_then(|last| last.status),
+                error_class: last_attempt.and_then(|last| last.class).map(ShownClass::as_str),
+                id_start: selection.search.id_start.as_ref().map(ToString::to_string),
                 since: selection.since.map(Time),
                 until: selection.until.map(Time),
                 only_undelivered: selection.only_undelivered,

@@ -1,9 +1,9 @@
 //! The query parameters of the operations, as the OpenAPI document and the checks know them.
 
 use super::{Kind, Param, param};
-use crate::api::v1::disclosure::ShownClass;
 use crate::domain::{
     ClosedList as _, DeadReason, DeliveryStatus, EndpointStatusName, EventStatus, JobKind, JobStatus,
+    ShownClass,
 };
 use crate::limits;
 use crate::service::types::WaitReason;

@@ -2,10 +2,10 @@
 
 use super::model::ProjectionBody;
 use crate::api::Call;
-use crate::api::http::auth::Audience;
 use crate::api::http::problem::Problem;
 use crate::api::http::response::{Accepted, Json};
 use crate::api::v1::lists::ListBody;
+use crate::domain::Audience;
 use crate::service::Projections;
 
 /// `GET /v1/projections`: the state and all consumers; for a key of one tenant, its consumers and

@@ -314,6 +314,7 @@ impl ReadModel for Oracle {
             for (key, known) in of_event.into_iter().rev() {
                 if filter.endpoint.is_none_or(|wanted| wanted == key.endpoint)
                     && filter.delivery_state.is_none_or(|wanted| wanted == known.state.as_str())
+                    && self.wants_last_attempt(filter, *key)
                 {
                     all.push(self.facts(*key, known));
                 }
@@ -333,6 +334,7 @@ impl ReadModel for Oracle {
                 && filter.reason.is_none_or(|wanted| wanted == letter.reason)
                 && filter.since.is_none_or(|since| letter.died_at >= since)
                 && filter.until.is_none_or(|until| letter.died_at < until)
+                && self.wants_last_attempt(filter, letter.delivery)
         };
         let all = self.letters().into_iter().filter(wanted).collect();
         page(all, after, limit, |letter| Cursor {
