@@ -260,11 +260,13 @@ pub fn headers(
 ///
 /// # Errors
 /// When the authorization is not a valid header value.
-pub fn token_headers(authorization: &str) -> Result<HeaderMap, String> {
-    let mut authorization = HeaderValue::try_from(authorization).map_err(|error| error.to_string())?;
-    authorization.set_sensitive(true);
+pub fn token_headers(authorization: Option<&str>) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::with_capacity(4);
-    headers.insert(AUTHORIZATION, authorization);
+    if let Some(authorization) = authorization {
+        let mut value = HeaderValue::try_from(authorization).map_err(|error| error.to_string())?;
+        value.set_sensitive(true);
+        headers.insert(AUTHORIZATION, value);
+    }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
     headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));

@@ -64,8 +64,8 @@ pub use names::{
     SenderName, SourceName, StreamName, Tenant, WorkerName, normalize_header_name,
 };
 pub use outgoing::{
-    CustomSignature, EndpointAuth, OAuthClient, RequestMethod, RequestShape, SignatureAlgorithm,
-    SignatureEncoding, SignatureScheme,
+    ClientAuthentication, CustomSignature, EndpointAuth, OAuthClient, RequestMethod, RequestShape,
+    SignatureAlgorithm, SignatureEncoding, SignatureScheme,
 };
 pub use party::Party;
 pub use quota::{Quota, QuotaExceeded, QuotaOverride, QuotaOverrides, Quotas};

@@ -119,6 +119,18 @@ impl EndpointAuth {
     }
 }
 
+closed_list! {
+    /// How a client authenticates at a token server (RFC 6749, section 2.3.1).
+    #[derive(Default)]
+    pub enum ClientAuthentication {
+        /// HTTP Basic (`client_secret_basic`).
+        #[default]
+        Basic = 1 => "basic",
+        /// In the request body (`client_secret_post`).
+        Post = 2 => "post",
+    }
+}
+
 /// A client of a token server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OAuthClient {
@@ -128,4 +140,7 @@ pub struct OAuthClient {
     pub secret: Sealed,
     pub scope: Option<Box<str>>,
     pub audience: Option<Box<str>>,
+    /// RFC 8707.
+    pub resource: Option<Box<str>>,
+    pub authentication: ClientAuthentication,
 }

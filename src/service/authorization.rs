@@ -16,7 +16,7 @@ use url::form_urlencoded;
 use crate::context::Context;
 use crate::context::access_tokens::TokenState;
 use crate::courier::{NotSent, OutboundRequest, ReceiverReply, body};
-use crate::domain::{Endpoint, EndpointAuth, ErrorClass, OAuthClient};
+use crate::domain::{ClientAuthentication, Endpoint, EndpointAuth, ErrorClass, OAuthClient};
 use crate::limits;
 use crate::service::secrets::Secrets;
 
@@ -111,11 +111,13 @@ impl Authorizations<'_> {
         client: &OAuthClient,
         secret: &str,
     ) -> Result<ReceiverReply, AuthorizationError> {
-        let form = token_form(client);
-        // RFC 6749, section 2.3.1.
-        let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
-        let authorization = basic(&encoded(&client.id), &encoded(secret));
-        let headers = body::token_headers(&authorization).map_err(AuthorizationError::request)?;
+        let form = token_form(client, secret);
+        let authorization = (client.authentication == ClientAuthentication::Basic).then(|| {
+            // RFC 6749, section 2.3.1.
+            let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+            basic(&encoded(&client.id), &encoded(secret))
+        });
+        let headers = body::token_headers(authorization.as_deref()).map_err(AuthorizationError::request)?;
         let timeout = endpoint.timeout(&self.0.settings().defaults);
         let request = OutboundRequest::new(&client.token_url, headers, Bytes::from(form), timeout);
         let request = request.map_err(AuthorizationError::request)?.for_tenant(endpoint.tenant.as_str());
@@ -124,13 +126,17 @@ impl Authorizations<'_> {
 }
 
 /// The body of a token request (RFC 6749, section 4.4.2).
-fn token_form(client: &OAuthClient) -> String {
+fn token_form(client: &OAuthClient, secret: &str) -> String {
     let mut form = form_urlencoded::Serializer::new(String::new());
     form.append_pair("grant_type", "client_credentials");
-    for (name, value) in [("scope", &client.scope), ("audience", &client.audience)] {
+    let named = [("scope", &client.scope), ("audience", &client.audience), ("resource", &client.resource)];
+    for (name, value) in named {
         if let Some(value) = value {
             form.append_pair(name, value);
         }
+    }
+    if client.authentication == ClientAuthentication::Post {
+        form.append_pair("client_id", &client.id).append_pair("client_secret", secret);
     }
     form.finish()
 }

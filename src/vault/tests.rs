@@ -1,7 +1,7 @@
 //! Each kind of sealed value decrypts in its own context under its own key, and nowhere else.
 
 use super::*;
-use crate::domain::{ClientCertificate, OAuthClient, Position, Timestamp};
+use crate::domain::{ClientAuthentication, ClientCertificate, OAuthClient, Position, Timestamp};
 
 const OLD: [u8; KEY_BYTES] = [7; KEY_BYTES];
 const NEW: [u8; KEY_BYTES] = [8; KEY_BYTES];
@@ -32,6 +32,8 @@ fn endpoint() -> Endpoint {
             secret: plain("client secret"),
             scope: None,
             audience: None,
+            resource: None,
+            authentication: ClientAuthentication::Basic,
         })),
         ..crate::rules::tests::endpoint(1, "acme", &[])
     }

@@ -125,6 +125,40 @@ async fn access_token_is_fetched_once_and_renewed_after_a_401() {
     assert_eq!((receiver.count(), tokens.count()), (13, 3));
 }
 
+/// The secret goes into the body, and no header has it.
+#[tokio::test]
+async fn client_may_authenticate_in_the_body() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let (tokens, receiver) = (token_server(3_600).await, Receiver::status(204).await);
+    let mut auth = oauth(&tokens.url);
+    auth["oauth2"]["clientAuthentication"] = json!("post");
+    auth["oauth2"]["audience"] = json!("https://hooks.example/");
+    auth["oauth2"]["resource"] = json!("urn:a b");
+    let made = endpoint(&daemon, &receiver, json!({"auth": auth})).await;
+    let shown = &made["auth"]["oauth2"];
+    assert_eq!((&shown["clientAuthentication"], &shown["resource"]), (&json!("post"), &json!("urn:a b")));
+    publish(&daemon, json!({"type": "a", "data": 1})).await;
+    assert_eq!(receiver.until(1).await[0].headers["authorization"], "Bearer token-0");
+    let asked = tokens.got();
+    assert_eq!(
+        asked[0].body,
+        "grant_type=client_credentials&scope=a+b&audience=https%3A%2F%2Fhooks.example%2F&resource=urn%3Aa+b\
+         &client_id=the+client&client_secret=hush%3Ahush"
+    );
+    assert!(!asked[0].headers.contains_key("authorization"));
+    // A change to Basic keeps the secret and drops the token.
+    let basic =
+        json!({"auth": {"oauth2": {"clientAuthentication": null, "resource": null, "audience": null}}});
+    let (status, shown) = patched(&daemon, &made, basic).await;
+    assert_eq!((status, &shown["auth"]["oauth2"]["clientAuthentication"]), (200, &json!("basic")), "{shown}");
+    publish(&daemon, json!({"type": "a", "data": 1})).await;
+    assert_eq!(receiver.until(2).await[1].headers["authorization"], "Bearer token-1");
+    let again = &tokens.got()[1];
+    assert_eq!(again.body, "grant_type=client_credentials&scope=a+b");
+    assert!(again.headers["authorization"].starts_with("Basic "));
+}
+
 #[tokio::test]
 async fn token_server_failure_is_a_failed_attempt() {
     let data = tempfile::tempdir().unwrap();
@@ -216,6 +250,16 @@ async fn bad_authorization_error_points_to_the_member() {
         (
             json!({"oauth2": {"tokenUrl": "http://127.0.0.1:9000/", "clientId": "", "clientSecret": "b"}}),
             "/auth/oauth2/clientId",
+        ),
+        (
+            json!({"oauth2": {"tokenUrl": "http://127.0.0.1:9000/", "clientId": "a", "clientSecret": "b",
+                "clientAuthentication": "none"}}),
+            "/auth/oauth2/clientAuthentication",
+        ),
+        (
+            json!({"oauth2": {"tokenUrl": "http://127.0.0.1:9000/", "clientId": "a", "clientSecret": "b",
+                "resource": ""}}),
+            "/auth/oauth2/resource",
         ),
         (
             json!({"oauth2": {"tokenUrl": "nope", "clientId": "a", "clientSecret": "b"}}),

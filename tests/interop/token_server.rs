@@ -15,11 +15,14 @@ struct TokenServer {
 }
 
 impl TokenServer {
-    /// Tokens are valid for this many seconds.
-    fn start(lifetime: u64) -> Self {
+    /// Tokens are valid for this many seconds. The client must authenticate by this method.
+    fn start(lifetime: u64, method: &str) -> Self {
         install();
         let mut command = Command::new(root().join("target/judges/node"));
-        command.current_dir(root()).arg("tests/judges/token_server.mjs").arg(lifetime.to_string());
+        command
+            .current_dir(root())
+            .arg("tests/judges/token_server.mjs")
+            .args([&lifetime.to_string(), method]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut port = String::new();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
@@ -67,7 +70,7 @@ async fn delivered(daemon: &Daemon) -> Value {
 async fn kept_token_is_shared_and_renewed_after_a_revocation() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
-    let server = TokenServer::start(600);
+    let server = TokenServer::start(600, "client_secret_basic");
     daemon.post("/endpoints", &server.endpoint(SECRET).to_string()).await;
     for _ in 0..3 {
         assert_eq!(delivered(&daemon).await["status"], "delivered");
@@ -98,7 +101,7 @@ async fn kept_token_is_shared_and_renewed_after_a_revocation() {
 async fn expired_token_is_renewed_before_the_request() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
-    let server = TokenServer::start(4);
+    let server = TokenServer::start(4, "client_secret_basic");
     daemon.post("/endpoints", &server.endpoint(SECRET).to_string()).await;
     assert_eq!(delivered(&daemon).await["status"], "delivered");
     tokio::time::sleep(std::time::Duration::from_millis(4_100)).await;
@@ -108,10 +111,33 @@ async fn expired_token_is_renewed_before_the_request() {
 }
 
 #[tokio::test]
+async fn client_secret_in_the_body_is_accepted() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let server = TokenServer::start(600, "client_secret_post");
+    let mut endpoint = server.endpoint(SECRET);
+    endpoint["auth"]["oauth2"]["clientAuthentication"] = json!("post");
+    let made = daemon.post("/endpoints", &endpoint.to_string()).await;
+    assert_eq!(delivered(&daemon).await["status"], "delivered");
+    let log = server.log().await;
+    assert_eq!(
+        (&log["tokens"], &log["accepted"], &log["headers"]),
+        (&json!(1), &json!(1), &json!(0)),
+        "{log}"
+    );
+    let path = format!("/endpoints/{}", made["id"].as_str().unwrap());
+    let wrong = json!({"auth": {"oauth2": {"clientSecret": "another secret"}}}).to_string();
+    assert_eq!(daemon.call("PATCH", &path, &[], &wrong).await.0, 200);
+    let dead = delivered(&daemon).await;
+    let error = &dead["attempts"][0]["error"];
+    assert_eq!(error, "the token server answered status 401 (invalid_client)", "{dead}");
+}
+
+#[tokio::test]
 async fn wrong_client_secret_and_outage_are_failed_attempts() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
-    let server = TokenServer::start(600);
+    let server = TokenServer::start(600, "client_secret_basic");
     let made = daemon.post("/endpoints", &server.endpoint("another secret").to_string()).await;
     let dead = delivered(&daemon).await;
     let attempt = &dead["attempts"][0];

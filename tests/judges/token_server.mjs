@@ -7,15 +7,16 @@ import { createRequire } from "node:module";
 const require = createRequire(new URL("../../target/judges/package.json", import.meta.url));
 const { default: Provider } = await import(require.resolve("oidc-provider"));
 
-const [lifetime] = process.argv.slice(2).map(Number);
+const [lifetime, method] = [Number(process.argv[2]), process.argv[3]];
 const issued = [];
-const log = { tokens: 0, accepted: 0, rejected: 0, scopes: [] };
+const log = { tokens: 0, accepted: 0, rejected: 0, scopes: [], headers: 0 };
 
 const server = createServer();
 server.listen(0, "127.0.0.1", () => {
   const issuer = `http://127.0.0.1:${server.address().port}`;
   const client = {
     client_id: "the client: 1",
+    token_endpoint_auth_method: method,
     client_secret: "a secret & more: +/%",
     grant_types: ["client_credentials"],
     redirect_uris: [],
@@ -41,6 +42,7 @@ server.listen(0, "127.0.0.1", () => {
       await Promise.all(issued.map((token) => token.destroy()));
       return answer(200, {});
     }
+    if (request.url === "/token" && request.headers.authorization) log.headers += 1;
     if (request.url !== "/hook") return oauth(request, response);
     const [scheme, value] = (request.headers.authorization ?? "").split(" ");
     const token = scheme === "Bearer" && (await provider.ClientCredentials.find(value));

@@ -8,15 +8,16 @@ use super::fields::{
     get_text, get_time, put_duration, put_list, put_option, put_pair, put_text, put_time,
 };
 use super::outgoing::{
-    get_amqp, get_auth, get_request, get_signatures, only_preset, put_amqp, put_auth, put_request,
-    put_signatures,
+    get_amqp, get_auth, get_request, get_signatures, get_token_request, has_token_request, only_preset,
+    put_amqp, put_auth, put_request, put_signatures, put_token_request,
 };
 use super::record::LAYOUT;
 use crate::codec::{Reader, put_bytes, put_u8, put_u64, put_varint};
 use crate::domain::{
-    Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, EndpointTransport,
-    EventSelection, EventType, Format, Handshake, Network, Ordering, Position, QueueTarget, RateLimit,
-    RequestShape, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset, SignatureScheme, VersionPin,
+    Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointAuth, EndpointStatus,
+    EndpointTransport, EventSelection, EventType, Format, Handshake, Network, Ordering, Position,
+    QueueTarget, RateLimit, RequestShape, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
+    SignatureScheme, VersionPin,
 };
 
 pub(super) fn put_endpoint(out: &mut Vec<u8>, endpoint: &Endpoint) {
@@ -159,6 +160,8 @@ const OPTION_FILTER: u8 = 22;
 const OPTION_LABELS: u8 = 23;
 /// The endpoint publishes to an exchange: its name, the routing key, whether it is declared.
 const OPTION_AMQP: u8 = 24;
+/// Further members of a client of a token server: its authentication, resource?.
+const OPTION_TOKEN_REQUEST: u8 = 25;
 
 /// Placeholder of an inherited retry policy.
 const NO_RETRY: RetryPolicy = RetryPolicy::Schedule(Vec::new());
@@ -217,6 +220,13 @@ fn put_endpoint_options(out: &mut Vec<u8>, endpoint: &Endpoint) {
         let mut bytes = Vec::new();
         put_amqp(&mut bytes, target);
         options.push((OPTION_AMQP, bytes));
+    }
+    if let Some(EndpointAuth::OAuth2(client)) = &endpoint.auth
+        && has_token_request(client)
+    {
+        let mut bytes = Vec::new();
+        put_token_request(&mut bytes, client);
+        options.push((OPTION_TOKEN_REQUEST, bytes));
     }
     put_list(out, &options, |out, (tag, bytes)| {
         put_u8(out, *tag);
@@ -315,6 +325,13 @@ fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(
                 }
             }
             OPTION_AMQP => endpoint.transport = EndpointTransport::Amqp(get_amqp(&mut reader)?),
+            OPTION_TOKEN_REQUEST => {
+                let Some(EndpointAuth::OAuth2(client)) = &mut endpoint.auth else { return Err(unknown) };
+                get_token_request(&mut reader, client)?;
+                if !has_token_request(client) {
+                    return Err(unknown);
+                }
+            }
             _ => return Err(unknown),
         }
         reader.finish()?;

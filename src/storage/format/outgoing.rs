@@ -6,8 +6,8 @@ use super::fields::{
 };
 use crate::codec::{Reader, put_u8};
 use crate::domain::{
-    AmqpTarget, CustomSignature, EndpointAuth, OAuthClient, RequestMethod, RequestShape, RoutingKey,
-    SignatureAlgorithm, SignatureEncoding, SignaturePreset, SignatureScheme,
+    AmqpTarget, ClientAuthentication, CustomSignature, EndpointAuth, OAuthClient, RequestMethod,
+    RequestShape, RoutingKey, SignatureAlgorithm, SignatureEncoding, SignaturePreset, SignatureScheme,
 };
 
 fn put_text_option(out: &mut Vec<u8>, text: Option<&str>) {
@@ -100,9 +100,28 @@ pub(super) fn get_auth(r: &mut Reader<'_>) -> Result<EndpointAuth, CodecError> {
             secret: get_sealed(r)?,
             scope: get_option(r, get_text)?,
             audience: get_option(r, get_text)?,
+            resource: None,
+            authentication: ClientAuthentication::Basic,
         })),
         found => Err(CodecError::UnknownValue { what: "authorization", found: u64::from(found) }),
     }
+}
+
+/// Whether a client has what [`put_token_request`] writes.
+pub(super) fn has_token_request(client: &OAuthClient) -> bool {
+    client.authentication != ClientAuthentication::default() || client.resource.is_some()
+}
+
+/// Client authentication, resource?.
+pub(super) fn put_token_request(out: &mut Vec<u8>, client: &OAuthClient) {
+    put_u8(out, client.authentication.code());
+    put_text_option(out, client.resource.as_deref());
+}
+
+pub(super) fn get_token_request(r: &mut Reader<'_>, client: &mut OAuthClient) -> Result<(), CodecError> {
+    client.authentication = get_coded(r, "client authentication", ClientAuthentication::from_code)?;
+    client.resource = get_option(r, get_text)?;
+    Ok(())
 }
 
 /// Exchange, routing key (1 type, 2 stream, 3 ordering key, 4 text), whether it is declared.
@@ -158,6 +177,8 @@ pub(super) mod tests {
             secret: Sealed::Plain([8].into()),
             scope: Some("s".into()),
             audience: None,
+            resource: None,
+            authentication: ClientAuthentication::Basic,
         };
         Endpoint {
             signatures: vec![
@@ -168,5 +189,15 @@ pub(super) mod tests {
             auth: Some(EndpointAuth::OAuth2(client)),
             ..endpoint
         }
+    }
+
+    /// An endpoint whose client authenticates in the body, for a resource.
+    pub(crate) fn posting_endpoint(endpoint: Endpoint) -> Endpoint {
+        let mut endpoint = sample_endpoint(endpoint);
+        if let Some(EndpointAuth::OAuth2(client)) = &mut endpoint.auth {
+            client.authentication = ClientAuthentication::Post;
+            client.resource = Some("urn:a".into());
+        }
+        endpoint
     }
 }

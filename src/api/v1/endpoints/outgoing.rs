@@ -12,8 +12,8 @@ use crate::api::http::body::object;
 use crate::api::http::problem::{Errors, pointer};
 use crate::api::text::Word;
 use crate::domain::{
-    CustomSignature, Endpoint, EndpointAuth, OAuthClient, RequestMethod, RequestShape, Sealed,
-    SignatureAlgorithm, SignatureEncoding, SignaturePreset, SignatureScheme,
+    ClientAuthentication, CustomSignature, Endpoint, EndpointAuth, OAuthClient, RequestMethod, RequestShape,
+    Sealed, SignatureAlgorithm, SignatureEncoding, SignaturePreset, SignatureScheme,
 };
 use crate::limits;
 use crate::rules::signature::{check_content, check_value};
@@ -26,6 +26,8 @@ const METHODS: Words<RequestMethod> = &[
     ("PATCH", RequestMethod::Patch),
     ("GET", RequestMethod::Get),
 ];
+const CLIENT_AUTHENTICATIONS: Words<ClientAuthentication> =
+    &[("basic", ClientAuthentication::Basic), ("post", ClientAuthentication::Post)];
 const ALGORITHMS: Words<SignatureAlgorithm> = &[
     ("sha256", SignatureAlgorithm::Sha256),
     ("sha512", SignatureAlgorithm::Sha512),
@@ -270,7 +272,7 @@ impl fmt::Debug for BasicAuthInput {
     }
 }
 
-/// OAuth 2.0 client credentials. The client authenticates by HTTP Basic.
+/// OAuth 2.0 client credentials.
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct OAuthInput {
@@ -289,6 +291,13 @@ pub struct OAuthInput {
     /// Sent as `audience`.
     #[schemars(length(min = 1, max = 1024))]
     audience: Option<String>,
+    /// Sent as `resource` (RFC 8707).
+    #[schemars(length(min = 1, max = 1024))]
+    resource: Option<String>,
+    /// How the client authenticates: by HTTP Basic, or with `client_id` and `client_secret` in the
+    /// request body. Default: `basic`.
+    #[schemars(extend("enum" = ["basic", "post", null]))]
+    client_authentication: Option<String>,
 }
 
 impl fmt::Debug for OAuthInput {
@@ -347,6 +356,7 @@ impl AuthInput {
                     ("clientSecret", client.client_secret.as_ref()),
                     ("scope", client.scope.as_ref()),
                     ("audience", client.audience.as_ref()),
+                    ("resource", client.resource.as_ref()),
                 ] {
                     let location = pointer("/auth/oauth2", name);
                     text.into_iter().for_each(|text| check_auth_text(text, 1, errors, &location));
@@ -357,6 +367,13 @@ impl AuthInput {
                     secret: plain(client.client_secret.as_ref()),
                     scope: client.scope.as_deref().map(Into::into),
                     audience: client.audience.as_deref().map(Into::into),
+                    resource: client.resource.as_deref().map(Into::into),
+                    authentication: parse_word(
+                        errors,
+                        "/auth/oauth2/clientAuthentication",
+                        client.client_authentication.as_deref(),
+                        CLIENT_AUTHENTICATIONS,
+                    ),
                 });
                 let has_secret = client.client_secret.is_some();
                 Some(AuthSettings { auth, has_secret, secret_at: "/auth/oauth2/clientSecret" })
@@ -382,6 +399,8 @@ impl AuthInput {
                     client_secret: None,
                     scope: client.scope.as_ref().map(ToString::to_string),
                     audience: client.audience.as_ref().map(ToString::to_string),
+                    resource: client.resource.as_ref().map(ToString::to_string),
+                    client_authentication: Some(client.authentication.as_str().to_owned()),
                 }),
             },
         }
