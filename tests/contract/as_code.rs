@@ -224,7 +224,9 @@ impl SvixServer {
                 endpoint("ep_2", Value::Null, true, Value::Null),
                 endpoint("ep_3", Value::Null, false, json!(["project-1"])),
             ]),
-            "app/app_2/endpoint" => page(vec![endpoint("ep_4", json!("crm"), false, Value::Null)]),
+            "app/app_2/endpoint" => {
+                page(vec![endpoint("ep_4", json!("crm"), false, json!(["project-1", "eu.west"]))])
+            }
             "app/app_3/endpoint" => page(Vec::new()),
             "event-type" => page(vec![
                 with_times(
@@ -263,12 +265,7 @@ async fn import_from_svix_arrives_once() {
     let done = balto(&daemon, &import);
     assert_eq!(done.code, 0, "{}", done.err);
     assert!(done.out.ends_with("9 created, 0 changed, 0 deleted, 0 unchanged.\n"), "{}", done.out);
-    for words in [
-        "channels are not imported",
-        "private key cannot be read",
-        "Authorization cannot be read",
-        "is not a name of a tenant",
-    ] {
+    for words in ["private key cannot be read", "Authorization cannot be read", "is not a name of a tenant"] {
         assert!(done.err.contains(words), "{words}: {}", done.err);
     }
     assert_eq!(daemon.get("/tenants/acme").await["metadata"], json!({"plan": "pro"}));
@@ -284,7 +281,13 @@ async fn import_from_svix_arrives_once() {
     for uid in ["svix-ep_2", "svix-ep_3"] {
         assert_eq!(daemon.get(&format!("/endpoints/{uid}")).await["status"], "paused", "{uid}");
     }
-    assert_eq!(list(&daemon.get("/endpoints?tenant=app_2&uid=crm").await).len(), 1);
+    let labelled = daemon.get("/endpoints?label=project-1&tenant=app_2").await["data"][0].clone();
+    assert_eq!((&labelled["uid"], &labelled["status"]), (&json!("crm"), &json!("active")), "{labelled}");
+    assert_eq!(labelled["labels"], json!(["eu.west", "project-1"]));
+    assert_eq!(
+        (&crm["labels"], &daemon.get("/endpoints/svix-ep_3").await["labels"]),
+        (&json!([]), &json!(["project-1"]))
+    );
     let kind = daemon.get("/event-types/invoice.paid").await;
     assert_eq!(kind["versions"]["1.0"]["schema"]["properties"]["n"]["type"], "integer");
 

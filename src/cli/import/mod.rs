@@ -18,8 +18,8 @@ pub(super) enum ImportCommand {
 #[derive(Debug, Args)]
 #[command(
     after_help = "An application becomes a tenant, named by its uid or id. An endpoint keeps its uid, or gets svix-ID; it sends the \
-    raw data with the headers of Svix, so receivers verify it as before. A disabled endpoint is created paused, as is one with channels \
-    or an asymmetric key, which cannot be read. Running it again changes only what has changed in Svix.\n\n\
+    raw data with the headers of Svix, so receivers verify it as before. Channels become labels. A disabled \
+    endpoint is created paused, as is one with an asymmetric key, which cannot be read. Running it again changes only what has changed in Svix.\n\n\
     Examples:\n  \
     SVIX_TOKEN=sk_... balto import svix --url https://api.eu.svix.com --dry-run\n  \
     SVIX_TOKEN=sk_... balto import svix --url https://svix.internal:8071 --application app_2abc"

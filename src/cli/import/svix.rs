@@ -18,7 +18,8 @@ use crate::cli::client::{http_client, root_cause};
 use crate::cli::code::{ResourceKind, Wanted};
 use crate::cli::output::{ProgressLine, clean};
 use crate::cli::usage;
-use crate::domain::{EndpointUid, Tenant};
+use crate::domain::{EndpointUid, Label, Tenant};
+use crate::limits;
 
 /// Time limit of an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -311,11 +312,17 @@ fn endpoint_of(
     let mut remark = |text: &dyn Display| notes.push(format!("{title}: {text}"));
     let uid = endpoint.uid.as_ref().filter(|uid| uid.parse::<EndpointUid>().is_ok());
     let uid = uid.cloned().unwrap_or_else(|| format!("svix-{}", endpoint.id));
-    let has_channels = endpoint.channels.as_ref().is_some_and(|channels| !channels.is_empty());
+    let channels = endpoint.channels.unwrap_or_default();
+    let (labels, others): (Vec<_>, Vec<_>) =
+        channels.into_iter().partition(|channel| channel.parse::<Label>().is_ok());
     // An asymmetric key is shown as its public half.
     let secret = key.starts_with("whsec_").then_some(key);
-    if has_channels {
-        remark(&"its channels are not imported; it is created paused");
+    let has_all_channels = others.is_empty() && labels.len() <= limits::LABELS_MAX;
+    if !has_all_channels {
+        remark(&format_args!(
+            "at most {} channels that are labels are imported; it is created paused",
+            limits::LABELS_MAX
+        ));
     }
     if secret.is_none() {
         remark(
@@ -330,6 +337,7 @@ fn endpoint_of(
     set("url", json!(endpoint.url));
     set("description", json!(endpoint.description));
     set("eventTypes", json!(endpoint.filter_types.unwrap_or_default()));
+    set("labels", labels.into_iter().take(limits::LABELS_MAX).collect());
     let rate = endpoint.throttle_rate.or(endpoint.rate_limit);
     set("rateLimit", rate.map_or(Value::Null, |limit| json!({"limit": limit, "per": "1s"})));
     let shown = headers.headers.into_iter().filter(|(name, _)| !headers.sensitive.contains(name));
@@ -340,7 +348,7 @@ fn endpoint_of(
     set("format", json!("raw"));
     set("signature", json!("svix"));
     let mut initial = Map::new();
-    if endpoint.disabled || has_channels || secret.is_none() {
+    if endpoint.disabled || !has_all_channels || secret.is_none() {
         initial.insert("status".to_owned(), json!("paused"));
     }
     if secret.is_none() {
@@ -377,7 +385,30 @@ mod tests {
         assert_eq!(Value::Object(wanted.initial), json!({"status": "paused", "secretType": "ed25519"}));
         assert_eq!(wanted.members["rateLimit"], json!({"limit": 5, "per": "1s"}));
         assert_eq!(wanted.members["metadata"], json!({"k": "v", "svixId": "ep_1"}));
-        assert_eq!(notes.len(), 3, "{notes:?}");
+        assert_eq!(wanted.members["labels"], json!(["a"]));
+        assert_eq!(notes.len(), 2, "{notes:?}");
+    }
+
+    #[test]
+    fn channels_are_labels() {
+        let of = |channels: Value| {
+            let text = json!({"id": "ep_1", "url": "https://h/", "channels": channels}).to_string();
+            endpoint(&text, EndpointHeaders::default(), "whsec_x")
+        };
+        for (channels, labels) in [
+            (Value::Null, json!([])),
+            (json!([]), json!([])),
+            (json!(["project-1", "eu.west_2"]), json!(["project-1", "eu.west_2"])),
+        ] {
+            let (wanted, notes) = of(channels);
+            assert_eq!((&wanted.members["labels"], wanted.initial.len(), notes.len()), (&labels, 0, 0));
+        }
+        let many: Vec<_> = (0..=limits::LABELS_MAX).map(|number| number.to_string()).collect();
+        for (channels, count) in [(json!(["a b", "c"]), 1), (json!(many), limits::LABELS_MAX)] {
+            let (wanted, notes) = of(channels);
+            assert_eq!(wanted.members["labels"].as_array().map(Vec::len), Some(count));
+            assert_eq!((wanted.initial.get("status"), notes.len()), (Some(&json!("paused")), 1), "{notes:?}");
+        }
     }
 
     #[test]
