@@ -9,6 +9,7 @@ use std::cmp::Ordering;
 use serde_json::{Number, Value};
 
 use super::content::EventContent;
+use super::value_set::ValueSet;
 use crate::limits;
 
 /// A filter, ready to be applied.
@@ -41,7 +42,7 @@ pub(super) struct PathSegment {
 pub(super) enum ValueTest {
     Exists,
     Equal(Value),
-    OneOf(Vec<Value>),
+    OneOf(Box<ValueSet>),
     Compare(Comparison, Value),
     StartsWith(Box<str>),
     EndsWith(Box<str>),
@@ -57,7 +58,7 @@ pub(super) enum Comparison {
 
 impl CompiledFilter {
     /// Number of comparisons. [`Self::matches`] takes at most [`limits::FILTER_VALUES_MAX`] steps
-    /// for each.
+    /// for each, and for all texts and numbers of a list together.
     #[must_use]
     pub fn comparisons(&self) -> usize {
         self.comparisons
@@ -143,14 +144,14 @@ impl Search<'_> {
 
 impl ValueTest {
     fn comparisons(&self) -> usize {
-        if let Self::OneOf(values) = self { values.len() } else { 1 }
+        if let Self::OneOf(values) = self { values.comparisons() } else { 1 }
     }
 
     fn accepts(&self, value: Option<&Value>) -> bool {
         match self {
             Self::Exists => value.is_some(),
             Self::Equal(wanted) => is_equal(value, wanted),
-            Self::OneOf(wanted) => wanted.iter().any(|wanted| is_equal(value, wanted)),
+            Self::OneOf(wanted) => wanted.contains(value),
             Self::Compare(comparison, wanted) => {
                 let ordering = value.and_then(|value| compare(value, wanted));
                 ordering.is_some_and(|ordering| comparison.accepts(ordering))
@@ -177,7 +178,7 @@ fn text(value: Option<&Value>) -> Option<&str> {
 }
 
 /// A missing member equals null. The order of members does not matter.
-fn is_equal(value: Option<&Value>, wanted: &Value) -> bool {
+pub(super) fn is_equal(value: Option<&Value>, wanted: &Value) -> bool {
     match (value, wanted) {
         (None, wanted) => wanted.is_null(),
         (Some(Value::Number(value)), Value::Number(wanted)) => {
@@ -204,10 +205,12 @@ fn compare(value: &Value, wanted: &Value) -> Option<Ordering> {
     }
 }
 
+pub(super) fn integer(number: &Number) -> Option<i128> {
+    number.as_i64().map(i128::from).or_else(|| number.as_u64().map(i128::from))
+}
+
 /// Integers of 64 bits compare exactly, other numbers as doubles.
 fn compare_numbers(value: &Number, wanted: &Number) -> Option<Ordering> {
-    let integer =
-        |number: &Number| number.as_i64().map(i128::from).or_else(|| number.as_u64().map(i128::from));
     match (integer(value), integer(wanted)) {
         (Some(value), Some(wanted)) => Some(value.cmp(&wanted)),
         _ => value.as_f64()?.partial_cmp(&wanted.as_f64()?),
@@ -290,13 +293,16 @@ mod tests {
         let facts = EventFacts { data: data.as_bytes(), ..EventFacts::default() };
         let content = EventContent::new(&facts, true);
         let wanted: Vec<Value> = (1..=100).map(|number| json!(-number)).collect();
-        for (filter, comparisons) in [
-            (json!({"data": {"a": {"b": -1}}}), 1),
-            (json!({"data": {"a": "x"}}), 1),
-            (json!({"data": {"a": {"b": {"$nin": wanted}}}}), 100),
+        let objects: Vec<Value> = wanted.iter().map(|number| json!({"c": number})).collect();
+        for (filter, count, comparisons) in [
+            (json!({"data": {"a": {"b": -1}}}), 1, 1),
+            (json!({"data": {"a": "x"}}), 1, 1),
+            // The scalars of a list are one comparison.
+            (json!({"data": {"a": {"b": {"$nin": wanted}}}}), 100, 1),
+            (json!({"data": {"a": {"b": {"$in": objects}}}}), 100, 101),
         ] {
             let filter = parse(&filter).unwrap();
-            assert_eq!(filter.comparisons(), comparisons);
+            assert_eq!(filter.comparisons(), count);
             let mut steps = 0;
             let _is_wanted = filter.matches(&content, &mut steps);
             assert_eq!(

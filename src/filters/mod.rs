@@ -12,6 +12,7 @@ pub mod evaluate;
 pub mod parse;
 #[cfg(test)]
 pub(crate) mod samples;
+mod value_set;
 
 pub use content::{EventContent, EventFacts};
 pub use evaluate::CompiledFilter;

@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::content::ROOTS;
 use super::evaluate::{Comparison, CompiledFilter, Condition, PathSegment, ValueTest, reads_json};
+use super::value_set::ValueSet;
 use crate::limits;
 
 /// Why a filter is invalid.
@@ -185,10 +186,11 @@ fn depth_of(value: &Value) -> usize {
     }
 }
 
-fn literals(value: &Value, at: &str) -> Result<Vec<Value>, FilterError> {
+fn literals(value: &Value, at: &str) -> Result<Box<ValueSet>, FilterError> {
     let items = value.as_array().filter(|items| !items.is_empty());
     let items = items.ok_or_else(|| fail(at, "must be a list of one or more values"))?;
-    items.iter().enumerate().map(|(index, item)| literal(item, &format!("{at}/{index}"))).collect()
+    let value = |(index, item)| literal(item, &format!("{at}/{index}"));
+    items.iter().enumerate().map(value).collect::<Result<ValueSet, _>>().map(Box::new)
 }
 
 fn compared(comparison: Comparison, value: &Value, at: &str) -> Result<ValueTest, FilterError> {
