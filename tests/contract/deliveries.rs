@@ -291,6 +291,29 @@ async fn redrive_takes_no_body_and_purge_needs_a_filter() {
     }
 }
 
+async fn bad_filters_are_pointed_to(daemon: &Daemon) {
+    for (filter, pointer) in [
+        (json!({"endpointId": "ep_mistyped"}), "/endpointId"),
+        (json!({"endpointId": "a b"}), "/endpointId"),
+        (json!({"endpointId": "crm.main"}), "/endpointId"),
+        (json!({"reason": "boredom"}), "/reason"),
+        (json!({"since": "2026-01-02T00:00:00Z", "until": "2026-01-01T00:00:00Z"}), "/until"),
+        (json!({"type": "a.##"}), "/type"),
+        (json!({"statusCode": 600}), "/statusCode"),
+        (json!({"statusCode": "500"}), "/statusCode"),
+        (json!({"errorClass": "none"}), "/errorClass"),
+        (json!({"q": "a.b"}), "/q"),
+        (json!({"queue": "none"}), "/queue"),
+        (json!({"limit": 1}), "/limit"),
+    ] {
+        for path in ["/dead-letters/redrive", "/dead-letters/purge"] {
+            let (status, problem, _) = daemon.call("POST", path, &[], &filter.to_string()).await;
+            is_problem(&(status, problem.clone()), 422, "validation_failed", &filter.to_string());
+            assert_eq!(problem["errors"][0]["pointer"], pointer, "{filter}: {problem}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn dead_letters_are_found_redriven_and_purged_by_every_filter() {
     let data = tempfile::tempdir().unwrap();
@@ -298,9 +321,9 @@ async fn dead_letters_are_found_redriven_and_purged_by_every_filter() {
         [("BALTO__DELIVERY__REFUSED_STATUSES", "418"), ("BALTO__DELIVERY__BREAKER_FAILURES", "1000")];
     let daemon = Daemon::start_in(data.path(), &["--dev"], &refused).await;
     let (tired, teapot) = (Receiver::status(500).await, Receiver::status(418).await);
-    let first = endpoint(&daemon, &tired, json!({"eventTypes": ["a"]})).await;
+    let first = endpoint(&daemon, &tired, json!({"eventTypes": ["a"], "uid": "crm.main"})).await;
     endpoint(&daemon, &teapot, json!({"eventTypes": ["b"]})).await;
-    endpoint(&daemon, &teapot, json!({"tenant": "acme"})).await;
+    endpoint(&daemon, &teapot, json!({"tenant": "acme", "uid": "crm.main"})).await;
     publish(&daemon, json!({"type": "a", "data": 1})).await;
     publish(&daemon, json!({"type": "b", "data": 1})).await;
     let event = publish(&daemon, json!({"type": "a", "data": 1})).await;
@@ -309,6 +332,8 @@ async fn dead_letters_are_found_redriven_and_purged_by_every_filter() {
     daemon.until("/dead-letters", |letters| list(letters).len() == 4).await;
     let filters = [
         (json!({"endpointId": first["id"]}), 2),
+        (json!({"endpointId": "crm.main", "tenant": "default"}), 2),
+        (json!({"endpointId": "crm.main", "tenant": "acme"}), 1),
         (json!({"tenant": "acme"}), 1),
         (json!({"type": "b"}), 2),
         (json!({"type": "*"}), 4),
@@ -350,24 +375,7 @@ async fn dead_letters_are_found_redriven_and_purged_by_every_filter() {
         }
         daemon.until("/dead-letters", |letters| list(letters).len() == 4).await;
     }
-    for (filter, pointer) in [
-        (json!({"endpointId": "ep_mistyped"}), "/endpointId"),
-        (json!({"reason": "boredom"}), "/reason"),
-        (json!({"since": "2026-01-02T00:00:00Z", "until": "2026-01-01T00:00:00Z"}), "/until"),
-        (json!({"type": "a.##"}), "/type"),
-        (json!({"statusCode": 600}), "/statusCode"),
-        (json!({"statusCode": "500"}), "/statusCode"),
-        (json!({"errorClass": "none"}), "/errorClass"),
-        (json!({"q": "a.b"}), "/q"),
-        (json!({"queue": "none"}), "/queue"),
-        (json!({"limit": 1}), "/limit"),
-    ] {
-        for path in ["/dead-letters/redrive", "/dead-letters/purge"] {
-            let (status, problem, _) = daemon.call("POST", path, &[], &filter.to_string()).await;
-            is_problem(&(status, problem.clone()), 422, "validation_failed", &filter.to_string());
-            assert_eq!(problem["errors"][0]["pointer"], pointer, "{filter}: {problem}");
-        }
-    }
+    bad_filters_are_pointed_to(&daemon).await;
     let letter = text(&daemon.get("/dead-letters?type=b&tenant=default").await["data"][0], "deliveryId");
     assert_eq!(daemon.call("DELETE", &format!("/dead-letters/{letter}"), &[], "").await.0, 204);
     assert_eq!(daemon.get(&format!("/deliveries/{letter}")).await["status"], "cancelled");

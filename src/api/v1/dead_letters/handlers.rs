@@ -4,19 +4,19 @@ use super::model::{DeadLetterBody, DeadLetterDetailBody, LettersInput};
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::{Nothing, Optional, Required};
 use crate::api::http::response::{Accepted, Json, NoContent};
-use crate::api::v1::deliveries::handlers::{PageSearch, filter_by_endpoint};
+use crate::api::v1::deliveries::handlers::{PageSearch, endpoint_number, filter_by_endpoint};
 use crate::api::v1::deliveries::model::DeliveryBody;
 use crate::api::v1::jobs::handlers::start;
 use crate::api::v1::jobs::model::{StartedBody, check_rate};
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found, text};
 use crate::domain::{
-    Audience, DeliveryId, DeliverySearch, EndpointId, EndpointNumber, JobKind, JobSelection,
-    LastAttemptFilter, Pattern, QueueName, ShownClass, Tenant,
+    Audience, DeliveryId, DeliverySearch, EndpointNumber, JobKind, JobSelection, LastAttemptFilter, Pattern,
+    QueueName, ShownClass, Tenant,
 };
 use crate::rules::patterns::{canonical, check_pattern};
 use crate::service::jobs::NewJob;
-use crate::service::{DeadLetters, Endpoints, Queues, Searches};
+use crate::service::{DeadLetters, Queues, Searches};
 
 /// `GET /v1/dead-letters`
 pub async fn list(call: &Call) -> Result<Json<ListBody<DeadLetterBody>>, Problem> {
@@ -84,9 +84,9 @@ fn check_endpoint(
     errors: &mut Errors,
 ) -> Result<Option<EndpointNumber>, Problem> {
     let endpoint = input.endpoint_id.as_ref().and_then(|id| {
-        let found = id.parse::<EndpointId>().ok();
-        let found = found.and_then(|id| Endpoints(&call.api.context).number(&call.principal.scope, &id));
-        errors.check("/endpointId", found.ok_or_else(|| format!("endpoint `{id}` not found")))
+        let found = endpoint_number(call, tenant, id);
+        let found = found.and_then(|found| found.ok_or_else(|| format!("endpoint `{id}` not found")));
+        errors.check("/endpointId", found)
     });
     let Some(name) = &input.queue else { return Ok(endpoint) };
     let owner = call.principal.tenant(tenant.cloned())?;
@@ -124,6 +124,7 @@ fn bulk(call: &Call, kind: JobKind, input: &LettersInput) -> Result<NewJob, Prob
     let rate = check_rate(input.rate, &mut errors);
     let tenant: Option<Tenant> =
         input.tenant.as_ref().and_then(|tenant| errors.check("/tenant", tenant.parse()));
+    let tenant = call.principal.tenant_filter(tenant)?;
     let endpoint = check_endpoint(call, input, tenant.as_ref(), &mut errors)?;
     let types: Option<Pattern> =
         input.event_type.as_ref().and_then(|name| errors.check("/type", name.parse()));
@@ -141,7 +142,6 @@ fn bulk(call: &Call, kind: JobKind, input: &LettersInput) -> Result<NewJob, Prob
         errors.push("/until", lists::UNTIL_BEFORE_SINCE);
     }
     errors.finish()?;
-    let tenant = call.principal.tenant_filter(tenant)?;
     let types = types.into_iter().collect();
     let selection = JobSelection { endpoint, types, reason, since, until, search, ..JobSelection::default() };
     Ok(NewJob { kind, tenant, selection, rate })

@@ -72,8 +72,8 @@ impl<'a> DeadLetterDetailBody<'a> {
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LettersInput {
-    /// Only this endpoint, also if it is deleted.
-    #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9_-]+$"))]
+    /// Only this endpoint, by its id, also if it is deleted, or by its uid.
+    #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9_.-]+$"))]
     pub(super) endpoint_id: Option<String>,
     /// Name of a queue, of `tenant`, or of the tenant of the key, or `default`.
     pub(super) queue: Option<String>,

@@ -10,9 +10,9 @@ use crate::api::http::request::Nothing;
 use crate::api::http::response::{Accepted, Json, PlainText};
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
-use crate::domain::{DeliveryId, EndpointId, EventId, QueueName};
+use crate::domain::{DeliveryId, EndpointId, EndpointNumber, EndpointUid, EventId, QueueName, Tenant};
 use crate::limits;
-use crate::service::types::{Filter, Page, RequestError, RequestSecrets};
+use crate::service::types::{Filter, Page, RequestError, RequestSecrets, Scope};
 use crate::service::{Deliveries, Endpoints, Events, Queues, Requests, Searches};
 
 /// `GET /v1/deliveries`
@@ -70,7 +70,7 @@ impl PageSearch {
     }
 }
 
-/// Filters by `endpointId`, also of a deleted endpoint, or by `queue`. Returns false if it does not
+/// Filters by `endpointId`, an id or a uid, or by `queue`. Returns false if it does not
 /// exist.
 ///
 /// # Errors
@@ -85,9 +85,33 @@ pub fn filter_by_endpoint(call: &Call, filter: &mut Filter) -> Result<bool, Prob
         filter.endpoint = queue.map(|queue| queue.number);
         return Ok(filter.endpoint.is_some());
     }
-    let Some(id) = call.query.get::<EndpointId>("endpointId")? else { return Ok(true) };
-    filter.endpoint = Endpoints(&call.api.context).number(&call.principal.scope, &id);
+    let Some(text) = call.query.text("endpointId") else { return Ok(true) };
+    let found = endpoint_number(call, filter.tenant.as_ref(), text);
+    filter.endpoint = found.map_err(|detail| Problem::parameter("endpointId", detail))?;
     Ok(filter.endpoint.is_some())
+}
+
+/// The number of the endpoint with this id, also of a deleted one, or with this uid.
+///
+/// # Errors
+/// The detail, for a malformed text, or a uid of several tenants.
+pub fn endpoint_number(
+    call: &Call,
+    tenant: Option<&Tenant>,
+    text: &str,
+) -> Result<Option<EndpointNumber>, String> {
+    let endpoints = Endpoints(&call.api.context);
+    let id = text.parse::<EndpointId>();
+    let of_id = id.as_ref().ok().and_then(|id| endpoints.number(&call.principal.scope, id));
+    if of_id.is_some() {
+        return Ok(of_id);
+    }
+    if let (Err(error), Err(_)) = (id, text.parse::<EndpointUid>()) {
+        return Err(error.to_string());
+    }
+    let scope = Scope(tenant.cloned().or_else(|| call.principal.scope.0.clone()));
+    let found = endpoints.find(&scope, text).map_err(|error| error.to_string())?;
+    Ok(found.map(|endpoint| endpoint.number))
 }
 
 /// `GET /v1/deliveries/{id}`

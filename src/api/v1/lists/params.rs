@@ -40,7 +40,8 @@ const SINCE: Param = param("since", "Only events accepted at or after this time"
 const UNTIL: Param = param("until", "Only events accepted before this time", Kind::Time);
 pub const LIMIT: Param = param("limit", "Items per page, 1 to 250; default 50", Kind::Limit);
 pub const CURSOR: Param = param("cursor", "`next` of the previous page", Kind::Text("^[A-Za-z0-9_-]+$", 128));
-pub const ENDPOINT: Param = param("endpointId", "Only this endpoint, also if it is deleted", ID);
+pub const ENDPOINT: Param =
+    param("endpointId", "Only this endpoint, by its id, also if it is deleted, or by its uid", RESOURCE_NAME);
 pub const EVENT_STATUSES: &[&str] = EventStatus::WORDS;
 pub const ENDPOINT_STATUSES: &[&str] = EndpointStatusName::WORDS;
 pub const DELIVERY_STATUSES: &[&str] = DeliveryStatus::WORDS;
