@@ -4,7 +4,8 @@
 //! Each directory in `tests/golden` has `data` (a data directory), `backup` (a backup of it) and
 //! `answers.json`; the secrets key is [`KEY`]. In `format-1` secrets are bound to the endpoint's
 //! id; in `format-1-bound` they are bound to its URL and revision, and the backup is authenticated.
-//! `format-1-types` has event types, and pins of a queue and a consumer.
+//! `format-1-types` has event types, and pins of a queue and a consumer. `format-1-jobs` has jobs
+//! with their filters, and a client of a token server that authenticates in the body.
 //! `cargo test --test faults golden -- --ignored` writes another such directory below
 //! `target/golden`, for a future format; existing ones are never rewritten.
 
@@ -57,7 +58,7 @@ async fn balto(arguments: &[&str]) -> String {
 /// Every response that shows stored data, by path.
 async fn stored_responses(daemon: &Daemon) -> Map<String, Value> {
     let mut all = Map::new();
-    for list in ["endpoints", "keys", "events", "deliveries", "dead-letters"] {
+    for list in ["endpoints", "keys", "events", "deliveries", "dead-letters", "jobs"] {
         let mut page = daemon.get(&format!("/{list}?limit=250")).await;
         for item in page["data"].as_array().unwrap() {
             let path = format!("/{list}/{}", item["id"].as_str().unwrap());
@@ -298,6 +299,22 @@ async fn fill(daemon: &Daemon, receiver: &Receiver) {
     post(json!({"type": "while.paused", "data": "pending for ever"})).await;
     fill_lanes(daemon, receiver).await;
     fill_types(daemon).await;
+    fill_jobs(daemon, receiver).await;
+}
+
+/// Jobs with and without a search, and a token request with all members.
+async fn fill_jobs(daemon: &Daemon, receiver: &Receiver) {
+    for filter in [
+        json!({"type": "order.#", "reason": "gone", "since": "2020-02-02T02:02:02Z", "rate": 7}),
+        json!({"statusCode": 599, "errorClass": "status", "q": "evt_0"}),
+        json!({"errorClass": "noReply", "tenant": "acme"}),
+    ] {
+        daemon.post("/dead-letters/redrive", &filter.to_string()).await;
+    }
+    let client = json!({"tokenUrl": receiver.url, "clientId": "golden", "clientSecret": "hush", "scope": "a b",
+        "audience": "https://hooks.example/", "resource": "urn:hooks", "clientAuthentication": "post"});
+    let posting = json!({"url": receiver.url, "eventTypes": ["none"], "auth": {"oauth2": client}});
+    daemon.post("/endpoints", &posting.to_string()).await;
 }
 
 /// Event types, one of them deleted, events of two versions, and pins of all kinds.
