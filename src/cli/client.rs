@@ -93,7 +93,9 @@ impl fmt::Display for ProblemBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let clean = super::output::clean;
         write!(f, "{}", clean(&self.title))?;
-        if !self.detail.is_empty() {
+        // The only mistake follows with its place.
+        let is_repeated = matches!(&self.errors[..], [only] if only.detail == self.detail);
+        if !self.detail.is_empty() && !is_repeated {
             write!(f, ": {}", clean(&self.detail))?;
         }
         write!(f, " ({}", self.status)?;
@@ -432,6 +434,11 @@ mod tests {
             error.to_string(),
             "Validation failed: 2 members are wrong (422 validation_failed)\n  /type: has an empty word\n  /id: is too long"
         );
+        let one = r#"{"title":"Not valid","detail":"is too long","code":"validation_failed","status":422,
+            "errors":[{"pointer":"/id","detail":"is too long"}]}"#;
+        let (url, _task) = fake::serve(vec![(head, one.to_owned())]).await;
+        let error = Client::new(&url, None).unwrap().get(&["v1"], &[]).await.unwrap_err();
+        assert_eq!(error.to_string(), "Not valid (422 validation_failed)\n  /id: is too long");
     }
 
     #[tokio::test]

@@ -27,6 +27,7 @@ const COLUMNS: &[Column] = &[
 pub(crate) enum ConsumersCommand {
     /// List consumers with their lag, by tenant and name.
     List {
+        /// Only of this tenant.
         #[arg(long)]
         tenant: Option<String>,
         #[command(flatten)]
@@ -98,6 +99,7 @@ pub(crate) struct ConsumerOptions {
     /// Where a new consumer begins: `oldest`, `now`, a cursor of the feed, or an RFC 3339 time.
     #[arg(long, value_name = "POSITION")]
     start: Option<String>,
+    /// A text for people.
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
     /// Convert events of a type to a version: TYPE:VERSION, or TYPE:latest. Repeatable.

@@ -25,6 +25,7 @@ use super::test_events::TestArgs;
 
 const COLUMNS: &[Column] = &[
     Column("ID", &["/id"]),
+    Column("UID", &["/uid"]),
     Column("STATUS", &["/status"]),
     Column("TENANT", &["/tenant"]),
     Column("URL", &["/url"]),
@@ -45,6 +46,7 @@ pub(crate) enum EndpointsCommand {
     Add {
         /// The URL that receives the webhooks.
         url: String,
+        /// The owner [default: that of the key, or default].
         #[arg(long)]
         tenant: Option<String>,
         #[command(flatten)]
@@ -58,6 +60,7 @@ pub(crate) enum EndpointsCommand {
     },
     /// List endpoints, newest first.
     List {
+        /// Only of this tenant.
         #[arg(long)]
         tenant: Option<String>,
         /// active, paused or disabled.
@@ -159,6 +162,7 @@ pub(crate) enum SecretType {
 /// Options of an endpoint, for a creation and a change.
 #[derive(Debug, Default, Args)]
 pub(crate) struct EndpointOptions {
+    /// A text for people.
     #[arg(long)]
     description: Option<String>,
     /// Topic patterns: * is one word, # any number of them.

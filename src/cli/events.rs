@@ -214,6 +214,7 @@ pub(crate) enum EventsCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct EventListArgs {
+    /// Only events of this tenant.
     #[arg(long)]
     tenant: Option<String>,
     /// Only events of this type.

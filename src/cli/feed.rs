@@ -41,6 +41,7 @@ pub(crate) struct FeedArgs {
     /// Only events whose type matches one of these topic patterns, joined by commas.
     #[arg(long, value_name = "PATTERNS")]
     types: Option<String>,
+    /// Only events of this tenant.
     #[arg(long)]
     tenant: Option<String>,
     /// Only events of this stream.

@@ -37,6 +37,7 @@ const COLUMNS: &[Column] = &[
 pub(crate) enum JobsCommand {
     /// List jobs that run and the last that ended, newest first.
     List {
+        /// Only jobs that change data of this tenant.
         #[arg(long)]
         tenant: Option<String>,
         /// redriveDeadLetters, purgeDeadLetters, replayEndpoint, replayQueue, purgeQueue or

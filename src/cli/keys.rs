@@ -27,11 +27,13 @@ const COLUMNS: &[Column] = &[
 pub(crate) enum KeysCommand {
     /// Create a key. The answer shows its secret once.
     Create {
+        /// The rights of the key.
         #[arg(long)]
         role: KeyRole,
         /// The only tenant that the key can access [default: all tenants].
         #[arg(long)]
         tenant: Option<String>,
+        /// A text for people.
         #[arg(long, value_name = "TEXT")]
         description: Option<String>,
         /// From this time on the key is rejected: RFC 3339, or a duration from now (90d).

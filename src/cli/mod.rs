@@ -369,6 +369,18 @@ mod tests {
     }
 
     #[test]
+    fn commands_and_options_are_described() {
+        fn check(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for option in command.get_opts() {
+                assert!(option.get_help().is_some(), "{} --{}", command.get_name(), option.get_id());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
     fn serve_parses_its_flags() {
         let cli = Cli::parse_from(["balto", "serve", "--config", "a.toml", "--data-dir", "d", "--dev"]);
         let Command::Serve(args) = cli.command else { panic!("not serve: {:?}", cli.command) };

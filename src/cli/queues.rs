@@ -47,6 +47,7 @@ pub(crate) enum QueuesCommand {
     },
     /// List queues.
     List {
+        /// Only of this tenant.
         #[arg(long)]
         tenant: Option<String>,
         #[command(flatten)]
@@ -145,6 +146,7 @@ enum QueueOrdering {
 /// Options of a queue, for a creation and a change.
 #[derive(Debug, Default, Args)]
 pub(crate) struct QueueOptions {
+    /// A text for people.
     #[arg(long)]
     description: Option<String>,
     /// Topic patterns: * is one word, # any number of them.

@@ -76,6 +76,7 @@ pub(crate) struct SourceMembers {
     /// amqps://host:port/vhost
     #[arg(long)]
     url: Option<String>,
+    /// The user name at the broker.
     #[arg(long)]
     username: Option<String>,
     /// A file with the password; - for standard input.

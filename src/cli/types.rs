@@ -31,6 +31,7 @@ pub(crate) enum TypesCommand {
     /// Show a type with its schemas and migrations.
     Show(TypeName),
     /// Register a type, or replace its definition.
+    #[command(visible_alias = "register")]
     Put {
         #[command(flatten)]
         name: TypeName,

@@ -9,7 +9,7 @@ use balto::api::routes::{ROUTES, Route};
 use serde_json::json;
 
 use super::command_line::{answer_of, balto};
-use super::support::{Daemon, Receiver};
+use super::support::{Daemon, Receiver, has_program, say};
 use super::{list, text};
 
 const BALTO: &str = env!("CARGO_BIN_EXE_balto");
@@ -273,4 +273,44 @@ async fn commands_accept_a_uid_and_every_member() {
     // Its delivery waits at the paused endpoint.
     assert_eq!(answer_of(&daemon, &replay)["count"], 0);
     assert_eq!(list(&answer_of(&daemon, &["deliveries", "list"])).len(), 1);
+}
+
+/// Completions of a shell that has loaded the script; `None` without the shell.
+fn completed(shell: &str, code: &str) -> Option<String> {
+    if !has_program(shell) {
+        say(&format!("SKIPPED: {shell}, which the machine does not have"));
+        return None;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let script = Command::new(BALTO).args(["completions", shell]).output().unwrap();
+    std::fs::write(directory.path().join("_balto"), script.stdout).unwrap();
+    let plain = if shell == "fish" { "--no-config" } else { "-f" };
+    let mut command = Command::new(shell);
+    command.args([plain, "-c", code]).current_dir(directory.path()).env("HOME", directory.path());
+    let ended = command.output().unwrap();
+    let errors = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(ended.status.success() && errors.is_empty(), "{shell}: {errors}");
+    Some(String::from_utf8(ended.stdout).unwrap())
+}
+
+/// The Debian package tries bash.
+#[test]
+fn completions_load_in_zsh_and_fish() {
+    // The completion system finds the function, and its lists are shown without a terminal.
+    let zsh = "fpath=($PWD $fpath); autoload -Uz compinit; compinit -u -D; print ${_comps[balto]}
+        _describe() { print -rl -- \"${(@P)4}\" }; source ./_balto
+        _balto_commands; _balto__subcmd__dead-letters_commands";
+    if let Some(found) = completed("zsh", zsh) {
+        for line in
+            ["_balto", "dead-letters:List, show, redrive and purge dead letters", "purge:Delete permanently"]
+        {
+            assert!(found.lines().any(|found| found == line), "{line}: {found}");
+        }
+    }
+    let fish =
+        "source ./_balto; complete -C 'balto dead-l'; complete -C 'balto dead-letters redrive --status'";
+    if let Some(found) = completed("fish", fish) {
+        let words: Vec<_> = found.lines().filter_map(|line| line.split('\t').next()).collect();
+        assert_eq!(words, ["dead-letters", "--status-code"], "{found}");
+    }
 }

@@ -68,6 +68,7 @@ pub(crate) struct ExportArgs {
     /// Also event types, which belong to no tenant.
     #[arg(long)]
     event_types: bool,
+    /// The language of the file.
     #[arg(long, default_value = "toml")]
     format: ExportFormat,
 }

@@ -1,3 +1,5 @@
+//! Exports of endpoints, queues and event types.
+
 use super::*;
 
 #[test]
