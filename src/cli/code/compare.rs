@@ -63,7 +63,7 @@ pub(super) fn difference(
             (ResourceKind::Endpoint | ResourceKind::Queue, "labels") => {
                 (texts(new) != texts(old)).then(|| new.clone())
             }
-            (ResourceKind::EventType, "migrations") => (!is_same(new, old)).then(|| new.clone()),
+            (ResourceKind::EventType, "migrations" | "state") => (!is_same(new, old)).then(|| new.clone()),
             (ResourceKind::EventType, "versions") => (!has_versions(new, old)).then(|| new.clone()),
             _ => (!is_equal(new, old)).then(|| new.clone()),
         };

@@ -16,7 +16,7 @@ use crate::domain::{
 };
 use crate::storage::format::consumer::tests::{bare_consumer, consumer, pinned_consumer};
 use crate::storage::format::endpoint::{get_handshake, put_handshake};
-use crate::storage::format::event_type::tests::sample_type;
+use crate::storage::format::event_type::tests::{sample_type, type_with_rules};
 use crate::storage::format::exchange::tests::{bare_exchange, exchange};
 use crate::storage::format::job::tests::work_records;
 use crate::storage::format::outgoing::tests::sample_endpoint;
@@ -290,6 +290,7 @@ fn samples() -> Vec<Record> {
         Record::TenantDeleted { tenant: "acme".parse().unwrap(), at },
         Record::HorizonMoved { horizon: Horizon { events: Position(300), stream_events: Position(20) }, at },
         Record::TypePut(Arc::new(sample_type())),
+        Record::TypePut(Arc::new(type_with_rules())),
         Record::TypeDeleted { name: "pet.adopted".parse().unwrap(), at },
         Record::SourcePut(Arc::new(sample_source())),
         Record::SourceDeleted { name: "shop".parse().unwrap(), at },
