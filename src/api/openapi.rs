@@ -167,7 +167,7 @@ fn error_statuses(route: &Route) -> Vec<(u16, &'static str)> {
         list.push((404, "Not found"));
     }
     list.push((405, "The method is not allowed"));
-    if route.operation == "readStream" {
+    if ["readStream", "getStreamState"].contains(&route.operation) {
         list.push((410, "Retention has removed the version"));
     }
     // A delivery may have no request, and a uid may be that of several endpoints.

@@ -202,7 +202,7 @@ struct Run<'a> {
     undo: Vec<Undo<'a>>,
 }
 
-/// What takes a write back.
+/// Takes a write back.
 #[derive(Debug)]
 enum Undo<'a> {
     /// Removes a member, or the item at an index.

@@ -21,9 +21,9 @@ use crate::service::event_types::EventTypes;
 use crate::service::streams::{ReadStart, StreamRead, StreamReadError, Streams};
 use crate::service::types::Scope;
 
-/// Why there is no state of a stream.
+/// Why a stream was not folded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StateError {
+pub enum FoldError {
     #[error(transparent)]
     Read(#[from] StreamReadError),
     /// More events than one request folds.
@@ -34,7 +34,7 @@ pub enum StateError {
     TooSlow { version: u64 },
 }
 
-impl From<Unavailable> for StateError {
+impl From<Unavailable> for FoldError {
     fn from(error: Unavailable) -> Self {
         Self::Read(error.into())
     }
@@ -75,7 +75,7 @@ impl StreamStates<'_> {
         tenant: &Tenant,
         stream: &StreamName,
         bound: StateBound,
-    ) -> Result<Arc<FoldedState>, StateError> {
+    ) -> Result<Arc<FoldedState>, FoldError> {
         let key = (tenant.clone(), stream.clone());
         // Before the read of any event.
         let erasures = self.0.folded_states().erasures();
@@ -87,7 +87,7 @@ impl StreamStates<'_> {
         }
         let events = last - known.as_ref().map_or(0, |known| known.version);
         if events > limits::STATE_EVENTS_MAX {
-            return Err(StateError::TooLong { events });
+            return Err(FoldError::TooLong { events });
         }
         let (revision, types) = EventTypes(self.0).with_state_rules();
         let mut fold = self.0.blocking(move || Fold::new(types, known.as_deref())).await?;
@@ -111,7 +111,7 @@ impl StreamStates<'_> {
         let folded = Arc::new(self.0.blocking(move || fold.folded()).await?);
         self.0.folded_states().insert(key, revision, folded.clone(), erasures);
         if folded.version < last {
-            return Err(StateError::TooSlow { version: folded.version });
+            return Err(FoldError::TooSlow { version: folded.version });
         }
         Ok(folded)
     }
@@ -121,7 +121,7 @@ impl StreamStates<'_> {
         self,
         (tenant, stream): &(Tenant, StreamName),
         StateBound { until_version, until }: StateBound,
-    ) -> Result<u64, StateError> {
+    ) -> Result<u64, FoldError> {
         let (owner, name) = (tenant.clone(), stream.clone());
         let question = move |state: &dyn ReadModel| {
             let head = state.stream(&owner, &name).ok_or(StreamReadError::NotFound)?;

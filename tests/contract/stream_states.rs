@@ -145,7 +145,7 @@ async fn rules_are_checked_when_the_type_is_saved() {
     register(&daemon, "pet", rules.clone()).await;
     assert_eq!(daemon.get("/event-types/pet").await["state"], rules);
     assert!(daemon.get("/event-types").await["data"][0].get("state").is_none());
-    // Null, as no member, is no rules.
+    // Null means the same as a missing member.
     register(&daemon, "pet", Value::Null).await;
     assert!(daemon.get("/event-types/pet").await.get("state").is_none());
 }

@@ -181,7 +181,8 @@ fn random_events_fold_as_the_reference_does() {
             let operations: Vec<_> = (0..random.usize(1..4)).map(|_| random_operation(&mut random)).collect();
             let patch: Patch = serde_json::from_value(json!(operations)).unwrap();
             let mut document = json!({"state": state.value(), "data": data, "event": EVENT.value()});
-            let expected = json_patch::patch(&mut document, &patch);
+            // Its `patch` panics when it takes some moves back.
+            let expected = json_patch::patch_unsafe(&mut document, &patch);
             let before = state.value().to_string();
             let found = apply(&json!(operations), &mut state, data);
             assert_sized(&state);

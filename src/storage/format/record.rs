@@ -7,8 +7,8 @@
 //!
 //! A record is a tag byte, a layout version byte and the fields below, in this order. The layout
 //! version is 5 for `AttemptFinished`, 2 for `EndpointPut`, `KeyPut`, `EventRejected` and the
-//! `EventAccepted` of an erased event, 3 for that of an event with labels, 2 for a `ConsumerPut` with
-//! pins and a `TypePut` with state rules, and 1 for all others.
+//! `EventAccepted` of an erased event, 3 for that of an event with labels, 2 for a `ConsumerPut`
+//! with pins and a `TypePut` with state rules, and 1 for all others.
 //!
 //! | tag | record | fields |
 //! |---|---|---|

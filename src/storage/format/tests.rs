@@ -206,11 +206,12 @@ fn rejections() -> impl Iterator<Item = Record> {
     })
 }
 
-fn consumer_samples(at: Timestamp) -> Vec<Record> {
+fn consumer_and_type_samples(at: Timestamp) -> Vec<Record> {
     vec![
         Record::ConsumerPut(Arc::new(consumer())),
         Record::ConsumerPut(Arc::new(bare_consumer())),
         Record::ConsumerPut(Arc::new(pinned_consumer())),
+        Record::TypePut(Arc::new(type_with_rules())),
         Record::ConsumerPut(Arc::new(Consumer {
             filter: ConsumerFilter {
                 streams: StreamChoice::Prefix("order-".into()),
@@ -290,7 +291,6 @@ fn samples() -> Vec<Record> {
         Record::TenantDeleted { tenant: "acme".parse().unwrap(), at },
         Record::HorizonMoved { horizon: Horizon { events: Position(300), stream_events: Position(20) }, at },
         Record::TypePut(Arc::new(sample_type())),
-        Record::TypePut(Arc::new(type_with_rules())),
         Record::TypeDeleted { name: "pet.adopted".parse().unwrap(), at },
         Record::SourcePut(Arc::new(sample_source())),
         Record::SourceDeleted { name: "shop".parse().unwrap(), at },
@@ -304,7 +304,7 @@ fn samples() -> Vec<Record> {
         },
     ];
     all.extend(rejections());
-    all.extend(consumer_samples(at));
+    all.extend(consumer_and_type_samples(at));
     all.extend(erasures());
     all.extend(lease_records());
     all.extend(work_records());

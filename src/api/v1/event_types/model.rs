@@ -101,8 +101,7 @@ impl TypeInput {
         });
         let compatibility = compatibility.and_then(|word| errors.check("/compatibility", word));
         let migrations = check_migrations(self.migrations.unwrap_or_default(), &versions, errors);
-        let state = self.state.filter(|state| state.get() != "null");
-        let state = state.and_then(|state| errors.check("/state", compact(state.get())));
+        let state = self.state.and_then(|state| errors.check("/state", compact(state.get())));
         let definition = TypeDefinition {
             name,
             description: description.into(),

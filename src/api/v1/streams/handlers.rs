@@ -12,7 +12,7 @@ use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::domain::{StreamName, Tenant};
 use crate::limits;
-use crate::service::stream_states::StateError;
+use crate::service::stream_states::FoldError;
 use crate::service::streams::StreamReadError;
 use crate::service::{StreamStates, Streams};
 
@@ -101,16 +101,16 @@ pub async fn state(call: &Call) -> Result<Json<StreamStateBody<'static>>, Proble
     let bound = state_bound(&call.query)?;
     let folded = StreamStates(&call.api.context).get(&call.principal.scope, &tenant, &stream, bound).await;
     let folded = folded.map_err(|error| match error {
-        StateError::Read(error) => read_problem(call, error),
+        FoldError::Read(error) => read_problem(call, error),
         too_long => Problem::StreamTooLong(state_detail(&too_long)),
     })?;
     let respond = || Json::new(&StreamStateBody::new(&stream, &folded)).without_lifetime();
     Ok(call.heavy_work(folded.state.len(), respond).await)
 }
 
-fn state_detail(error: &StateError) -> String {
+fn state_detail(error: &FoldError) -> String {
     match error {
-        StateError::TooSlow { version } => {
+        FoldError::TooSlow { version } => {
             format!(
                 "{error}; what was folded is kept for a while: ask again, which continues after version {version}"
             )

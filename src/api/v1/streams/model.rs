@@ -214,7 +214,7 @@ pub struct StreamStateBody<'a> {
     pub version: u64,
     /// The position of that event; 0 before the first one.
     pub position: u64,
-    /// What the rules of the event types made of the events; null without rules.
+    /// The events, folded by the rules of their types; null without rules.
     #[schemars(with = "serde_json::Value")]
     pub state: Option<&'a RawValue>,
     /// Events that did not change the state as the rules of their type say. The first 100.
