@@ -61,7 +61,7 @@ pub const STATE_VALUES_MAX: usize = 100_000;
 /// Arrays and objects around a value of a state.
 pub const STATE_DEPTH_MAX: usize = 100;
 /// Bytes that the rules write for one event, also those that they write over.
-pub const STATE_WRITES_MAX: usize = 8 * STATE_BYTES_MAX;
+pub const STATE_WRITES_MAX: usize = 4 * STATE_BYTES_MAX;
 /// Events that are folded for one request.
 pub const STATE_EVENTS_MAX: u64 = 10_000;
 /// Time for which one request folds events.

@@ -7,7 +7,7 @@
 
 use json_patch::PatchOperation;
 use json_patch::jsonptr::{Pointer, PointerBuf, Token};
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use super::migration::{MigrationPatch, Step};
 use super::schema::{Violation, shorten};
@@ -164,7 +164,7 @@ fn measure(value: &Value) -> Measure {
             return Measure { size: Size { bytes: text_bytes(text), values: 1 }, depth: 0 };
         }
         Value::Number(number) => {
-            return Measure { size: Size { bytes: number.to_string().len(), values: 1 }, depth: 0 };
+            return Measure { size: Size { bytes: number_bytes(number), values: 1 }, depth: 0 };
         }
         Value::Null | Value::Bool(_) => {
             return Measure { size: Size { bytes: "false".len(), values: 1 }, depth: 0 };
@@ -173,12 +173,25 @@ fn measure(value: &Value) -> Measure {
     whole
 }
 
+/// The longest text of a double, such as `-1.2345678901234567e-308`.
+const DOUBLE_BYTES_MAX: usize = 24;
+
 /// The comma after an item.
 const ITEM_BYTES: usize = 1;
 
 /// A name, the colon after it, and the comma after its value.
 fn member_bytes(name: &str) -> usize {
     text_bytes(name) + 2
+}
+
+/// At least the length of the number.
+fn number_bytes(number: &Number) -> usize {
+    let digits = |value: u64| value.checked_ilog10().map_or(1, |log| log as usize + 1);
+    match (number.as_u64(), number.as_i64()) {
+        (Some(value), _) => digits(value),
+        (None, Some(value)) => 1 + digits(value.unsigned_abs()),
+        (None, None) => DOUBLE_BYTES_MAX,
+    }
 }
 
 fn text_bytes(text: &str) -> usize {
@@ -232,12 +245,12 @@ impl<'a> Run<'a> {
 
     fn step(&mut self, operation: &'a PatchOperation) -> Result<(), String> {
         match operation {
-            PatchOperation::Add(add) => self.insert(&add.path, add.value.clone()),
+            PatchOperation::Add(add) => self.insert(&add.path, add.value.clone(), measure(&add.value)),
             PatchOperation::Remove(remove) => self.remove(&remove.path),
             PatchOperation::Replace(replace) => self.replace(&replace.path, &replace.value),
             PatchOperation::Copy(step) => {
-                let value = self.copied(&step.from)?;
-                self.insert(&step.path, value)
+                let (value, measure) = self.copied(&step.from)?;
+                self.insert(&step.path, value, measure)
             }
             PatchOperation::Move(step) => self.move_value(&step.from, &step.path),
             PatchOperation::Test(test) => match self.document.pointer(test.path.as_str()) {
@@ -249,14 +262,14 @@ impl<'a> Run<'a> {
     }
 
     /// A copy of a value, unless it would be too large for the state.
-    fn copied(&self, from: &Pointer) -> Result<Value, String> {
+    fn copied(&self, from: &Pointer) -> Result<(Value, Measure), String> {
         let value = self.document.pointer(from.as_str()).ok_or_else(|| missing(from))?;
         let measure = measure(value);
         if measure.size.bytes > limits::STATE_BYTES_MAX {
             return Err(too_large());
         }
         self.check_written(measure.size.bytes)?;
-        Ok(value.clone())
+        Ok((value.clone(), measure))
     }
 
     fn check_written(&self, more: usize) -> Result<(), String> {
@@ -295,9 +308,8 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn insert(&mut self, path: &'a Pointer, value: Value) -> Result<(), String> {
+    fn insert(&mut self, path: &'a Pointer, value: Value, measure: Measure) -> Result<(), String> {
         let (parent, token) = path.split_back().ok_or_else(|| missing(path))?;
-        let measure = measure(&value);
         let name = token.decoded();
         match self.document.pointer_mut(parent.as_str()) {
             Some(Value::Object(members)) => match members.insert(name.clone().into_owned(), value) {
@@ -362,9 +374,9 @@ impl<'a> Run<'a> {
         if path.starts_with(from) {
             return Err("a value cannot be moved into itself".to_owned());
         }
-        let value = self.copied(from)?;
+        let (value, measure) = self.copied(from)?;
         self.remove(from)?;
-        self.insert(path, value)
+        self.insert(path, value, measure)
     }
 
     /// Takes all writes back, the last one first.

@@ -404,6 +404,15 @@ mod tests {
     }
 
     #[test]
+    fn state_rules_are_compared_exactly() {
+        let rules = json!([{"op": "remove", "path": "/state/a", "optional": true}]);
+        let (kind, existing) = (ResourceKind::EventType, json!({"state": rules}));
+        assert_eq!(patch_of(kind, json!({"state": rules}), &existing, false), json!({}));
+        let wanted = json!({"state": [{"op": "remove", "path": "/state/a"}]});
+        assert_eq!(patch_of(kind, wanted.clone(), &existing, false), wanted);
+    }
+
+    #[test]
     fn secrets_are_masked_at_every_depth() {
         let amqp = json!({"exchange": "e", "username": "u", "password": "p"});
         assert_eq!(masked("amqp", &amqp), json!({"exchange": "e", "username": "u", "password": MASK}));
