@@ -13,9 +13,9 @@ const RULES: &str = r#"[{"op":"copy","from":"/data","path":"/state"}]"#;
 
 /// Registers a type that accepts everything, changes it, or deletes it.
 pub(super) async fn change_type(context: &Context, world: &World) {
-    let (name, deprecated, has_rules, deletes) = world.chance(|chance| {
+    let (name, deprecated, deletes) = world.chance(|chance| {
         let name: EventType = chance.pick(&["order.paid", "order.lost"]).parse().expect("a legal type");
-        (name, chance.percent(50), chance.percent(50), chance.percent(25))
+        (name, chance.percent(50), chance.percent(25))
     });
     let types = EventTypes(context);
     let result = if deletes {
@@ -35,7 +35,7 @@ pub(super) async fn change_type(context: &Context, world: &World) {
             transitive: false,
             versions: vec![version],
             migrations: Vec::new(),
-            state: has_rules.then(|| RULES.into()),
+            state: deprecated.then(|| RULES.into()),
             created_at: wall(),
             updated_at: wall(),
             revision: Position(0),

@@ -17,10 +17,11 @@ impl<S: Store> Work<S> {
             return Command::DeleteType { name, at: self.now };
         }
         let current = self.oracle.types.get(&name).map_or(Position(0), |known| known.revision);
+        let deprecated = self.percent(50);
         let version = TypeVersion {
             version: EventVersion::default(),
             schema: "true".into(),
-            deprecated: self.percent(50),
+            deprecated,
             sunset: None,
             examples: Vec::new(),
         };
@@ -31,7 +32,7 @@ impl<S: Store> Work<S> {
             transitive: self.percent(50),
             versions: vec![version],
             migrations: Vec::new(),
-            state: self.percent(50).then(|| RULES.into()),
+            state: deprecated.then(|| RULES.into()),
             created_at: self.now,
             updated_at: self.now,
             revision: if self.percent(15) { current.next() } else { current },
