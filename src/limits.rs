@@ -5,10 +5,12 @@
 //! other module.
 
 pub mod broker;
+mod event_types;
 mod selection;
 
 use std::time::Duration;
 
+pub use event_types::*;
 pub use selection::*;
 
 // ---- ingest ----
@@ -407,54 +409,6 @@ pub const STATE_COPY_BYTES_MIN: u64 = 256 * 1024 * 1024;
 /// sled's page cache, in bytes of pages on disk. The same pages take three to five times as much
 /// memory.
 pub const STATE_CACHE_BYTES: u64 = 16 * 1024 * 1024;
-
-// ---- event types ----
-
-/// Registered event types.
-pub const TYPES_MAX: usize = 2_000;
-/// Versions of one type.
-pub const TYPE_VERSIONS_MAX: usize = 50;
-/// Migrations of one type: both ways between neighbours, and as many direct ones.
-pub const TYPE_MIGRATIONS_MAX: usize = 4 * TYPE_VERSIONS_MAX;
-/// Bytes of one schema.
-pub const SCHEMA_BYTES_MAX: usize = 64 * 1024;
-/// Bytes of one type: schemas, examples and migrations.
-pub const TYPE_BYTES_MAX: usize = 256 * 1024;
-/// Examples of one version.
-pub const TYPE_EXAMPLES_MAX: usize = 20;
-/// Bytes of a type's description.
-pub const TYPE_DESCRIPTION_BYTES_MAX: usize = 4_096;
-/// Subschemas that apply to one value.
-pub const SUBSCHEMAS_MAX: u64 = 512;
-/// Memory of a compiled pattern, in bytes.
-pub const PATTERN_BYTES_MAX: usize = 1024 * 1024;
-/// Violations that a response lists.
-pub const VIOLATIONS_MAX: usize = 20;
-/// Operations of one migration.
-pub const PATCH_OPERATIONS_MAX: usize = 200;
-/// JSON values of converted data.
-pub const CONVERTED_VALUES_MAX: usize = 200_000;
-/// Bytes of the schema that shows what a version lost.
-pub const LOST_SCHEMA_BYTES_MAX: usize = 16 * 1024;
-/// Time limit of a comparison of schemas. Afterwards the answer is unknown.
-pub const COMPARISON_TIME_MAX: Duration = Duration::from_secs(2);
-/// Stored events that a new definition is tried on.
-pub const TYPE_SAMPLE_EVENTS: usize = 1_000;
-/// Bytes of the events of a sample.
-pub const TYPE_SAMPLE_BYTES: usize = 16 * 1024 * 1024;
-/// Failed events that a sample shows.
-pub const TYPE_SAMPLE_EXAMPLES: usize = 5;
-/// Bytes of the schemas in a document of all event types.
-pub const TYPE_DOCUMENT_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Version pins of one subscription.
-pub const PINS_MAX: usize = 100;
-/// Maximum length of the version of an event.
-pub const VERSION_BYTES_MAX: usize = 32;
-/// Bytes of cached conversions.
-pub const CONVERSION_CACHE_BYTES_MAX: usize = 8 * 1024 * 1024;
-
-const _: () = assert!(TYPE_BYTES_MAX >= 2 * SCHEMA_BYTES_MAX);
-const _: () = assert!(TYPE_BYTES_MAX <= REQUEST_BYTES_MAX);
 
 // ---- tenants ----
 

@@ -85,6 +85,7 @@ impl Store {
         let balto = Balto::start(directory).await?;
         let client = balto.client.clone();
         versions::register(&client).await?;
+        pets::register(&client).await?;
         let orders =
             json!({"eventTypes": ["order.paid", "order.fulfilled", "order.failed"], "ordering": "key"});
         let adoptions =
@@ -255,7 +256,13 @@ impl Store {
             let (pet, _) = pets::load(self.client(), id).await?;
             ensure!((&pet.name, pet.doses) == (&row.name, row.doses), "{pet:?} is {row:?}");
             ensure!(pet.adopted_by.is_some() == row.adopter.is_some(), "{pet:?} is {row:?}");
+            let folded = self.client().get(&format!("/streams/pet-{id}/state")).await?;
+            ensure!(
+                (&folded["state"], &folded["problems"]) == (&pet.state(), &json!([])),
+                "{pet:?}: {folded}"
+            );
         }
+        println!("proof: the state that Balto folds for each pet equals the aggregate");
         println!("proof: the search equals the fold of the log, and every pet its row");
 
         let adoptions = self.client().get("/feed?types=pet.adopted").await?;

@@ -31,6 +31,28 @@ impl Pet {
             _ => {}
         }
     }
+
+    /// The state that Balto folds by the rules of the event types.
+    pub(crate) fn state(&self) -> Value {
+        json!({"name": self.name, "doses": self.doses, "adoptedBy": self.adopted_by})
+    }
+}
+
+/// The same fold as [`Pet::apply`], as rules for Balto. The rule of `pet.adopted` is with its
+/// versions.
+pub(crate) async fn register(balto: &Client) -> anyhow::Result<()> {
+    for (name, rules) in [
+        (
+            "registered",
+            json!([{"op": "add", "path": "/state", "value": {"name": "", "doses": 0, "adoptedBy": null}},
+                   {"op": "copy", "from": "/data/name", "path": "/state/name"}]),
+        ),
+        ("vaccinated", json!([{"op": "copy", "from": "/data/dose", "path": "/state/doses"}])),
+    ] {
+        let definition = json!({"versions": {"1.0": {"schema": {"type": "object"}}}, "state": rules});
+        balto.put(&format!("/event-types/pet.{name}"), definition).await?;
+    }
+    Ok(())
 }
 
 /// A wish that a pet's state may not allow.

@@ -31,6 +31,10 @@ pub(crate) async fn register(balto: &Client) -> anyhow::Result<()> {
                 {"op": "remove", "path": "/adopter"},
                 {"op": "move", "from": "/name", "path": "/adopter"}]},
         ],
+        // For data of version 2.0, also when 1.0 was published.
+        "state": [
+            {"op": "add", "path": "/state/adoptedBy", "value": "the shelter"},
+            {"op": "copy", "from": "/data/orderId", "path": "/state/adoptedBy", "optional": true}],
     });
     balto.put("/event-types/pet.adopted", definition).await?;
     Ok(())

@@ -248,6 +248,7 @@ mod tests {
             transitive: false,
             versions: vec![version],
             migrations: Vec::new(),
+            state: None,
             created_at: Timestamp::ZERO,
             updated_at: Timestamp::ZERO,
             revision: Position(1),

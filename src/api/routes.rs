@@ -253,6 +253,8 @@ pub static ROUTES: &[Route] = &[
         Publish, streams::query::APPEND, Stored, body streams::append::append),
     route!(Get "/v1/streams/{stream}/events", "readStream", "Read the events of a stream by version",
         ReadEvents, streams::query::STREAM_EVENTS, Plain, streams::handlers::read),
+    route!(Get "/v1/streams/{stream}/state", "getStreamState", "Get the state of a stream, by the rules of its event types",
+        ReadEvents, streams::query::STREAM_STATE, Plain, streams::handlers::state),
     route!(Post "/v1/streams/{stream}/erase", "eraseStream", "Erase the content of all events of a stream from all reads, and from the disk soon after",
         Admin, streams::query::ONE_STREAM, Plain, body erasure::handlers::stream),
     route!(Post "/v1/endpoints", "createEndpoint", "Register an endpoint",

@@ -1,4 +1,4 @@
-//! `balto streams`: lists streams, shows their events, appends.
+//! `balto streams`: lists streams, shows their events and states, appends.
 //!
 //! Owns: the request body of an append. Data is sent byte for byte as given. An append always has
 //! an idempotency key, so that a client that sends it twice appends once.
@@ -33,11 +33,12 @@ const EVENTS: &[Column] = &[
     Column("DATA", &["/data"]),
 ];
 
-/// List streams, show their events, append.
+/// List streams, show their events and states, append.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Examples:\n  \
     balto streams list --prefix order-\n  \
     balto streams show order-42 --backwards --limit 10\n  \
+    balto streams state pet-7 --until-version 3\n  \
     balto streams append order-42 --type order.paid --data '{\"amount\": 9}' --expected-version 6\n  \
     balto streams append order-42 --events @events.json --check customer-7=exists")]
 pub(crate) enum StreamsCommand {
@@ -67,6 +68,20 @@ pub(crate) enum StreamsCommand {
         /// Time to wait for an event, at most 60s.
         #[arg(long, value_name = "DURATION", requires = "after", value_parser = args::duration_text)]
         wait: Option<String>,
+    },
+    /// Show the state of a stream: what the rules of its event types make of its events.
+    State {
+        #[arg(value_parser = stream)]
+        stream: String,
+        /// The tenant [default: that of the key, or default].
+        #[arg(long)]
+        tenant: Option<String>,
+        /// The state at this version.
+        #[arg(long, value_name = "VERSION")]
+        until_version: Option<u64>,
+        /// The state before this time: RFC 3339, or a duration before now (15m).
+        #[arg(long, value_name = "TIME", value_parser = TimeArg::parse)]
+        until: Option<TimeArg>,
     },
     /// Append events: all of them, or none.
     Append(Box<AppendArgs>),
@@ -247,6 +262,13 @@ impl StreamsCommand {
                     }
                     answer => session.show(&answer?),
                 }
+            }
+            Self::State { stream, tenant, until_version, until } => {
+                let query = QueryArgs::default()
+                    .with("tenant", tenant.clone())
+                    .with("untilVersion", until_version.map(|version| version.to_string()))
+                    .with("until", until.as_ref().map(|moment| moment.before(args::now())));
+                session.show(&session.client.get(&["v1", "streams", stream, "state"], &query.0).await?)
             }
             Self::Show(show) => {
                 let query = show.query();

@@ -10,6 +10,7 @@ pub mod consumer_watch;
 pub(crate) mod converted_events;
 pub mod environment;
 pub mod fair_semaphore;
+pub mod folded_states;
 pub(crate) mod home;
 mod key_uses;
 pub(crate) mod overdue;
@@ -47,6 +48,7 @@ use consumer_watch::ConsumerWatch;
 use converted_events::ConvertedEvents;
 use environment::{Environment, Transport};
 use fair_semaphore::{FairSemaphore, FairTurn};
+use folded_states::FoldedStates;
 use home::Home;
 use key_uses::KeyUses;
 use rebuilds::Rebuilds;
@@ -108,6 +110,7 @@ struct Shared {
     type_changes: Arc<Semaphore>,
     comparisons: Arc<Semaphore>,
     converted_events: ConvertedEvents,
+    folded_states: FoldedStates,
     compiled_templates: CompiledTemplates,
     access_tokens: AccessTokens,
     key_uses: KeyUses,
@@ -150,6 +153,7 @@ impl Context {
             type_changes: Arc::new(Semaphore::new(1)),
             comparisons: Arc::new(Semaphore::new(1)),
             converted_events: ConvertedEvents::default(),
+            folded_states: FoldedStates::default(),
             compiled_templates: CompiledTemplates::default(),
             access_tokens: AccessTokens::default(),
             key_uses: KeyUses::default(),
@@ -224,6 +228,10 @@ impl Context {
 
     pub(crate) fn converted_events(&self) -> &ConvertedEvents {
         &self.shared.converted_events
+    }
+
+    pub(crate) fn folded_states(&self) -> &FoldedStates {
+        &self.shared.folded_states
     }
 
     pub(crate) fn compiled_templates(&self) -> &CompiledTemplates {

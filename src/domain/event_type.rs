@@ -55,6 +55,8 @@ pub struct TypeDefinition {
     /// In the order of [`EventVersion::natural_order`]; at least one.
     pub versions: Vec<TypeVersion>,
     pub migrations: Vec<TypeMigration>,
+    /// A JSON Patch by which an event changes the state of its stream.
+    pub state: Option<Box<str>>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     /// Position of its latest record. An update names the revision that it read.
@@ -82,7 +84,8 @@ impl TypeDefinition {
         };
         let versions: usize = self.versions.iter().map(version).sum();
         let migrations: usize = self.migrations.iter().map(|migration| 80 + migration.patch.len()).sum();
-        512 + self.description.len() + versions + migrations
+        let state = self.state.as_deref().map_or(0, str::len);
+        512 + self.description.len() + versions + migrations + state
     }
 }
 

@@ -14,14 +14,21 @@ use crate::limits;
 
 /// One operation.
 #[derive(Clone, Debug, PartialEq)]
-struct Step {
-    operation: PatchOperation,
+pub(super) struct Step {
+    pub(super) operation: PatchOperation,
     is_optional: bool,
+}
+
+impl Step {
+    /// Whether the step is optional and its place does not exist.
+    pub(super) fn is_skipped(&self, document: &Value) -> bool {
+        self.is_optional && !has_place(&self.operation, document)
+    }
 }
 
 /// A compiled migration.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct MigrationPatch(Vec<Step>);
+pub struct MigrationPatch(pub(super) Vec<Step>);
 
 impl MigrationPatch {
     /// Parses a patch.
@@ -50,7 +57,7 @@ impl MigrationPatch {
     /// The first operation that fails. The document is then changed in part.
     pub fn apply(&self, document: &mut Value) -> Result<(), String> {
         for (index, step) in self.0.iter().enumerate() {
-            if step.is_optional && !has_place(&step.operation, document) {
+            if step.is_skipped(document) {
                 continue;
             }
             apply_one(&step.operation, document)

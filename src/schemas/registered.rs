@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::migration::MigrationPatch;
 use super::schema::{Schema, Violation};
+use super::state_rules::{StateEvent, StateRules, StreamState};
 use super::{compatibility, json};
 use crate::domain::{EventVersion, TypeDefinition, TypeVersion, VersionPin};
 use crate::limits;
@@ -62,6 +63,7 @@ pub struct RegisteredType {
     definition: Arc<TypeDefinition>,
     schemas: Vec<OnceLock<Result<Schema, Violation>>>,
     patches: Vec<OnceLock<Result<MigrationPatch, Violation>>>,
+    rules: OnceLock<Option<Result<StateRules, Vec<Violation>>>>,
 }
 
 impl RegisteredType {
@@ -69,7 +71,7 @@ impl RegisteredType {
     pub fn new(definition: Arc<TypeDefinition>) -> Self {
         let schemas = definition.versions.iter().map(|_| OnceLock::new()).collect();
         let patches = definition.migrations.iter().map(|_| OnceLock::new()).collect();
-        Self { definition, schemas, patches }
+        Self { definition, schemas, patches, rules: OnceLock::new() }
     }
 
     #[must_use]
@@ -86,7 +88,12 @@ impl RegisteredType {
         self.patches[index].get_or_init(|| MigrationPatch::parse(&self.definition.migrations[index].patch))
     }
 
-    /// Checks the schemas, examples and migrations of a new definition.
+    fn rules(&self) -> Option<&Result<StateRules, Vec<Violation>>> {
+        let parse = || self.definition.state.as_deref().map(StateRules::parse);
+        self.rules.get_or_init(parse).as_ref()
+    }
+
+    /// Checks the schemas, examples, migrations and state rules of a new definition.
     ///
     /// # Errors
     /// All errors.
@@ -117,6 +124,11 @@ impl RegisteredType {
                 errors.push(DefinitionError { pointer, detail: violation.detail.clone() });
             }
         }
+        let found = self.rules().and_then(|rules| rules.as_ref().err()).into_iter().flatten();
+        errors.extend(found.map(|violation| DefinitionError {
+            pointer: format!("/state{}", violation.pointer),
+            detail: violation.detail.clone(),
+        }));
         errors.extend(self.ambiguous_paths());
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
@@ -208,6 +220,22 @@ impl RegisteredType {
         to: &EventVersion,
         data: &[u8],
     ) -> Result<Converted, ConversionError> {
+        let value = self.convert_value(from, to, data)?;
+        let data =
+            serde_json::to_vec(&value).map_err(|error| ConversionError::Unreadable(error.to_string()))?;
+        if data.len() > limits::EVENT_BYTES_MAX {
+            return Err(ConversionError::TooLarge);
+        }
+        Ok(Converted { version: to.clone(), data })
+    }
+
+    /// As [`Self::convert`], for a value of any size.
+    fn convert_value(
+        &self,
+        from: &EventVersion,
+        to: &EventVersion,
+        data: &[u8],
+    ) -> Result<Value, ConversionError> {
         let ways = self.ways_from(from);
         let (mut path, mut at) = (Vec::new(), to);
         while at != from {
@@ -216,13 +244,7 @@ impl RegisteredType {
             path.push(way.last);
             at = &self.definition.migrations[way.last].from;
         }
-        let text =
-            std::str::from_utf8(data).map_err(|error| ConversionError::Unreadable(error.to_string()))?;
-        let text = if text.is_empty() { "null" } else { text };
-        if let Some(number) = json::first_inexact_number(text) {
-            return Err(ConversionError::InexactNumber(super::schema::shorten(number)));
-        }
-        let mut value = json::read(text.as_bytes()).map_err(ConversionError::Unreadable)?;
+        let mut value = read_exact(data)?;
         for index in path.into_iter().rev() {
             let migration = &self.definition.migrations[index];
             let applied = match self.patch(index) {
@@ -238,12 +260,54 @@ impl RegisteredType {
         if let Some(Ok(schema)) = self.schema(to) {
             schema.check(&value).map_err(|violations| mismatch(to, violations))?;
         }
-        let data =
-            serde_json::to_vec(&value).map_err(|error| ConversionError::Unreadable(error.to_string()))?;
-        if data.len() > limits::EVENT_BYTES_MAX {
-            return Err(ConversionError::TooLarge);
+        Ok(value)
+    }
+
+    /// Changes the state of a stream by an event, as the rules of the type say. The event is
+    /// converted to the newest version before. If no migration leads there, it is taken as
+    /// published, if it matches the schema of the newest version.
+    ///
+    /// # Errors
+    /// When the event cannot be converted or its rules fail. The state is then unchanged.
+    pub fn fold(
+        &self,
+        state: &mut StreamState,
+        version: &EventVersion,
+        data: &[u8],
+        (timestamp, stream_version): (&str, u64),
+    ) -> Result<(), String> {
+        let (Some(rules), Some(latest)) = (self.rules(), self.definition.latest()) else { return Ok(()) };
+        // Registered rules were parsed before.
+        let rules = rules.as_ref().map_err(|_| "the rules of the type cannot be read".to_owned())?;
+        let (version, data) = self
+            .newest_data(version, &latest.version, data)
+            .map_err(|error| super::schema::shorten(&error.to_string()))?;
+        let event = StateEvent {
+            event_type: self.definition.name.as_str(),
+            version: version.as_str(),
+            timestamp,
+            stream_version,
+        };
+        rules.apply(state, data, &event)
+    }
+
+    fn newest_data<'a>(
+        &self,
+        version: &'a EventVersion,
+        latest: &'a EventVersion,
+        data: &[u8],
+    ) -> Result<(&'a EventVersion, Value), ConversionError> {
+        match self.convert_value(version, latest, data) {
+            Ok(value) => Ok((latest, value)),
+            Err(error @ ConversionError::NoPath { .. }) => {
+                let value = read_exact(data)?;
+                match self.schema(latest) {
+                    Some(Ok(schema)) if schema.check(&value).is_ok() => Ok((version, value)),
+                    _ => Err(error),
+                }
+            }
+            Err(error) => Err(error),
         }
-        Ok(Converted { version: to.clone(), data })
     }
 
     /// The differences that make this definition incompatible with an earlier one. Only new and
@@ -320,6 +384,16 @@ struct Way {
     length: usize,
     /// The last migration of one of them.
     last: usize,
+}
+
+/// Data whose numbers keep their value.
+fn read_exact(data: &[u8]) -> Result<Value, ConversionError> {
+    let text = std::str::from_utf8(data).map_err(|error| ConversionError::Unreadable(error.to_string()))?;
+    let text = if text.is_empty() { "null" } else { text };
+    if let Some(number) = json::first_inexact_number(text) {
+        return Err(ConversionError::InexactNumber(super::schema::shorten(number)));
+    }
+    json::read(text.as_bytes()).map_err(ConversionError::Unreadable)
 }
 
 fn mismatch(version: &EventVersion, violations: Vec<Violation>) -> ConversionError {

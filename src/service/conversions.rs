@@ -176,6 +176,7 @@ mod tests {
                 to: "2".parse().unwrap(),
                 patch: r#"[{"op":"copy","from":"/text","path":"/again"}]"#.into(),
             }],
+            state: None,
             created_at: now,
             updated_at: now,
             revision: Position(0),

@@ -1,10 +1,11 @@
 //! Event types: registration, checks of a new definition, and the check of events.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
 use crate::context::Context;
+use crate::context::folded_states::RulesRevision;
 use crate::context::home::Home;
 use crate::context::records::UNEXPECTED_OUTCOME;
 use crate::domain::{
@@ -13,6 +14,7 @@ use crate::domain::{
 use crate::limits;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, EventDraft, Unavailable};
+use crate::outbox::registry::Registry;
 use crate::outbox::unit::{Command, Outcome};
 use crate::projections::reads::Filter;
 use crate::projections::type_usage::TypeUsage;
@@ -152,6 +154,20 @@ impl EventTypes<'_> {
             let (last, count) = registry.types_revision();
             let types = registry.event_types().map(|registered| registered.definition().clone());
             (TypesRevision(last, count), types.collect())
+        })
+    }
+
+    /// The revision of all types.
+    pub(crate) fn revision(self) -> RulesRevision {
+        self.0.outbox_of(Home::All).registry(Registry::types_revision)
+    }
+
+    /// The types with state rules, and the revision of all types.
+    pub(crate) fn with_state_rules(self) -> (RulesRevision, HashMap<EventType, Arc<RegisteredType>>) {
+        self.0.outbox_of(Home::All).registry(|registry| {
+            let with_rules = registry.event_types().filter(|one| one.definition().state.is_some());
+            let by_name = with_rules.map(|one| (one.definition().name.clone(), one.clone()));
+            (registry.types_revision(), by_name.collect())
         })
     }
 

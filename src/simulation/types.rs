@@ -8,6 +8,9 @@ use crate::outbox::draft::ChangeError;
 use crate::service::EventTypes;
 use crate::service::event_types::{Effect, Strictness, TypeChangeError};
 
+/// Rules that accept every event.
+const RULES: &str = r#"[{"op":"copy","from":"/data","path":"/state"}]"#;
+
 /// Registers a type that accepts everything, changes it, or deletes it.
 pub(super) async fn change_type(context: &Context, world: &World) {
     let (name, deprecated, deletes) = world.chance(|chance| {
@@ -32,6 +35,7 @@ pub(super) async fn change_type(context: &Context, world: &World) {
             transitive: false,
             versions: vec![version],
             migrations: Vec::new(),
+            state: deprecated.then(|| RULES.into()),
             created_at: wall(),
             updated_at: wall(),
             revision: Position(0),

@@ -26,6 +26,7 @@ const COMMANDS: &[(&str, &str)] = &[
     ("getStream", "streams version s"),
     ("appendToStream", "streams append s --type a"),
     ("readStream", "streams show s"),
+    ("getStreamState", "streams state s"),
     ("eraseStream", "streams erase s --reason r"),
     ("createEndpoint", "endpoints add https://example.com/"),
     ("listEndpoints", "endpoints list"),

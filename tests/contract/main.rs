@@ -48,6 +48,7 @@ mod requests;
 mod secrets;
 mod sharing;
 mod stream_formats;
+mod stream_states;
 mod streams;
 mod subscriber;
 mod tenants;

@@ -44,6 +44,7 @@ async fn petstore_proves_its_story() {
     for line in [
         "one outcome for each order",
         "Rex was sold once",
+        "the state that Balto folds for each pet equals the aggregate",
         "the search equals the fold of the log",
         "one mail for each of 3 adoptions, with 1 duplicate met",
         "partners of versions 1.0 and 2.0 have heard the same adoptions",

@@ -168,6 +168,9 @@ async fn removed_versions_are_gone_and_not_skipped() {
             let (status, answer, _) = daemon.call("GET", &format!("{path}{from}"), &[], "").await;
             is_problem(&(status, answer), 410, "version_gone", from);
         }
+        let (status, answer, _) = daemon.call("GET", "/streams/order-1/state", &[], "").await;
+        assert_eq!(answer["firstVersion"], 4, "{answer}");
+        is_problem(&(status, answer), 410, "version_gone", "a state without its first events");
         assert_eq!(versions(&daemon.get(&format!("{path}?fromVersion=oldest")).await), [4]);
         assert_eq!(versions(&daemon.get(&format!("{path}?fromVersion=4")).await), [4]);
         let backwards = daemon.get(&format!("{path}?direction=backwards")).await;

@@ -4,8 +4,9 @@
 //! Each directory in `tests/golden` has `data` (a data directory), `backup` (a backup of it) and
 //! `answers.json`; the secrets key is [`KEY`]. In `format-1` secrets are bound to the endpoint's
 //! id; in `format-1-bound` they are bound to its URL and revision, and the backup is authenticated.
-//! `format-1-types` has event types, and pins of a queue and a consumer. `format-1-jobs` has jobs
-//! with their filters, and a client of a token server that authenticates in the body.
+//! `format-1-types` has event types, and pins of a queue and a consumer; `format-1-states` has
+//! event types with state rules, too. `format-1-jobs` has jobs with their filters, and a client of a
+//! token server that authenticates in the body.
 //! `cargo test --test faults golden -- --ignored` writes another such directory below
 //! `target/golden`, for a future format; existing ones are never rewritten.
 
@@ -78,11 +79,15 @@ async fn stored_responses(daemon: &Daemon) -> Map<String, Value> {
             all.insert(path.clone(), without_times(daemon.get(&path).await));
         }
     }
-    for path in ["/feed?types=pet.%23&versions=latest", "/streams/pet-1/events?versions=pet.adopted:1.0"] {
+    for (path, member) in [
+        ("/feed?types=pet.%23&versions=latest", "data"),
+        ("/streams/pet-1/events?versions=pet.adopted:1.0", "data"),
+        ("/streams/pet-1/state", "state"),
+    ] {
         // A directory of before has neither the type nor the stream.
         let (status, page, _) = daemon.call("GET", path, &[], "").await;
         if status == 200 {
-            all.insert(path.to_owned(), page["data"].clone());
+            all.insert(path.to_owned(), page[member].clone());
         }
     }
     all
@@ -320,8 +325,10 @@ async fn fill_jobs(daemon: &Daemon, receiver: &Receiver) {
 /// Event types, one of them deleted, events of two versions, and pins of all kinds.
 async fn fill_types(daemon: &Daemon) {
     let text = json!({"type": "string"});
+    let rules = json!([{"op": "copy", "from": "/data/name", "path": "/state"}]);
     let definition = json!({
         "description": "A pet was adopted",
+        "state": rules,
         "versions": {
             "1.0": {"schema": {"type": "object", "properties": {"adopter": text}}, "deprecated": true,
                 "sunset": "2999-01-01T00:00:00Z", "examples": [{"adopter": "Ann"}]},

@@ -4,7 +4,9 @@
 use std::fs;
 use std::process::Command;
 
+use balto::schemas::StreamState;
 use balto::schemas::migration::MigrationPatch;
+use balto::schemas::state_rules::{StateEvent, StateRules};
 use serde_json::{Value, json};
 
 use crate::support::Daemon;
@@ -81,6 +83,19 @@ async fn json_schema_test_suite_passes() {
     assert_eq!(refused, Vec::<String>::new());
 }
 
+/// The patch as rules of a state.
+fn below_state(patch: &Value) -> Value {
+    let mut rules = patch.clone();
+    for operation in rules.as_array_mut().unwrap().iter_mut().filter_map(Value::as_object_mut) {
+        for (_, place) in operation.iter_mut().filter(|(name, _)| ["path", "from"].contains(&name.as_str())) {
+            if let Some(text) = place.as_str() {
+                *place = json!(format!("/state{text}"));
+            }
+        }
+    }
+    rules
+}
+
 #[test]
 fn json_patch_test_suite_passes() {
     install();
@@ -103,6 +118,16 @@ fn json_patch_test_suite_passes() {
                 (Ok(found), None) => panic!("{test} gave {found}"),
                 (Err(_), None) => assert!(test.get("error").is_some(), "{test}"),
                 (Err(error), Some(_)) => panic!("{test}: {error}"),
+            }
+            let mut state = StreamState::new(test["doc"].clone());
+            let event = StateEvent { event_type: "a", version: "1.0", timestamp: "", stream_version: 1 };
+            let folded = StateRules::parse(&below_state(&test["patch"]).to_string())
+                .map_err(|violations| violations[0].detail.clone())
+                .and_then(|rules| rules.apply(&mut state, Value::Null, &event));
+            match test.get("expected") {
+                Some(expected) => assert_eq!((folded, state.value()), (Ok(()), expected), "{test}"),
+                None if folded.is_ok() => assert!(test.get("error").is_none(), "{test}"),
+                None => assert_eq!(*state.value(), test["doc"], "{test}: {folded:?}"),
             }
             checked += 1;
         }

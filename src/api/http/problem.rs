@@ -7,6 +7,10 @@ use std::time::Duration;
 
 use serde::ser::SerializeMap;
 
+use details::{
+    ahead_detail, expected_text, expired_detail, gone_detail, late_detail, rejection_detail, retry_seconds,
+    wrong_keys_detail,
+};
 pub use fields::{ErrorLocation, Errors, FieldError, pointer};
 
 use crate::api::http::reply::Reply;
@@ -74,6 +78,8 @@ pub enum Problem {
         repeated: bool,
     },
     Conflict(String),
+    /// The state of the stream needs more work than one request does.
+    StreamTooLong(String),
     /// Retention has removed the version where a read begins.
     VersionGone {
         first_version: u64,
@@ -223,6 +229,7 @@ impl Problem {
             Self::SchemaViolation(Vec::new()),
             Self::UnknownVersion { known: Vec::new() },
             Self::UnknownType,
+            Self::StreamTooLong(text()),
             Self::IdempotencyMismatch,
             Self::ForbiddenUrl(text()),
             Self::LoopDetected { limit: 0 },
@@ -271,6 +278,7 @@ impl Problem {
             | Self::SchemaViolation(_)
             | Self::UnknownVersion { .. }
             | Self::UnknownType
+            | Self::StreamTooLong(_)
             | Self::Rejected { rejection: Rejection::IdTaken, .. }
             | Self::IdempotencyMismatch
             | Self::ForbiddenUrl(_)
@@ -335,6 +343,7 @@ impl Problem {
             Self::SchemaViolation(_) => "schema_violation",
             Self::UnknownVersion { .. } => "unknown_version",
             Self::UnknownType => "unknown_type",
+            Self::StreamTooLong(_) => "stream_too_long",
             Self::VersionInUse(_) => "version_in_use",
             Self::IncompatibleSchema(_) => "incompatible_schema",
             Self::Rejected { rejection: Rejection::IdTaken, .. } | Self::IdempotencyMismatch => {
@@ -392,6 +401,7 @@ impl Problem {
             Self::SchemaViolation(_) => "The data does not match the schema of its type",
             Self::UnknownVersion { .. } => "The version of the event type is not registered",
             Self::UnknownType => "The event type is not registered",
+            Self::StreamTooLong(_) => "The stream is too long for its state",
             Self::VersionInUse(_) => "The version is in use",
             Self::IncompatibleSchema(_) => "The new schema is not compatible",
             Self::IdempotencyMismatch => "The key was used with another body",
@@ -418,6 +428,7 @@ impl Problem {
             | Self::QueueExists(detail)
             | Self::ForbiddenUrl(detail)
             | Self::VersionInUse(detail)
+            | Self::StreamTooLong(detail)
             | Self::Unavailable(detail) => detail.clone(),
             Self::MissesTls => {
                 "use `https://`; replace an API key that was sent over plain HTTP".to_owned()
@@ -533,64 +544,9 @@ impl Problem {
     }
 }
 
-fn gone_detail(oldest: Position) -> String {
-    format!(
-        "retention has removed events after this position; begin again with `after={oldest}` or `after=oldest`"
-    )
-}
-
-fn ahead_detail(head: Position) -> String {
-    format!(
-        "the log ends at {head}: the position is of another log, or the log was restored from a backup; compare `Balto-Log`"
-    )
-}
-
-fn rejection_detail(rejection: &Rejection) -> String {
-    match rejection {
-        Rejection::VersionConflict { expected, actual } => {
-            format!("expected version {}, found {}", expected_text(*expected), actual_text(*actual))
-        }
-        Rejection::IdTaken => {
-            "an event with this id was published with another body; to repeat it, send exactly the same body"
-                .to_owned()
-        }
-        Rejection::PartialDuplicate => {
-            "some of the ids were published before, others were not; nothing was appended".to_owned()
-        }
-    }
-}
-
-fn wrong_keys_detail(retry_after: Duration) -> String {
-    format!("too many wrong keys from this address; try again in {} s", retry_seconds(retry_after))
-}
-
-fn expired_detail(at: Timestamp) -> String {
-    format!("the API key expired at {}; use another one", at.rfc3339().as_str())
-}
-
-fn late_detail(position: Position) -> String {
-    format!("position {position} was not reached in time; ask again, or without `Balto-Wait-Position`")
-}
-
-fn retry_seconds(duration: Duration) -> u64 {
-    duration.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
-}
-
-fn expected_text(expected: Expected) -> String {
-    match expected {
-        Expected::Any => "any".to_owned(),
-        Expected::NoStream => "none".to_owned(),
-        Expected::Exists => "exists".to_owned(),
-        Expected::Version(version) => version.to_string(),
-    }
-}
-
-fn actual_text(actual: Option<u64>) -> String {
-    actual.map_or_else(|| "none".to_owned(), |version| version.to_string())
-}
-
 mod body;
 mod conversions;
+mod details;
 mod fields;
 mod quotas;
 #[cfg(test)]

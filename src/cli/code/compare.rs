@@ -63,7 +63,7 @@ pub(super) fn difference(
             (ResourceKind::Endpoint | ResourceKind::Queue, "labels") => {
                 (texts(new) != texts(old)).then(|| new.clone())
             }
-            (ResourceKind::EventType, "migrations") => (!is_same(new, old)).then(|| new.clone()),
+            (ResourceKind::EventType, "migrations" | "state") => (!is_same(new, old)).then(|| new.clone()),
             (ResourceKind::EventType, "versions") => (!has_versions(new, old)).then(|| new.clone()),
             _ => (!is_equal(new, old)).then(|| new.clone()),
         };
@@ -401,6 +401,15 @@ mod tests {
             let wanted = json!({"versions": {"1.0": version}});
             assert_eq!(patch_of(kind, wanted.clone(), &existing, false), wanted);
         }
+    }
+
+    #[test]
+    fn state_rules_are_compared_exactly() {
+        let rules = json!([{"op": "remove", "path": "/state/a", "optional": true}]);
+        let (kind, existing) = (ResourceKind::EventType, json!({"state": rules}));
+        assert_eq!(patch_of(kind, json!({"state": rules}), &existing, false), json!({}));
+        let wanted = json!({"state": [{"op": "remove", "path": "/state/a"}]});
+        assert_eq!(patch_of(kind, wanted.clone(), &existing, false), wanted);
     }
 
     #[test]

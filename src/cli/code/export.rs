@@ -52,7 +52,8 @@ const QUEUE: &[&str] = &[
     "filter",
     "labels",
 ];
-const TYPE: &[&str] = &["name", "description", "compatibility", "transitive", "versions", "migrations"];
+const TYPE: &[&str] =
+    &["name", "description", "compatibility", "transitive", "versions", "migrations", "state"];
 
 /// Print endpoints, queues and event types as a file for `balto apply`.
 #[derive(Debug, Args)]

@@ -235,7 +235,7 @@ impl ChangePlan {
 /// A `PUT` replaces a definition, so members and versions that are not wanted are sent as they are.
 fn complete_definition(wanted: &Map<String, Value>, existing: &Value) -> Map<String, Value> {
     let mut definition = Map::new();
-    for name in ["description", "compatibility", "transitive", "migrations"] {
+    for name in ["description", "compatibility", "transitive", "migrations", "state"] {
         let kept = existing.get(name).filter(|value| !value.is_null());
         definition.extend(kept.map(|value| (name.to_owned(), value.clone())));
     }

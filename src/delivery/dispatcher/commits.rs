@@ -34,9 +34,10 @@ impl Dispatcher {
         for (position, record) in &committed.records {
             match record {
                 Record::EventAccepted(event) => self.payloads.insert(*position, event),
-                Record::EventErased { event, .. } => {
+                Record::EventErased { event, tenant, .. } => {
                     self.payloads.forget(*event);
                     self.context.converted_events().forget(*event);
+                    self.context.folded_states().forget(tenant, *event);
                 }
                 Record::EndpointPut(endpoint) => self.on_endpoint(endpoint, now),
                 Record::EndpointDeleted { endpoint, .. } => {

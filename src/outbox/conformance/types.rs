@@ -5,6 +5,9 @@ use super::work::Work;
 use crate::domain::{Compatibility, EventType, EventVersion, Position, TypeDefinition, TypeVersion};
 use crate::outbox::unit::Command;
 
+/// The rules of some types.
+const RULES: &str = r#"[{"op":"copy","from":"/data","path":"/state"}]"#;
+
 impl<S: Store> Work<S> {
     /// A registration, a change or a deletion of an event type.
     pub(super) fn event_type(&mut self) -> Command {
@@ -14,10 +17,11 @@ impl<S: Store> Work<S> {
             return Command::DeleteType { name, at: self.now };
         }
         let current = self.oracle.types.get(&name).map_or(Position(0), |known| known.revision);
+        let deprecated = self.percent(50);
         let version = TypeVersion {
             version: EventVersion::default(),
             schema: "true".into(),
-            deprecated: self.percent(50),
+            deprecated,
             sunset: None,
             examples: Vec::new(),
         };
@@ -28,6 +32,7 @@ impl<S: Store> Work<S> {
             transitive: self.percent(50),
             versions: vec![version],
             migrations: Vec::new(),
+            state: deprecated.then(|| RULES.into()),
             created_at: self.now,
             updated_at: self.now,
             revision: if self.percent(15) { current.next() } else { current },

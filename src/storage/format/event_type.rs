@@ -4,6 +4,7 @@ use super::fields::{
     CodecError, get_bool, get_coded, get_list, get_name, get_option, get_text, get_time, put_list,
     put_option, put_text, put_time,
 };
+use super::record::STATE_TYPE_LAYOUT;
 use crate::codec::{Reader, put_u8, put_varint};
 use crate::domain::{Compatibility, Position, TypeDefinition, TypeMigration, TypeVersion};
 
@@ -15,6 +16,7 @@ pub(super) fn put_type(out: &mut Vec<u8>, definition: &TypeDefinition) {
         transitive,
         versions,
         migrations,
+        state,
         created_at,
         updated_at,
         revision,
@@ -38,10 +40,14 @@ pub(super) fn put_type(out: &mut Vec<u8>, definition: &TypeDefinition) {
     put_time(out, *created_at);
     put_time(out, *updated_at);
     put_varint(out, revision.0);
+    // In their own layout, so that a type without rules has the bytes of earlier versions.
+    if let Some(state) = state {
+        put_text(out, state);
+    }
 }
 
-pub(super) fn get_type(r: &mut Reader<'_>) -> Result<TypeDefinition, CodecError> {
-    Ok(TypeDefinition {
+pub(super) fn get_type(r: &mut Reader<'_>, layout: u8) -> Result<TypeDefinition, CodecError> {
+    let mut definition = TypeDefinition {
         name: get_name(r)?,
         description: get_text(r)?,
         compatibility: get_coded(r, "compatibility", Compatibility::from_code)?,
@@ -50,10 +56,15 @@ pub(super) fn get_type(r: &mut Reader<'_>) -> Result<TypeDefinition, CodecError>
         migrations: get_list(r, 3, |r| {
             Ok(TypeMigration { from: get_name(r)?, to: get_name(r)?, patch: get_text(r)? })
         })?,
+        state: None,
         created_at: get_time(r)?,
         updated_at: get_time(r)?,
         revision: Position(r.get_varint()?),
-    })
+    };
+    if layout == STATE_TYPE_LAYOUT {
+        definition.state = Some(get_text(r)?);
+    }
+    Ok(definition)
 }
 
 fn get_version(r: &mut Reader<'_>) -> Result<TypeVersion, CodecError> {
@@ -94,9 +105,29 @@ pub(super) mod tests {
                 to: "2.0".parse().unwrap(),
                 patch: "[]".into(),
             }],
+            state: None,
             created_at: time(1_000),
             updated_at: time(2_000),
             revision: Position(77),
         }
+    }
+
+    pub(in crate::storage::format) fn type_with_rules() -> TypeDefinition {
+        TypeDefinition { state: Some("[{}]".into()), ..sample_type() }
+    }
+
+    /// As in `golden.txt`: these bytes never change.
+    #[test]
+    fn golden_bytes_of_a_type_with_rules() {
+        let bytes = |definition: &TypeDefinition| {
+            let mut out = Vec::new();
+            put_type(&mut out, definition);
+            out
+        };
+        let golden = [&bytes(&sample_type())[..], b"\x04[{}]"].concat();
+        assert_eq!(bytes(&type_with_rules()), golden);
+        assert_eq!(get_type(&mut Reader::new(&golden), STATE_TYPE_LAYOUT), Ok(type_with_rules()));
+        assert_eq!(get_type(&mut Reader::new(&golden), 1), Ok(sample_type()));
+        assert!(get_type(&mut Reader::new(&bytes(&sample_type())), STATE_TYPE_LAYOUT).is_err());
     }
 }

@@ -7,8 +7,8 @@
 //!
 //! A record is a tag byte, a layout version byte and the fields below, in this order. The layout
 //! version is 5 for `AttemptFinished`, 2 for `EndpointPut`, `KeyPut`, `EventRejected`, the
-//! `EventAccepted` of an erased event, a `ConsumerPut` with pins and a `JobPut` with a search, 3
-//! for an event with labels, and 1 for all others.
+//! `EventAccepted` of an erased event, a `ConsumerPut` with pins, a `TypePut` with state rules and a
+//! `JobPut` with a search, 3 for an event with labels, and 1 for all others.
 //!
 //! | tag | record | fields |
 //! |---|---|---|
@@ -36,7 +36,7 @@
 //! | 22 | `MessagesLeased` | queue, messages (event, place), until, at, worker? |
 //! | 23 | `LeasesEnded` | queue, ends (event, lease, end), at, reason? |
 //! | 24 | `LeasesExtended` | queue, leases (event, lease), until, at |
-//! | 25 | `TypePut` | name, description, compatibility, transitive, versions (version, schema, deprecated, sunset?, examples), migrations (from, to, patch), created at, updated at, revision |
+//! | 25 | `TypePut` | name, description, compatibility, transitive, versions (version, schema, deprecated, sunset?, examples), migrations (from, to, patch), created at, updated at, revision, state rules (layout 2 only) |
 //! | 26 | `TypeDeleted` | name, at |
 //! | 27 | `JobPut` | id, number, kind, tenant?, started by (actor), started at, count, rate?, selection (endpoint?, types, reason?, since?, until?, only undelivered), progress, search (layout 2 only: last attempt? (status?, class? (0: no reply), audience), id start?) |
 //! | 28 | `JobMoved` | number, progress (status, done, cursor? (position, endpoint, event), at, error?) |
@@ -92,6 +92,8 @@ pub(super) const LABELLED_EVENT_LAYOUT: u8 = 3;
 pub(super) const PINNED_CONSUMER_LAYOUT: u8 = 2;
 /// Layout version of jobs with a search. Layout 1, of all other jobs, has no search.
 pub(super) const SEARCH_JOB_LAYOUT: u8 = 2;
+/// Layout version of types with state rules, which follow the fields of layout 1.
+pub(super) const STATE_TYPE_LAYOUT: u8 = 2;
 /// Layout version of endpoints. Layout 1 stays readable: its secrets have a single kind and plain
 /// bytes, and it has no options.
 const ENDPOINT_LAYOUT: u8 = 2;
@@ -296,7 +298,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
         MESSAGES_LEASED => get_messages_leased(r)?,
         LEASES_ENDED => get_leases_ended(r)?,
         LEASES_EXTENDED => get_leases_extended(r)?,
-        TYPE_PUT => Record::TypePut(Arc::new(get_type(r)?)),
+        TYPE_PUT => Record::TypePut(Arc::new(get_type(r, found)?)),
         TYPE_DELETED => Record::TypeDeleted { name: get_name(r)?, at: get_time(r)? },
         JOB_PUT..=AUDITED => get_work_record(tag, r, found)?,
         SOURCE_PUT => Record::SourcePut(Arc::new(get_source(r)?)),
@@ -326,6 +328,7 @@ fn layout_of(tag: u8) -> Option<u8> {
         EVENT_ACCEPTED => Some(LABELLED_EVENT_LAYOUT),
         CONSUMER_PUT => Some(PINNED_CONSUMER_LAYOUT),
         JOB_PUT => Some(SEARCH_JOB_LAYOUT),
+        TYPE_PUT => Some(STATE_TYPE_LAYOUT),
         EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=SOURCE_DELETED => Some(LAYOUT),
         _ => None,
     }
@@ -338,13 +341,15 @@ fn put_horizon(out: &mut Vec<u8>, horizon: Horizon, at: Timestamp) {
 }
 
 /// The layout version that a record is written in: the latest, but the first for an event that is
-/// neither erased nor labelled, for a consumer without pins, and for a job without a search.
+/// neither erased nor labelled, a consumer without pins, a type without state rules, and a job
+/// without a search.
 fn written_layout(record: &Record) -> u8 {
     match record {
         Record::EventAccepted(event) if event.erased_at.is_some() => ERASED_EVENT_LAYOUT,
         Record::EventAccepted(event) if event.labels.is_empty() => LAYOUT,
         Record::ConsumerPut(consumer) if consumer.versions.is_empty() => LAYOUT,
         Record::JobPut(job) if job.selection.search == DeliverySearch::default() => LAYOUT,
+        Record::TypePut(definition) if definition.state.is_none() => LAYOUT,
         _ => layout_of(record_tag(record)).expect("every record has a layout"),
     }
 }

@@ -16,7 +16,7 @@ use crate::domain::{
 };
 use crate::storage::format::consumer::tests::{bare_consumer, consumer, pinned_consumer};
 use crate::storage::format::endpoint::{get_handshake, put_handshake};
-use crate::storage::format::event_type::tests::sample_type;
+use crate::storage::format::event_type::tests::{sample_type, type_with_rules};
 use crate::storage::format::exchange::tests::{bare_exchange, exchange};
 use crate::storage::format::job::tests::work_records;
 use crate::storage::format::outgoing::tests::{posting_endpoint, sample_endpoint};
@@ -206,11 +206,12 @@ fn rejections() -> impl Iterator<Item = Record> {
     })
 }
 
-fn consumer_samples(at: Timestamp) -> Vec<Record> {
+fn consumer_and_type_samples(at: Timestamp) -> Vec<Record> {
     vec![
         Record::ConsumerPut(Arc::new(consumer())),
         Record::ConsumerPut(Arc::new(bare_consumer())),
         Record::ConsumerPut(Arc::new(pinned_consumer())),
+        Record::TypePut(Arc::new(type_with_rules())),
         Record::ConsumerPut(Arc::new(Consumer {
             filter: ConsumerFilter {
                 streams: StreamChoice::Prefix("order-".into()),
@@ -303,7 +304,7 @@ fn samples() -> Vec<Record> {
         },
     ];
     all.extend(rejections());
-    all.extend(consumer_samples(at));
+    all.extend(consumer_and_type_samples(at));
     all.extend(erasures());
     all.extend(lease_records());
     all.extend(work_records());

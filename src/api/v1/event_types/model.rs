@@ -39,6 +39,11 @@ pub struct TypeInput {
     /// Conversions of `data` between versions.
     #[schemars(length(max = 200))]
     pub migrations: Option<Vec<MigrationInput>>,
+    /// How an event changes the state of its stream: a JSON Patch (RFC 6902) over
+    /// `{"state": .., "data": .., "event": ..}` with at most 200 operations, which writes below
+    /// `/state`. An operation with `"optional": true` is skipped when its place does not exist.
+    #[schemars(with = "Option<Vec<Map<String, Value>>>")]
+    pub state: Option<Box<RawValue>>,
 }
 
 fn versions<'de, D: serde::Deserializer<'de>>(
@@ -96,6 +101,7 @@ impl TypeInput {
         });
         let compatibility = compatibility.and_then(|word| errors.check("/compatibility", word));
         let migrations = check_migrations(self.migrations.unwrap_or_default(), &versions, errors);
+        let state = self.state.and_then(|state| errors.check("/state", compact(state.get())));
         let definition = TypeDefinition {
             name,
             description: description.into(),
@@ -103,6 +109,7 @@ impl TypeInput {
             transitive: self.transitive.unwrap_or(false),
             versions,
             migrations,
+            state,
             created_at: Timestamp::ZERO,
             updated_at: Timestamp::ZERO,
             revision: Position(0),
@@ -196,6 +203,10 @@ pub struct TypeBody {
     /// Not in lists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migrations: Option<Vec<MigrationBody>>,
+    /// How an event changes the state of its stream, if it does. Not in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<Map<String, Value>>>")]
+    pub state: Option<Value>,
     pub created_at: Time,
     pub updated_at: Time,
     /// The stored events that the definition was tried on. Only in the response to a change.
@@ -277,6 +288,7 @@ impl TypeBody {
             latest: definition.latest().map(|latest| latest.version.to_string()).unwrap_or_default(),
             versions: versions.collect(),
             migrations: whole.then(|| migrations.collect()),
+            state: definition.state.as_deref().filter(|_| whole).and_then(value_of),
             created_at: Time(definition.created_at),
             updated_at: Time(definition.updated_at),
             sample: None,

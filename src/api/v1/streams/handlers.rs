@@ -1,9 +1,9 @@
-//! Streams: head, events, list.
+//! Streams: head, events, state, list.
 
 use axum::http::header;
 
-use super::model::{StreamBody, StreamPageBody};
-use super::query::wanted_events;
+use super::model::{StreamBody, StreamPageBody, StreamStateBody};
+use super::query::{state_bound, wanted_events};
 use crate::api::http::problem::Problem;
 use crate::api::http::reply::Reply;
 use crate::api::http::response::Json;
@@ -11,8 +11,10 @@ use crate::api::v1::feed::query::versions;
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::domain::{StreamName, Tenant};
-use crate::service::Streams;
+use crate::limits;
+use crate::service::stream_states::FoldError;
 use crate::service::streams::StreamReadError;
+use crate::service::{StreamStates, Streams};
 
 const TENANT_HINT: &str = "; name the tenant with `?tenant=`";
 
@@ -74,9 +76,7 @@ pub async fn read(call: &Call) -> Result<Json<StreamPageBody<'static>>, Problem>
     let streams = Streams(&call.api.context);
     let mut page = match streams.read(&tenant, &stream, wanted).await {
         Ok(page) => page,
-        Err(StreamReadError::NotFound) => return Err(call.stream_not_found()),
-        Err(StreamReadError::Gone { first_version }) => return Err(Problem::VersionGone { first_version }),
-        Err(StreamReadError::Unavailable(error)) => return Err(error.into()),
+        Err(error) => return Err(read_problem(call, error)),
     };
     let bytes = page.events.iter().map(|entry| entry.event.weight()).sum();
     let respond = || {
@@ -84,6 +84,42 @@ pub async fn read(call: &Call) -> Result<Json<StreamPageBody<'static>>, Problem>
         Json::new(&StreamPageBody::new(&stream, &page)).without_lifetime()
     };
     Ok(call.heavy_work(bytes, respond).await)
+}
+
+fn read_problem(call: &Call, error: StreamReadError) -> Problem {
+    match error {
+        StreamReadError::NotFound => call.stream_not_found(),
+        StreamReadError::Gone { first_version } => Problem::VersionGone { first_version },
+        StreamReadError::Unavailable(error) => error.into(),
+    }
+}
+
+/// `GET /v1/streams/{stream}/state`
+pub async fn state(call: &Call) -> Result<Json<StreamStateBody<'static>>, Problem> {
+    let stream: StreamName = call.parse_id("stream")?;
+    let tenant = call.stream_tenant()?;
+    let bound = state_bound(&call.query)?;
+    let folded = StreamStates(&call.api.context).get(&call.principal.scope, &tenant, &stream, bound).await;
+    let folded = folded.map_err(|error| match error {
+        FoldError::Read(error) => read_problem(call, error),
+        too_long => Problem::StreamTooLong(state_detail(&too_long)),
+    })?;
+    let respond = || Json::new(&StreamStateBody::new(&stream, &folded)).without_lifetime();
+    Ok(call.heavy_work(folded.state.len(), respond).await)
+}
+
+fn state_detail(error: &FoldError) -> String {
+    match error {
+        FoldError::TooSlow { version } => {
+            format!(
+                "{error}; what was folded is kept for a while: ask again, which continues after version {version}"
+            )
+        }
+        _ => format!(
+            "{error}, and at most {} are; ask for earlier versions before, with `untilVersion`",
+            limits::STATE_EVENTS_MAX
+        ),
+    }
 }
 
 /// `GET /v1/streams`

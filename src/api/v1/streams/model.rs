@@ -11,6 +11,7 @@ use crate::api::v1::events::model::LogEventBody;
 use crate::api::v1::events::model::{EventInput, ExpectedVersion, event_url};
 use crate::domain::{Position, StreamName, Tenant};
 use crate::service::atomic::{StreamCheck, last_version};
+use crate::service::stream_states::{FoldedState, StateProblem};
 use crate::service::streams::StreamPage;
 use crate::service::types::{AcceptedEvent, Head};
 
@@ -200,6 +201,51 @@ impl<'a> StreamPageBody<'a> {
             first_version: page.head.first_version,
             data: page.events.iter().map(|entry| LogEventBody::of_feed(entry)).collect(),
             next_version: page.next_version,
+        }
+    }
+}
+
+/// The state of a stream at a version.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StreamStateBody<'a> {
+    pub stream: &'a str,
+    /// The version of the last event that the state has; 0 before the first one.
+    pub version: u64,
+    /// The position of that event; 0 before the first one.
+    pub position: u64,
+    /// The events, folded by the rules of their types; null without rules.
+    #[schemars(with = "serde_json::Value")]
+    pub state: Option<&'a RawValue>,
+    /// Events that did not change the state as the rules of their type say. The first 100.
+    pub problems: Vec<StateProblemBody<'a>>,
+}
+
+/// An event that did not change the state as the rules of its type say.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StateProblemBody<'a> {
+    /// The version of the event in the stream.
+    pub version: u64,
+    #[serde(rename = "type")]
+    pub event_type: &'a str,
+    pub detail: &'a str,
+}
+
+impl<'a> StreamStateBody<'a> {
+    #[must_use]
+    pub fn new(stream: &'a StreamName, folded: &'a FoldedState) -> Self {
+        let problem = |problem: &'a StateProblem| StateProblemBody {
+            version: problem.version,
+            event_type: problem.event_type.as_str(),
+            detail: &problem.detail,
+        };
+        Self {
+            stream: stream.as_str(),
+            version: folded.version,
+            position: folded.position.0,
+            state: serde_json::from_str(&folded.state).ok(),
+            problems: folded.problems.iter().map(problem).collect(),
         }
     }
 }

@@ -5,10 +5,13 @@ use crate::api::v1::feed::query::types;
 use crate::api::v1::lists::{Kind, LIMIT, NAME, PATTERNS, Param, Query, VERSIONS, param};
 use crate::domain::Expected;
 use crate::limits;
+use crate::service::stream_states::StateBound;
 use crate::service::streams::{Direction, ReadStart, StreamRead};
 
 const STREAM_TENANT: Param =
     param("tenant", "The tenant of the stream; default: the key's, or `default`", NAME);
+const UNTIL_VERSION: Param = param("untilVersion", "Only events up to this version", Kind::Position);
+const UNTIL: Param = param("until", "Only events accepted before this time", Kind::Time);
 pub const ONE_STREAM: &[Param] = &[STREAM_TENANT];
 pub const APPEND: &[Param] = &[
     STREAM_TENANT,
@@ -32,8 +35,8 @@ pub const STREAM_EVENTS: &[Param] = &[
         Kind::Text("^(oldest|[1-9][0-9]{0,17})$", 18),
     ),
     param("direction", "Order of the events; default: `forwards`", Kind::Word(DIRECTIONS)),
-    param("untilVersion", "Only events up to this version", Kind::Position),
-    param("until", "Only events accepted before this time", Kind::Time),
+    UNTIL_VERSION,
+    UNTIL,
     param(
         "types",
         "Only types that match one of these topic patterns, separated by commas",
@@ -46,6 +49,7 @@ pub const STREAM_EVENTS: &[Param] = &[
         Kind::Count(limits::STREAM_PAGE_EVENTS_MAX, limits::STREAM_PAGE_EVENTS_DEFAULT),
     ),
 ];
+pub const STREAM_STATE: &[Param] = &[STREAM_TENANT, UNTIL_VERSION, UNTIL];
 /// The cursor has a stream's name in base64.
 pub const STREAMS: &[Param] = &[
     STREAM_TENANT,
@@ -100,4 +104,12 @@ pub(super) fn wanted_events(query: &Query) -> Result<StreamRead, Problem> {
         types: types(query)?,
         limit,
     })
+}
+
+/// The wanted version of `GET /v1/streams/{stream}/state`.
+///
+/// # Errors
+/// 422 that names the parameter.
+pub(super) fn state_bound(query: &Query) -> Result<StateBound, Problem> {
+    Ok(StateBound { until_version: query.number("untilVersion")?, until: query.time("until")? })
 }
