@@ -459,7 +459,7 @@ impl MemoryStore {
         let wants = |endpoint: &&Arc<Endpoint>| match draft.only {
             Some(only) => endpoint.number == only,
             None => {
-                endpoint.tenant == draft.tenant
+                endpoint.tenant.takes_from(&draft.tenant)
                     && want(&endpoint.event_types, &draft.event_type)
                     && samples::wants(&endpoint.selection, &draft.event_type, &draft.labels, &draft.data)
             }

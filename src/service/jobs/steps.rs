@@ -13,6 +13,7 @@ use crate::outbox::unit::Command;
 use crate::projections::reads::{Cursor, Filter};
 use crate::service::bulk::{DELETED, deliveries_per_step, revive_command};
 use crate::service::filters::StoredSelection;
+use crate::service::pages::Pages;
 use crate::service::replays::{PastRange, Replays};
 use crate::service::tenants::Tenants;
 
@@ -135,7 +136,8 @@ impl Jobs<'_> {
         after: Option<Cursor>,
         limit: usize,
     ) -> Result<(Vec<DeliveryKey>, Option<Cursor>), Unavailable> {
-        let (wanted, is_queue) = (filter(job), job.kind == JobKind::PurgeQueue);
+        let wanted = Pages(self.0).with_owners(filter(job));
+        let is_queue = job.kind == JobKind::PurgeQueue;
         let read = move |state: &dyn ReadModel| {
             if is_queue {
                 let found = state.deliveries(&wanted, after, limit);

@@ -4,13 +4,13 @@ use super::model::{DeadLetterBody, DeadLetterDetailBody, LettersInput};
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::{Nothing, Optional, Required};
 use crate::api::http::response::{Accepted, Json, NoContent};
-use crate::api::v1::deliveries::handlers::{PageSearch, filter_by_endpoint, limit_by_id};
+use crate::api::v1::deliveries::handlers::{PageSearch, filter_by_endpoint, limit_by_id, owner};
 use crate::api::v1::deliveries::model::DeliveryBody;
 use crate::api::v1::jobs::handlers::start;
 use crate::api::v1::jobs::model::{StartedBody, check_rate};
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found, text};
-use crate::domain::{DeliveryId, EndpointId, JobKind, JobSelection, Pattern, QueueName, Tenant};
+use crate::domain::{DeliveryId, EndpointId, JobKind, JobSelection, Pattern, QueueName, QueueOwner};
 use crate::rules::patterns::{canonical, check_pattern};
 use crate::service::jobs::NewJob;
 use crate::service::types::Filter;
@@ -18,7 +18,7 @@ use crate::service::{DeadLetters, Endpoints, Queues};
 
 /// `GET /v1/dead-letters`
 pub async fn list(call: &Call) -> Result<Json<ListBody<DeadLetterBody>>, Problem> {
-    let tenant = call.principal.tenant_filter(call.query.get("tenant")?)?;
+    let tenant = call.principal.tenant_filter(owner(call)?)?;
     let mut filter = call.query.delivery_filters(tenant)?;
     let (mut after, limit) = (call.query.cursor(List::DeadLetters)?, call.query.limit()?);
     filter.last_attempt = call.query.last_attempt(call.principal.audience())?;
@@ -81,7 +81,8 @@ fn parse_filter(call: &Call, input: LettersInput) -> Result<Filter, Problem> {
         let found = found.and_then(|id| Endpoints(&call.api.context).number(&call.principal.scope, &id));
         errors.check("/endpointId", found.ok_or_else(|| format!("endpoint `{id}` not found")))
     });
-    let tenant: Option<Tenant> = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
+    let tenant = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
+    let tenant = tenant.map(|QueueOwner(owner)| owner);
     let queue = match input.queue {
         Some(name) => {
             let owner = call.principal.tenant(tenant.clone())?;
