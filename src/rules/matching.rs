@@ -55,7 +55,7 @@ struct PatternIndex {
 #[derive(Debug, Default)]
 pub struct Matcher {
     tenants: HashMap<Tenant, PatternIndex>,
-    /// Those that take the events of all tenants but the reserved one.
+    /// Of queues that take the events of all tenants but the reserved one.
     every: PatternIndex,
     /// Number of changes. A match is valid as long as it stays the same.
     revision: u64,

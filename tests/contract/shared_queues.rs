@@ -133,8 +133,11 @@ async fn tenants_neither_see_nor_change_messages_of_the_operator() {
     assert_eq!((status, &replayed["count"]), (202, &json!(0)), "{replayed}");
     let usage = call_as(&daemon, ADMIN, "GET", "/tenants/acme", "").await.1;
     assert_eq!(usage["usage"]["pendingDeliveries"], 0, "{usage}");
+    the_operator_finds_them(&daemon, &events[0], &held).await;
+}
 
-    // The operator finds them by the tenant `*`, or without a tenant.
+/// By the tenant `*`, or without a tenant.
+async fn the_operator_finds_them(daemon: &Daemon, event: &str, held: &[Value]) {
     for (path, count) in [
         ("/deliveries?tenant=*", 3),
         ("/deliveries?queue=all&tenant=*", 3),
@@ -144,25 +147,25 @@ async fn tenants_neither_see_nor_change_messages_of_the_operator() {
         ("/dead-letters?tenant=acme", 0),
         ("/dead-letters", 1),
     ] {
-        let page = call_as(&daemon, ADMIN, "GET", path, "").await.1;
+        let page = call_as(daemon, ADMIN, "GET", path, "").await.1;
         assert_eq!(list(&page).len(), count, "{path}: {page}");
     }
-    let event = call_as(&daemon, ADMIN, "GET", &format!("/events/{}", events[0]), "").await.1;
-    assert_eq!(event["deliveries"][0]["destination"]["name"], "all", "{event}");
-    let redriven = call_as(&daemon, ADMIN, "POST", "/dead-letters/redrive", r#"{"tenant":"*"}"#).await.1;
+    let shown = call_as(daemon, ADMIN, "GET", &format!("/events/{event}"), "").await.1;
+    assert_eq!(shown["deliveries"][0]["destination"]["name"], "all", "{shown}");
+    let redriven = call_as(daemon, ADMIN, "POST", "/dead-letters/redrive", r#"{"tenant":"*"}"#).await.1;
     assert_eq!(redriven["count"], 1, "{redriven}");
-    let deleted = call_as(&daemon, ADMIN, "DELETE", "/tenants/acme", "{}").await;
+    let deleted = call_as(daemon, ADMIN, "DELETE", "/tenants/acme", r#"{"confirm":"acme"}"#).await;
     assert!(matches!(deleted.0, 202 | 204), "{deleted:?}");
-    let left = receive(&daemon, json!({})).await;
+    let left = receive(daemon, json!({})).await;
     assert_eq!(left.len(), 2, "a tenant's deletion ends no work of the operator");
-    assert_eq!(end(&daemon, "ack", &held[1..], json!({})).await, ["acked"]);
-    let purged = call_as(&daemon, ADMIN, "POST", &format!("{QUEUE}/purge?tenant=*"), "").await.1;
+    assert_eq!(end(daemon, "ack", &held[1..], json!({})).await, ["acked"]);
+    let purged = call_as(daemon, ADMIN, "POST", &format!("{QUEUE}/purge?tenant=*"), "").await.1;
     assert_eq!(purged["count"], 2, "{purged}");
     for (path, body) in [
         ("/events", r#"{"type":"job","data":1,"tenant":"*"}"#),
         ("/endpoints", r#"{"url":"http://localhost:1","tenant":"*"}"#),
     ] {
-        let (status, problem) = call_as(&daemon, ADMIN, "POST", path, body).await;
+        let (status, problem) = call_as(daemon, ADMIN, "POST", path, body).await;
         is_problem(&(status, problem), 422, "validation_failed", path);
     }
 }

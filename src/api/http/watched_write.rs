@@ -1,4 +1,4 @@
-//! What to do when a response is not written: its client has gone, or reads too slowly.
+//! The watch for a response that is not written: its client has gone, or reads too slowly.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -566,11 +566,8 @@ impl Oracle {
 
     /// The deliveries of a queue of all tenants belong to no tenant.
     fn wants_owner(filter: &Filter, endpoint: EndpointNumber) -> bool {
-        match &filter.tenant {
-            Some(tenant) if tenant.is_every() => filter.shared.contains(&endpoint),
-            Some(_) => !filter.shared.contains(&endpoint),
-            None => true,
-        }
+        let is_shared = filter.shared.contains(&endpoint);
+        filter.tenant.as_ref().is_none_or(|tenant| tenant.is_every() == is_shared)
     }
 
     fn wants_event(filter: &Filter, position: Position, event: &Event) -> bool {
