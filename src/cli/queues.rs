@@ -110,7 +110,7 @@ pub(crate) enum QueuesCommand {
 pub(crate) struct Queue {
     #[arg(value_name = "QUEUE", value_parser = queue_name)]
     pub(super) name: String,
-    /// The queue's tenant, for a key without one [default: default].
+    /// The queue's tenant, or `*`, for a key without one [default: default].
     #[arg(long)]
     pub(super) tenant: Option<String>,
 }

@@ -215,6 +215,44 @@ impl Tenant {
     pub const DEFAULT: &'static str = "default";
     /// The reserved tenant of operator events.
     pub const OPERATOR: &'static str = "balto";
+    /// The owner of queues for the events of all tenants. No tenant can have this name.
+    pub const EVERY: &'static str = "*";
+
+    /// See [`Self::EVERY`].
+    #[must_use]
+    pub fn every() -> Self {
+        Self(Self::EVERY.into())
+    }
+
+    #[must_use]
+    pub fn is_every(&self) -> bool {
+        &*self.0 == Self::EVERY
+    }
+
+    /// Whether subscriptions of this owner take the events of `tenant`: their own, or those of all
+    /// tenants but the reserved one.
+    #[must_use]
+    pub fn takes_from(&self, tenant: &Self) -> bool {
+        self == tenant || self.is_every() && tenant.as_str() != Self::OPERATOR
+    }
+}
+
+/// The owner of a queue: a tenant, or all tenants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueOwner(pub Tenant);
+
+impl FromStr for QueueOwner {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        if text == Tenant::EVERY {
+            return Ok(Self(Tenant::every()));
+        }
+        text.parse().map(Self).map_err(|error: InvalidName| InvalidName {
+            rule: "dot-separated words of [A-Za-z0-9_-], at most 255 bytes, or `*` for all tenants",
+            ..error
+        })
+    }
 }
 
 /// Returns a header name for comparison: in lower case, with `-` for all but letters and digits.

@@ -91,6 +91,8 @@ impl Retention {
         let cutoffs = self.policy.cutoffs(now);
         if cutoffs != Cutoffs::default() {
             pass.events = self.forget(cutoffs, now).await?;
+        } else {
+            self.record_horizon(now).await?;
         }
         if let Some(before) = cutoffs.events {
             self.forget_hours(before).await?;
@@ -139,6 +141,17 @@ impl Retention {
             tokio::time::sleep(STEP_PAUSE).await;
         }
         Ok(events)
+    }
+
+    /// Records the horizon before the first removal of anything. Without it, a rebuild of the state
+    /// would take removed audit entries for removed events.
+    async fn record_horizon(&self, now: Timestamp) -> Result<(), Unavailable> {
+        let unknown = |state: &mut State| state.next_horizon(Cutoffs::default(), 0, 0);
+        if let Some(horizon) = self.outbox.with_state_mut(unknown).await? {
+            let record = Record::HorizonMoved { horizon, at: now };
+            self.outbox.commit(vec![Command::Record(record)]).await?;
+        }
+        Ok(())
     }
 
     /// Deletes the statistics of deleted events.

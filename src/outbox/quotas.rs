@@ -5,7 +5,7 @@
 //! subtracted when the state applies it, so the writer may count slightly too much, never too
 //! little.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, RwLock};
 
 use super::registry::Registry;
@@ -63,9 +63,9 @@ impl UnappliedLoad {
     }
 }
 
-/// Whether no quota applies.
+/// Whether no quota applies: to the operator, and to the owner of queues of all tenants.
 fn is_exempt(tenant: &Tenant) -> bool {
-    tenant.as_str() == Tenant::OPERATOR
+    tenant.as_str() == Tenant::OPERATOR || tenant.is_every()
 }
 
 /// One tenant in a group.
@@ -81,7 +81,11 @@ struct TenantLoad {
 /// Loads of the tenants in a group that is not committed yet. Limits and earlier loads are read
 /// once: the registry does not change within a group.
 #[derive(Default)]
-pub(super) struct GroupLoads(HashMap<Tenant, TenantLoad>);
+pub(super) struct GroupLoads {
+    tenants: HashMap<Tenant, TenantLoad>,
+    /// Queues of all tenants. No tenant's quota counts their messages.
+    shared: Option<Arc<HashSet<EndpointNumber>>>,
+}
 
 impl GroupLoads {
     fn of(
@@ -90,16 +94,16 @@ impl GroupLoads {
         registry: &RwLock<Registry>,
         unapplied: &mut UnappliedLoad,
     ) -> &mut TenantLoad {
-        if !self.0.contains_key(tenant) {
+        if !self.tenants.contains_key(tenant) {
             let limits = registry.read().expect("no holder of this lock panics").quotas(tenant);
             let limit = |quota| limits.limit(quota).filter(|_| !is_exempt(tenant));
             let (pending_max, bytes_max) = (limit(Quota::PendingDeliveries), limit(Quota::StoredBytes));
             let is_limited = pending_max.is_some() || bytes_max.is_some();
             let before = if is_limited { unapplied.load(tenant) } else { Load::default() };
             let load = TenantLoad { pending_max, bytes_max, before, added: Load::default() };
-            self.0.insert(tenant.clone(), load);
+            self.tenants.insert(tenant.clone(), load);
         }
-        self.0.get_mut(tenant).expect("it was inserted")
+        self.tenants.get_mut(tenant).expect("it was inserted")
     }
 
     /// Checks and adds an event.
@@ -112,7 +116,9 @@ impl GroupLoads {
         registry: &RwLock<Registry>,
         unapplied: &mut UnappliedLoad,
     ) -> Result<(), QuotaExceeded> {
-        let more = Load { pending: event.targets.len() as u64, bytes: event.stored_bytes() };
+        self.shared
+            .get_or_insert_with(|| registry.read().expect("no holder of this lock panics").shared_queues());
+        let more = self.load_of(event);
         let load = self.of(&event.tenant, registry, unapplied);
         let mut all = load.before;
         all.add(load.added);
@@ -127,9 +133,19 @@ impl GroupLoads {
 
     /// Takes back an event that was added and is not committed.
     pub(super) fn remove_event(&mut self, event: &Event) {
-        if let Some(load) = self.0.get_mut(&event.tenant) {
-            load.added.subtract(Load { pending: event.targets.len() as u64, bytes: event.stored_bytes() });
+        let gone = self.load_of(event);
+        if let Some(load) = self.tenants.get_mut(&event.tenant) {
+            load.added.subtract(gone);
         }
+    }
+
+    /// The load that an event adds to its tenant.
+    fn load_of(&self, event: &Event) -> Load {
+        let shared = self.shared.as_ref().filter(|shared| !shared.is_empty());
+        let pending = shared.map_or(event.targets.len(), |shared| {
+            event.targets.iter().filter(|target| !shared.contains(*target)).count()
+        });
+        Load { pending: pending as u64, bytes: event.stored_bytes() }
     }
 
     /// Checks replayed and redriven deliveries, of all records of a unit together. Manual retries
@@ -176,7 +192,7 @@ impl GroupLoads {
 
     /// Added loads.
     fn added(self) -> impl Iterator<Item = (Tenant, Load)> {
-        let added = self.0.into_iter().map(|(tenant, load)| (tenant, load.added));
+        let added = self.tenants.into_iter().map(|(tenant, load)| (tenant, load.added));
         added.filter(|(_, load)| *load != Load::default())
     }
 }

@@ -40,6 +40,8 @@ pub struct Registry {
     endpoints: BTreeMap<EndpointNumber, Arc<Endpoint>>,
     /// Endpoints with an ordering.
     ordered: Arc<HashSet<EndpointNumber>>,
+    /// Queues of all tenants, deleted ones included.
+    shared: Arc<HashSet<EndpointNumber>>,
     /// Includes deleted endpoints, because queries still ask for their deliveries.
     by_id: HashMap<EndpointId, EndpointNumber>,
     queues: HashMap<(Tenant, QueueName), EndpointNumber>,
@@ -69,6 +71,7 @@ impl Registry {
                 self.last_number = self.last_number.max(endpoint.number.0);
                 self.by_id.insert(endpoint.id.clone(), endpoint.number);
                 self.set_ordered(endpoint.number, endpoint.ordering != Ordering::None);
+                self.note_owner(endpoint);
                 self.queues.extend(queue_key(endpoint).map(|key| (key, endpoint.number)));
                 let before = self.endpoints.insert(endpoint.number, endpoint.clone());
                 self.change_uid(before.as_deref(), Some(endpoint));
@@ -142,6 +145,18 @@ impl Registry {
         }
     }
 
+    fn note_owner(&mut self, endpoint: &Endpoint) {
+        if endpoint.tenant.is_every() && !self.shared.contains(&endpoint.number) {
+            Arc::make_mut(&mut self.shared).insert(endpoint.number);
+        }
+    }
+
+    /// Queues of all tenants, including deleted ones. Their deliveries belong to no tenant.
+    #[must_use]
+    pub fn shared_queues(&self) -> Arc<HashSet<EndpointNumber>> {
+        self.shared.clone()
+    }
+
     /// Endpoints whose deliveries wait for each other, at this moment.
     #[must_use]
     pub fn ordered_endpoints(&self) -> Arc<HashSet<EndpointNumber>> {
@@ -213,6 +228,7 @@ impl Registry {
     pub fn apply_deleted(&mut self, record: &Record) {
         if let Record::EndpointPut(endpoint) = record {
             self.last_number = self.last_number.max(endpoint.number.0);
+            self.note_owner(endpoint);
             self.by_id.insert(endpoint.id.clone(), endpoint.number);
             self.deleted.insert(endpoint.number, (endpoint.id.clone(), endpoint.tenant.clone()));
         }

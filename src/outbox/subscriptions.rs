@@ -57,6 +57,8 @@ pub type Verdicts = HashMap<u64, bool>;
 pub struct Subscriptions {
     matcher: Matcher,
     conditions: HashMap<Tenant, TenantConditions>,
+    /// Of the queues of all tenants.
+    every: TenantConditions,
     last_filter: u64,
 }
 
@@ -85,7 +87,10 @@ impl Subscriptions {
         if endpoint.selection.is_everything() {
             return;
         }
-        let of_tenant = self.conditions.entry(endpoint.tenant.clone()).or_default();
+        let of_tenant = match endpoint.tenant.is_every() {
+            true => &mut self.every,
+            false => self.conditions.entry(endpoint.tenant.clone()).or_default(),
+        };
         let filter = filter.as_ref().map(|text| {
             let (shared, users) = of_tenant.filters.entry(text.clone()).or_insert_with(|| {
                 self.last_filter += 1;
@@ -105,7 +110,11 @@ impl Subscriptions {
     /// Removes an endpoint if it is in the index.
     pub fn remove(&mut self, endpoint: &Endpoint) {
         self.matcher.remove(endpoint.number, &endpoint.tenant);
-        let Some(of_tenant) = self.conditions.get_mut(&endpoint.tenant) else { return };
+        let of_tenant = match endpoint.tenant.is_every() {
+            true => Some(&mut self.every),
+            false => self.conditions.get_mut(&endpoint.tenant),
+        };
+        let Some(of_tenant) = of_tenant else { return };
         if of_tenant.endpoints.remove(&endpoint.number).is_none() {
             return;
         }
@@ -126,8 +135,10 @@ impl Subscriptions {
     #[must_use]
     pub fn candidates(&self, tenant: &Tenant, event_type: &EventType) -> (Candidates, MatchCost) {
         let (endpoints, cost) = self.matcher.targets_with_cost(tenant, event_type);
-        let conditions = self.conditions.get(tenant).map(|of_tenant| {
-            let conditions = |endpoint| of_tenant.endpoints.get(endpoint).cloned();
+        let of_tenant = self.conditions.get(tenant);
+        let conditions = (of_tenant.is_some() || !self.every.endpoints.is_empty()).then(|| {
+            let own = |endpoint| of_tenant.and_then(|own| own.endpoints.get(endpoint));
+            let conditions = |endpoint| own(endpoint).or_else(|| self.every.endpoints.get(endpoint)).cloned();
             endpoints.iter().map(conditions).collect::<Vec<_>>()
         });
         let conditions = conditions.filter(|all| all.iter().any(Option::is_some));
@@ -146,7 +157,8 @@ impl Subscriptions {
         filter: &CompiledFilter,
         replaced: Option<&Endpoint>,
     ) -> Result<(), NoRoomForFilter> {
-        let Some(of_tenant) = self.conditions.get(tenant) else { return Ok(()) };
+        let of_tenant = if tenant.is_every() { Some(&self.every) } else { self.conditions.get(tenant) };
+        let Some(of_tenant) = of_tenant else { return Ok(()) };
         if of_tenant.filters.contains_key(text) {
             return Ok(());
         }

@@ -23,6 +23,9 @@ pub struct Filter {
     /// Events from the first to the second position.
     pub positions: Option<(Position, Position)>,
     pub endpoints: Option<EndpointChoice>,
+    /// Queues of all tenants. Their deliveries are found by the tenant `*`, and not by a tenant's
+    /// name.
+    pub shared: Arc<HashSet<EndpointNumber>>,
     pub last_attempt: Option<LastAttemptFilter>,
     /// First characters of the event's id. The state has no ids, so the service applies it.
     pub event_id_start: Option<Box<str>>,
@@ -59,18 +62,26 @@ impl Filter {
             && self.types.as_ref().is_none_or(|pattern| pattern.matches(event_type))
     }
 
+    /// Whether the owner of the list takes events of this tenant.
+    fn wants_tenant(&self, of_event: &str) -> bool {
+        self.tenant.as_ref().is_none_or(|tenant| {
+            tenant.as_str() == of_event || tenant.is_every() && of_event != Tenant::OPERATOR
+        })
+    }
+
     pub(super) fn wants_position(&self, event: Position) -> bool {
         self.event.is_none_or(|position| position == event)
             && self.positions.is_none_or(|(first, last)| (first..=last).contains(&event))
     }
 
     pub(super) fn wants_endpoint(&self, endpoint: EndpointNumber) -> bool {
-        self.endpoint.is_none_or(|wanted| wanted == endpoint)
+        self.tenant.as_ref().is_none_or(|tenant| tenant.is_every() == self.shared.contains(&endpoint))
+            && self.endpoint.is_none_or(|wanted| wanted == endpoint)
             && self.endpoints.as_ref().is_none_or(|endpoints| endpoints.has(endpoint))
     }
 
     pub(super) fn wants_event(&self, event: &EventEntry) -> bool {
-        self.tenant.as_ref().is_none_or(|tenant| tenant.as_str() == &*event.tenant)
+        self.wants_tenant(&event.tenant)
             && self.wants_type(&event.event_type)
             && self.stream.as_ref().is_none_or(|wanted| {
                 event.stream.as_ref().is_some_and(|(stream, _)| **stream == *wanted.as_str())
@@ -84,7 +95,7 @@ impl Filter {
     }
 
     pub(super) fn wants_letter(&self, letter: &Letter) -> bool {
-        self.tenant.as_ref().is_none_or(|tenant| tenant.as_str() == &*letter.tenant)
+        self.wants_tenant(&letter.tenant)
             && self.wants_type(&letter.event_type)
             && self.wants_position(letter.delivery.event)
             && self.wants_endpoint(letter.delivery.endpoint)

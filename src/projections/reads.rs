@@ -226,7 +226,8 @@ pub fn events(
             let state = |entry: &Option<StateEntry>| {
                 entry.as_ref().map_or(DeliveryState::Pending, |entry| entry.state)
             };
-            status(&mut deliveries.values().map(state))
+            let own = deliveries.iter().filter(|(endpoint, _)| !filter.shared.contains(*endpoint));
+            status(&mut own.map(|(_, entry)| entry).map(state))
         };
         filter.event_status.is_none_or(|wanted| wanted == word()).then_some(event.position)
     })

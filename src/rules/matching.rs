@@ -55,6 +55,8 @@ struct PatternIndex {
 #[derive(Debug, Default)]
 pub struct Matcher {
     tenants: HashMap<Tenant, PatternIndex>,
+    /// Of queues that take the events of all tenants but the reserved one.
+    every: PatternIndex,
     /// Number of changes. A match is valid as long as it stays the same.
     revision: u64,
 }
@@ -63,13 +65,19 @@ impl Matcher {
     /// Adds an endpoint that is not in the index.
     pub fn insert(&mut self, endpoint: &Endpoint) {
         self.revision += 1;
-        let index = self.tenants.entry(endpoint.tenant.clone()).or_default();
+        let index = match endpoint.tenant.is_every() {
+            true => &mut self.every,
+            false => self.tenants.entry(endpoint.tenant.clone()).or_default(),
+        };
         index.insert(endpoint.number, &endpoint.event_types);
     }
 
     /// Removes an endpoint if it is in the index, and frees the memory of its patterns.
     pub fn remove(&mut self, endpoint: EndpointNumber, tenant: &Tenant) {
         self.revision += 1;
+        if tenant.is_every() {
+            return self.every.remove(endpoint);
+        }
         let Some(index) = self.tenants.get_mut(tenant) else { return };
         index.remove(endpoint);
         if index.patterns.is_empty() {
@@ -96,8 +104,13 @@ impl Matcher {
         event_type: &EventType,
     ) -> (Vec<EndpointNumber>, MatchCost) {
         let mut cost = MatchCost::default();
-        let Some(index) = self.tenants.get(tenant) else { return (Vec::new(), cost) };
-        (index.targets(event_type, &mut cost), cost)
+        let own = self.tenants.get(tenant).map(|index| index.targets(event_type, &mut cost));
+        let mut found = own.unwrap_or_default();
+        if !self.every.patterns.is_empty() && Tenant::every().takes_from(tenant) {
+            found.extend(self.every.targets(event_type, &mut cost));
+            found.sort_unstable();
+        }
+        (found, cost)
     }
 
     /// Checks whether the tenant may have these patterns, in place of those of `replaced`.
@@ -111,7 +124,8 @@ impl Matcher {
         replaced: Option<EndpointNumber>,
     ) -> Result<(), NoRoomForPatterns> {
         let none = PatternIndex::default();
-        let index = self.tenants.get(tenant).unwrap_or(&none);
+        let of_tenant = || self.tenants.get(tenant).unwrap_or(&none);
+        let index = if tenant.is_every() { &self.every } else { of_tenant() };
         let own = replaced.and_then(|endpoint| index.patterns.get(&endpoint));
         let is_own = |pattern: &Pattern| own.is_some_and(|own| own.contains(pattern));
         let mut added: HashMap<Option<&str>, usize> = HashMap::new();
@@ -139,7 +153,8 @@ impl Matcher {
             index.automata.values().map(Automaton::allocated_states).sum()
         };
         let exact = |index: &PatternIndex| index.exact.len();
-        (self.tenants.values().map(states).sum(), self.tenants.values().map(exact).sum())
+        let all = || self.tenants.values().chain([&self.every]);
+        (all().map(states).sum(), all().map(exact).sum())
     }
 }
 
@@ -299,6 +314,26 @@ mod tests {
         for (pattern, event_type, expected) in table {
             assert_eq!(matches(pattern, event_type), expected, "{pattern} {event_type}");
         }
+    }
+
+    #[test]
+    fn subscription_of_all_tenants_takes_all_but_operator_events() {
+        let mut matcher = Matcher::default();
+        let every = Endpoint { tenant: Tenant::every(), ..endpoint(2, "acme", &["order.#".to_owned()]) };
+        for endpoint in [&every, &endpoint(1, "acme", &[]), &endpoint(3, "acme", &[])] {
+            matcher.insert(endpoint);
+        }
+        let targets = |tenant: &str, event_type: &str| {
+            let found = matcher.targets(&tenant.parse().unwrap(), &event_type.parse().unwrap());
+            found.into_iter().map(|number| number.0).collect::<Vec<_>>()
+        };
+        assert_eq!(targets("acme", "order.paid"), [1, 2, 3]);
+        assert_eq!(targets("other", "order.paid"), [2]);
+        assert_eq!(targets("other", "user.new"), [0; 0]);
+        assert_eq!(targets(Tenant::OPERATOR, "order.paid"), [0; 0]);
+        matcher.remove(EndpointNumber(2), &Tenant::every());
+        assert_eq!(matcher.size(), (0, 0));
+        assert!("*".parse::<Tenant>().is_err(), "no tenant has this name");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::projections::reads::{Cursor, Filter, Found};
 use crate::service::bulk::deliveries_per_step;
 use crate::service::conversions::Conversions;
 use crate::service::deliveries::Deliveries;
-use crate::service::pages::{Pages, scoped};
+use crate::service::pages::Pages;
 use crate::service::search::has_id_start;
 use crate::service::types::{DeadLetterDetail, DeadLetterView, DeliveryView, Page, Scope};
 
@@ -23,7 +23,7 @@ impl DeadLetters<'_> {
     pub async fn get(self, scope: &Scope, key: DeliveryKey) -> Result<Option<DeadLetterDetail>, Unavailable> {
         let letter = move |state: &dyn ReadModel| state.dead_letter(key);
         let found = self.0.outbox_of(key.event).read_of(scope.0.as_ref(), letter).await?;
-        let found = found.filter(|(facts, ..)| scope.covers_name(&facts.tenant));
+        let found = found.filter(|(facts, ..)| Pages(self.0).covers(scope, &facts.tenant, key.endpoint));
         let Some((facts, reason, died_at)) = found else { return Ok(None) };
         let Some(event) = self.0.event_at(key.event).await? else { return Ok(None) };
         let delivery = Deliveries(self.0).view(&event, &facts);
@@ -50,7 +50,7 @@ impl DeadLetters<'_> {
         after: Option<Cursor>,
         limit: usize,
     ) -> Result<Page<DeadLetterView>, Unavailable> {
-        let Some(filter) = scoped(scope, filter) else { return Ok(Pages(self.0).empty()) };
+        let Some(filter) = Pages(self.0).scoped(scope, filter) else { return Ok(Pages(self.0).empty()) };
         let (tenant, id_start) = (filter.tenant.clone(), filter.event_id_start.clone());
         let page = Pages(self.0)
             .collect(tenant.as_ref(), after, limit, move |state, after, limit| {
@@ -99,7 +99,7 @@ impl DeadLetters<'_> {
     /// # Errors
     /// When a read or commit failed. Completed steps stay.
     pub(crate) async fn purge_matching(self, filter: Filter) -> Result<u64, Unavailable> {
-        let (mut cursor, mut count) = (None, 0);
+        let (filter, mut cursor, mut count) = (Pages(self.0).with_owners(filter), None, 0);
         loop {
             let _alone = self.0.exclusive(&Party::Delivery).await;
             let wanted = filter.clone();

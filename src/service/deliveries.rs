@@ -16,7 +16,7 @@ use crate::projections::pending::Misplaced;
 use crate::projections::reads::{Cursor, DeliveryFacts, Filter};
 use crate::service::bulk::{DELETED, Deaths, deliveries_per_step, revive_command};
 use crate::service::history::History;
-use crate::service::pages::{Pages, scoped};
+use crate::service::pages::Pages;
 use crate::service::queues::QUEUE_ID;
 use crate::service::requests::Requests;
 use crate::service::search::has_id_start;
@@ -39,7 +39,8 @@ impl Deliveries<'_> {
         let facts =
             self.0.outbox_of(key.event).read_of(scope.0.as_ref(), move |state| state.delivery(key)).await?;
         // Another tenant's delivery is unknown before a journal read: no timing side channel.
-        let Some(facts) = facts.filter(|facts| scope.covers_name(&facts.tenant)) else { return Ok(None) };
+        let is_its = |facts: &DeliveryFacts| Pages(self.0).covers(scope, &facts.tenant, key.endpoint);
+        let Some(facts) = facts.filter(is_its) else { return Ok(None) };
         let Some(event) = self.0.event_at(key.event).await? else { return Ok(None) };
         let delivery = self.view(&event, &facts);
         Ok(Some(DeliveryDetail { delivery, attempts: self.attempts(&event, &facts).await }))
@@ -57,7 +58,7 @@ impl Deliveries<'_> {
         after: Option<Cursor>,
         limit: usize,
     ) -> Result<Page<DeliveryView>, Unavailable> {
-        let Some(filter) = scoped(scope, filter) else { return Ok(Pages(self.0).empty()) };
+        let Some(filter) = Pages(self.0).scoped(scope, filter) else { return Ok(Pages(self.0).empty()) };
         let (tenant, id_start) = (filter.tenant.clone(), filter.event_id_start.clone());
         let page = Pages(self.0)
             .collect(tenant.as_ref(), after, limit, move |state, after, limit| {

@@ -20,7 +20,7 @@ use crate::projections::reads::{Cursor, DeliveryFacts, Filter, Found};
 use crate::rules::event_status::event_status;
 use crate::service::conversions::Conversions;
 use crate::service::deliveries::Deliveries;
-use crate::service::pages::{Pages, scoped};
+use crate::service::pages::Pages;
 use crate::service::types::{EventView, Page, Published, Scope, WaitError};
 use crate::storage::journal::{JournalReader, ReadError};
 use crate::{failpoints, limits};
@@ -201,7 +201,7 @@ impl Events<'_> {
         let Some(facts) = self.0.outbox_of(position).read_of(Some(&event.tenant), known).await? else {
             return Ok(None);
         };
-        Ok(Some(self.view(position, event, facts)))
+        Ok(Some(self.view(scope, position, event, facts)))
     }
 
     /// As [`Self::get`], but waits until the event's status is final, for at most `wait`, and not
@@ -322,7 +322,15 @@ impl Events<'_> {
         found.map_err(|error| Unavailable::Failed(error.to_string().into()))
     }
 
-    pub(crate) fn view(self, position: Position, event: Arc<Event>, facts: Vec<DeliveryFacts>) -> EventView {
+    /// The event with its deliveries, as the scope sees them.
+    fn view(
+        self,
+        scope: &Scope,
+        position: Position,
+        event: Arc<Event>,
+        mut facts: Vec<DeliveryFacts>,
+    ) -> EventView {
+        facts.retain(|facts| Pages(self.0).covers(scope, &facts.tenant, facts.key.endpoint));
         let status = event_status(facts.iter().map(|facts| facts.state)).as_str();
         let deliveries = facts.iter().map(|facts| Deliveries(self.0).view(&event, facts)).collect();
         EventView { event, position, status, deliveries }
@@ -339,8 +347,13 @@ impl Events<'_> {
         after: Option<Cursor>,
         limit: usize,
     ) -> Result<Page<EventView>, Unavailable> {
-        let Some(filter) = scoped(scope, filter) else { return Ok(Pages(self.0).empty()) };
+        let Some(mut filter) = Pages(self.0).scoped(scope, filter) else { return Ok(Pages(self.0).empty()) };
         let tenant = filter.tenant.clone();
+        if tenant.is_none() {
+            // The operator sees the status of all deliveries.
+            filter.shared = Arc::default();
+        }
+        let scope = &Scope(tenant.clone());
         let page = Pages(self.0)
             .collect(tenant.as_ref(), after, limit, move |state, after, limit| {
                 let found = state.events(&filter, after, limit);
@@ -353,7 +366,7 @@ impl Events<'_> {
         for (number, (position, facts)) in page.items.into_iter().enumerate() {
             if let Some(event) = self.0.event_at(position).await? {
                 bytes += event_bytes(&event);
-                items.push(self.view(position, event, facts));
+                items.push(self.view(scope, position, event, facts));
             }
             if bytes >= failpoints::bound(Bound::PageBytes, limits::PAGE_BYTES_TARGET) && number + 1 < last {
                 next = Some(Cursor::at(position));

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use crate::context::Context;
 use crate::context::home::Home;
-use crate::domain::{Position, Tenant};
+use crate::domain::{EndpointNumber, Position, Tenant};
 use crate::failpoints::Bound;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
+use crate::outbox::registry::Registry;
 use crate::projections::reads::{Cursor, Filter, Found};
 use crate::service::types::{Page, Scope};
 use crate::{failpoints, limits};
@@ -27,6 +28,7 @@ impl Pages<'_> {
         limit: usize,
         step: impl Fn(&dyn ReadModel, Option<Cursor>, usize) -> Found<T> + Clone + Send + 'static,
     ) -> Result<Page<T>, Unavailable> {
+        let tenant = tenant.filter(|tenant| !tenant.is_every());
         let mut page = Page { items: Vec::new(), next: after, as_of: Position(0) };
         let started = self.0.now().monotonic;
         for steps in 1.. {
@@ -43,6 +45,34 @@ impl Pages<'_> {
         Ok(page)
     }
 
+    /// The filter within the scope; `None` if the filter's tenant is outside the scope.
+    pub(crate) fn scoped(self, scope: &Scope, filter: Filter) -> Option<Filter> {
+        let mut filter = self.with_owners(filter);
+        if let Some(own) = &scope.0 {
+            if filter.tenant.as_ref().is_some_and(|tenant| tenant != own) {
+                return None;
+            }
+            filter.tenant = Some(own.clone());
+        }
+        Some(filter)
+    }
+
+    /// The filter, with the queues of all tenants.
+    pub(crate) fn with_owners(self, filter: Filter) -> Filter {
+        let shared = self.0.outbox_of(Home::All).registry(|registry| registry.shared_queues());
+        Filter { shared, ..filter }
+    }
+
+    /// Whether the scope covers a delivery of an event of this tenant. Those of a queue of all
+    /// tenants are the operator's.
+    pub(crate) fn covers(self, scope: &Scope, tenant: &str, endpoint: EndpointNumber) -> bool {
+        let is_shared = || {
+            let owner = |registry: &Registry| registry.tenant_of(endpoint).is_some_and(Tenant::is_every);
+            self.0.outbox_of(endpoint).registry(owner)
+        };
+        scope.covers_name(tenant) && (scope.0.is_none() || !is_shared())
+    }
+
     pub(crate) fn empty<T>(self) -> Page<T> {
         Page { items: Vec::new(), next: None, as_of: self.0.outbox_of(Home::All).journal().last_position() }
     }
@@ -53,17 +83,6 @@ pub(crate) fn is_done<T>(page: &Page<T>, limit: usize, steps: usize, searched: D
     let is_partial =
         !page.items.is_empty() && steps >= failpoints::bound(Bound::ListSteps, limits::LIST_STEPS_MAX);
     page.next.is_none() || page.items.len() >= limit || is_partial || searched >= limits::LIST_SEARCH_MAX
-}
-
-/// The filter within the scope; `None` if the filter's tenant is outside the scope.
-pub(crate) fn scoped(scope: &Scope, mut filter: Filter) -> Option<Filter> {
-    if let Some(own) = &scope.0 {
-        if filter.tenant.as_ref().is_some_and(|tenant| tenant != own) {
-            return None;
-        }
-        filter.tenant = Some(own.clone());
-    }
-    Some(filter)
 }
 
 #[cfg(test)]

@@ -152,6 +152,11 @@ impl Queues<'_> {
         Endpoints(self.0).put(queue, remember).await
     }
 
+    /// Returns messages to the front, uncharged: no worker has read the response with them.
+    pub fn release_unheard(self, queue: EndpointNumber, receipts: impl Iterator<Item = Receipt>) {
+        super::leases::release_unheard(self.0, queue, receipts.map(|receipt| receipt.key).collect());
+    }
+
     /// Deletes a queue. A background job turns its messages into dead letters.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use crate::service::bulk::{deliveries_per_step, revive_command};
 use crate::service::endpoints::Endpoints;
 use crate::service::events::Events;
 use crate::service::filters::StoredSelection;
+use crate::service::pages::Pages;
 use crate::service::types::Scope;
 
 /// Delivers past events again.
@@ -50,7 +51,11 @@ impl Replays<'_> {
                     ids.iter().map(|id| find(id).map(|endpoint| endpoint.number)).collect();
                 found.ok_or(ChangeError::NotAllowed("an endpoint does not belong to the event's tenant"))?
             }
-            None => self.0.outbox_of(&event.tenant).wanted_by(&event).await,
+            None => {
+                let mut wanted = self.0.outbox_of(&event.tenant).wanted_by(&event).await;
+                wanted.retain(|endpoint| Pages(self.0).covers(scope, event.tenant.as_str(), *endpoint));
+                wanted
+            }
         };
         let deliveries: Vec<_> =
             numbers.into_iter().map(|endpoint| DeliveryKey { event: position, endpoint }).collect();

@@ -18,11 +18,13 @@ use crate::domain::{
     Timestamp, attribute,
 };
 use crate::outbox::draft::Unavailable;
+use crate::projections::reads::DeliveryFacts;
 use crate::rules::headers::is_secret;
 use crate::rules::signature::{SigningKey, masked_signature_headers, signature_headers};
 use crate::rules::trace;
 use crate::service::conversions::{Conversions, OutgoingEvent};
 use crate::service::messages;
+use crate::service::pages::Pages;
 use crate::service::secrets::Secrets;
 use crate::service::types::Scope;
 use crate::templates::{BodyTemplate, TemplateError};
@@ -295,7 +297,8 @@ impl Requests<'_> {
     ) -> Result<RequestView, RequestError> {
         let facts =
             self.0.outbox_of(key.event).read_of(scope.0.as_ref(), move |state| state.delivery(key)).await?;
-        let facts = facts.filter(|facts| scope.covers_name(&facts.tenant)).ok_or(RequestError::NotFound)?;
+        let is_its = |facts: &DeliveryFacts| Pages(self.0).covers(scope, &facts.tenant, key.endpoint);
+        let facts = facts.filter(is_its).ok_or(RequestError::NotFound)?;
         let event = self.0.event_at(key.event).await?.ok_or(RequestError::NotFound)?;
         if event.erased_at.is_some() {
             return Err(RequestError::Erased);

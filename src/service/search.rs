@@ -48,7 +48,8 @@ impl Searches<'_> {
     ) -> Result<Option<Filter>, Unavailable> {
         filter.last_attempt = search.last_attempt;
         let Some(text) = &search.id_start else { return Ok(Some(filter)) };
-        let scope = Scope(filter.tenant.clone());
+        // The events of a queue of all tenants are anywhere.
+        let scope = Scope(filter.tenant.clone().filter(|tenant| !tenant.is_every()));
         let tenant = self.tenant_of(&filter);
         if let Some((position, _)) = Events(self.0).find(&scope, &tenant, text).await? {
             filter.positions = Some((position, position));
@@ -76,7 +77,9 @@ impl Searches<'_> {
             self.0.outbox_of(number).registry(|registry| registry.tenant_of(number).cloned())
         };
         let named = filter.tenant.clone().or_else(|| filter.endpoint.and_then(of_endpoint));
-        named.unwrap_or_else(|| Tenant::DEFAULT.parse().expect("a legal name"))
+        named
+            .filter(|tenant| !tenant.is_every())
+            .unwrap_or_else(|| Tenant::DEFAULT.parse().expect("a legal name"))
     }
 
     /// The deliveries whose event has an id that begins as the filter wants.

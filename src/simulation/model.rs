@@ -271,11 +271,18 @@ impl Model {
         found == known || self.contents.get(&position) == Some(found)
     }
 
+    /// Whether it is a queue of all tenants, whose messages count for no tenant.
+    pub(super) fn is_shared(&self, endpoint: EndpointNumber) -> bool {
+        self.endpoints.get(&endpoint).is_some_and(|known| known.endpoint.tenant.is_every())
+    }
+
     /// Checks that an accepted event leaves its tenant within its quota.
     fn check_quota(&self, record: &Record) -> Result<(), String> {
         let Record::EventAccepted(event) = record else { return Ok(()) };
         match self.pending_limits.get(&event.tenant) {
-            Some(QuotaOverride::Limit(limit)) if !event.targets.is_empty() => {
+            Some(QuotaOverride::Limit(limit))
+                if event.targets.iter().any(|target| !self.is_shared(*target)) =>
+            {
                 let pending = self.oracle.usage(&event.tenant).pending;
                 if pending <= *limit {
                     return Ok(());
@@ -320,7 +327,7 @@ impl Model {
         }
         let wants = |known: &&Subscriber| {
             !known.deleted
-                && known.endpoint.tenant == event.tenant
+                && known.endpoint.tenant.takes_from(&event.tenant)
                 && want(&known.endpoint.event_types, &event.event_type)
                 && samples::wants(&known.endpoint.selection, &event.event_type, &event.labels, &event.data)
         };

@@ -200,7 +200,11 @@ pub(super) fn new_endpoint(inner: &mut Inner) -> Endpoint {
         revision: Position(0),
     };
     match queue {
-        Some((visibility, deliveries_max)) => workers::as_queue(endpoint, visibility, deliveries_max),
+        Some((visibility, deliveries_max)) => {
+            let is_shared = chance.percent(25);
+            let tenant = if is_shared { Tenant::every() } else { endpoint.tenant.clone() };
+            workers::as_queue(Endpoint { tenant, ..endpoint }, visibility, deliveries_max)
+        }
         None => endpoint,
     }
 }

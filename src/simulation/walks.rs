@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use super::jobs;
 use super::operations::{ALL_TENANTS, any_endpoint, check_refusal};
@@ -36,8 +37,9 @@ pub(super) async fn walk(context: &Context, world: &World) {
 /// Draws a filter. Half of them match everything.
 fn draw_filter(inner: &mut Inner) -> Filter {
     let endpoints: Vec<_> = inner.model.endpoints.keys().copied().collect();
+    let shared = endpoints.iter().copied().filter(|endpoint| inner.model.is_shared(*endpoint)).collect();
     let chance = &mut inner.chance;
-    let mut filter = Filter::default();
+    let mut filter = Filter { shared: Arc::new(shared), ..Filter::default() };
     match chance.within(0, 10) {
         0 => filter.tenant = Some(chance.pick(&[Tenant::DEFAULT, "other"]).parse().expect("a legal tenant")),
         1 => filter.event_type = Some("order.paid".parse().expect("a legal type")),
@@ -117,7 +119,10 @@ async fn walk_list<T, K: Ord + Copy + Debug, F: Future<Output = Result<Page<T>, 
 }
 
 async fn walk_events(context: &Context, world: &World) {
-    let filter = Filter { delivery_state: None, reason: None, endpoint: None, ..world.with(draw_filter) };
+    let filter = world.with(draw_filter);
+    // Without a tenant, the status of an event is that of all its deliveries.
+    let shared = if filter.tenant.is_some() { filter.shared } else { Arc::default() };
+    let filter = Filter { delivery_state: None, reason: None, endpoint: None, shared, ..filter };
     let wanted = filter.clone();
     let of_model =
         move |inner: &Inner| inner.model.oracle.events(&wanted, None, usize::MAX).items.into_iter().collect();
@@ -241,7 +246,7 @@ fn replayable(inner: &Inner, endpoint: &Endpoint, only_undelivered: bool) -> BTr
     let number: EndpointNumber = endpoint.number;
     let events = inner.model.oracle.events.iter();
     let wanted = events.filter(|(_, event)| {
-        event.tenant == endpoint.tenant
+        endpoint.tenant.takes_from(&event.tenant)
             && want(&endpoint.event_types, &event.event_type)
             && event.erased_at.is_none()
             && samples::wants(&endpoint.selection, &event.event_type, &event.labels, &event.data)

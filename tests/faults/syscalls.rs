@@ -92,6 +92,67 @@ async fn each_response_and_request_follows_the_sync_of_its_event() {
     assert!(text.lines().any(|line| of_the_state(&line)), "no checkpoint of the state was synced: {text}");
 }
 
+/// Every call of a worker is a record, and its answer follows the sync of it.
+#[tokio::test]
+async fn each_answer_about_a_lease_follows_its_sync() {
+    if !has_program("strace") {
+        return say("SKIPPED: no strace");
+    }
+    const ROUNDS: usize = 5;
+    let data = tempfile::tempdir().unwrap();
+    let trace = data.path().join("trace");
+    let calls = "trace=fdatasync,pwrite64,write,writev,sendto";
+    let options = ["-y", "-s", "16", "-e", calls, "-o", trace.to_str().unwrap()];
+    let mut daemon =
+        Daemon::spawn(traced(&crate::support::serve(&data.path().join("data"), &["--dev"]), &options));
+    daemon.until_ready().await;
+    daemon.post("/queues", r#"{"name":"jobs"}"#).await;
+    for _ in 0..2 * ROUNDS {
+        daemon.post("/events", r#"{"type":"a.b","data":1}"#).await;
+    }
+    let receive = async || {
+        let got = daemon.post("/queues/jobs/receive", r#"{"max":1}"#).await;
+        got["messages"][0]["receipt"].as_str().unwrap().to_owned()
+    };
+    let end = async |action: &str, receipt: &str, more: &[(&str, &str)]| {
+        let mut body = json!({"receipts": [receipt]});
+        for (name, value) in more {
+            body[*name] = json!(value);
+        }
+        let body = body.to_string();
+        let path = format!("/queues/jobs/{action}");
+        daemon.post(&path, &body).await["results"][0]["status"].as_str().unwrap().to_owned()
+    };
+    for _ in 0..ROUNDS {
+        let released = receive().await;
+        assert_eq!(end("extend", &released, &[("visibility", "1m")]).await, "extended");
+        assert_eq!(end("release", &released, &[]).await, "released");
+        let requeued = receive().await;
+        assert_eq!(end("nack", &requeued, &[("delay", "1h")]).await, "requeued");
+        let acked = receive().await;
+        assert_eq!(end("ack", &acked, &[]).await, "acked");
+    }
+    assert_eq!(daemon.terminate(), Some(0));
+    let text = std::fs::read_to_string(&trace).unwrap();
+    let calls: Vec<_> = text.lines().collect();
+    // From the last event on, only the worker calls.
+    let first = calls.iter().rposition(|line| line.contains("\"HTTP/1.1 202 ")).unwrap() + 1;
+    let (mut written, mut synced, mut answers) = (0, 0, 0);
+    for line in &calls[first..] {
+        match trace_step(line) {
+            Some(TraceStep::Written) => written += 1,
+            Some(TraceStep::Synced) => synced = written,
+            _ if line.contains("\"HTTP/1.1 200 ") => {
+                answers += 1;
+                assert_eq!(synced, written, "answer {answers} left before the sync: {line}");
+                assert!(written >= answers, "answer {answers} came with {written} records: {line}");
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(answers, 7 * ROUNDS, "{text}");
+}
+
 /// Runs load on a daemon with injected faults until it dies or is killed. Acknowledged events must
 /// survive.
 async fn run_until_death(

@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 
 use self::parties::Parties;
 use crate::api::http::unread::ConnectionCloser;
+use crate::api::http::watched_write::WatchedWrite;
 use crate::domain::{Party, address_block};
 use crate::limits;
 
@@ -143,6 +144,8 @@ pub(super) struct ConnectionSlot {
     address: Mutex<Option<IpAddr>>,
     /// The party of its last request with a key.
     party: Mutex<Option<Party>>,
+    /// Of responses that are not written whole. Without the connection they are undone.
+    unwritten: Mutex<Vec<Arc<WatchedWrite>>>,
 }
 
 impl ConnectionLimit {
@@ -226,6 +229,7 @@ impl ConnectionLimit {
                     idle_stalled: AtomicBool::new(false),
                     address: Mutex::new(None),
                     party: Mutex::new(None),
+                    unwritten: Mutex::default(),
                 };
                 slot.become_idle();
                 return slot;
@@ -408,8 +412,14 @@ impl ConnectionSlot {
         self.streaming.load(Ordering::Relaxed)
     }
 
+    /// Undoes a response if the connection ends before it is written.
+    pub(super) fn watch_write(&self, watch: Arc<WatchedWrite>) {
+        lock(&self.unwritten).push(watch);
+    }
+
     /// Everything is written.
     pub(super) fn on_written(&self) {
+        lock(&self.unwritten).retain(|watch| !watch.on_written());
         if self.response_ready.swap(false, Ordering::Relaxed) {
             self.stalled.store(false, Ordering::Relaxed);
             self.become_idle();

@@ -24,3 +24,4 @@ mod socket;
 pub(in crate::api) mod test_limit;
 pub mod unique;
 pub mod unread;
+pub mod watched_write;

@@ -13,6 +13,7 @@ use futures_util::{Stream, StreamExt as _};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use serde::Serialize;
 
+use crate::api::http::watched_write::WatchedWrite;
 use crate::context::responses::{Answer, Remember};
 use crate::domain::Idempotency;
 
@@ -55,6 +56,7 @@ pub struct Reply {
     body: ReplyBody,
     headers: Vec<(HeaderName, HeaderValue)>,
     permit: Option<Arc<dyn WritePermit>>,
+    watch: Option<Arc<WatchedWrite>>,
 }
 
 impl Reply {
@@ -73,7 +75,8 @@ impl Reply {
     #[must_use]
     pub fn bytes(status: u16, body: Bytes) -> Self {
         let body = ReplyBody::Bytes(body);
-        Self { status, body, headers: Vec::new(), permit: None }.with_content_type("application/json")
+        Self { status, body, headers: Vec::new(), permit: None, watch: None }
+            .with_content_type("application/json")
     }
 
     /// 304: the client has the current representation.
@@ -85,13 +88,19 @@ impl Reply {
     /// 200 with a body that is made while the client reads it. It cannot be stored.
     #[must_use]
     pub fn stream(body: BodyStream) -> Self {
-        Self { status: 200, body: ReplyBody::Stream(body), headers: Vec::new(), permit: None }
+        Self { status: 200, body: ReplyBody::Stream(body), headers: Vec::new(), permit: None, watch: None }
     }
 
     /// 204.
     #[must_use]
     pub fn empty() -> Self {
-        Self { status: 204, body: ReplyBody::Bytes(Bytes::new()), headers: Vec::new(), permit: None }
+        Self {
+            status: 204,
+            body: ReplyBody::Bytes(Bytes::new()),
+            headers: Vec::new(),
+            permit: None,
+            watch: None,
+        }
     }
 
     /// The bytes of the body; none for a stream.
@@ -146,6 +155,12 @@ impl Reply {
         self
     }
 
+    /// Runs `undo` unless the response is written.
+    #[must_use]
+    pub fn undo_unless_written(self, undo: impl FnOnce() + Send + 'static) -> Self {
+        Self { watch: Some(Arc::new(WatchedWrite::new(undo))), ..self }
+    }
+
     #[must_use]
     pub fn answer(&self) -> Answer {
         Answer { status: self.status, body: Arc::from(self.body().as_ref()) }
@@ -173,13 +188,20 @@ impl Reply {
 
     pub fn into_response(self) -> Response<Body> {
         let is_stream = matches!(self.body, ReplyBody::Stream(_));
+        let watch = self.watch.clone();
         let mut response = Response::new(match (self.body, self.permit) {
-            (ReplyBody::Bytes(rest), Some(permit)) => Body::new(HeldBody { rest, permit }),
-            (ReplyBody::Bytes(bytes), None) => Body::from(bytes),
+            (ReplyBody::Bytes(rest), Some(permit)) => Body::new(HeldBody { rest, permit, watch }),
+            (ReplyBody::Bytes(bytes), None) => {
+                watch.inspect(|watch| watch.on_taken());
+                Body::from(bytes)
+            }
             (ReplyBody::Stream(stream), _) => Body::from_stream(stream.map(Ok::<_, Infallible>)),
         });
         if is_stream {
             response.extensions_mut().insert(Streaming);
+        }
+        if let Some(watch) = self.watch {
+            response.extensions_mut().insert(watch);
         }
         *response.status_mut() =
             StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -210,6 +232,7 @@ impl AsRef<[u8]> for HeldBytes {
 struct HeldBody {
     rest: Bytes,
     permit: Arc<dyn WritePermit>,
+    watch: Option<Arc<WatchedWrite>>,
 }
 
 impl HttpBody for HeldBody {
@@ -225,7 +248,11 @@ impl HttpBody for HeldBody {
         }
         self.permit.on_progress();
         let length = self.rest.len().min(PART_BYTES);
-        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(length)))))
+        let part = self.rest.split_to(length);
+        if let Some(watch) = self.watch.as_ref().filter(|_| self.rest.is_empty()) {
+            watch.on_taken();
+        }
+        Poll::Ready(Some(Ok(Frame::data(part))))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -55,6 +55,12 @@ impl<const STATUS: u16, T> Success<STATUS, T> {
         Self::from_reply(self.reply.with_header(name, value))
     }
 
+    /// Runs `undo` unless the response is written.
+    #[must_use]
+    pub fn undo_unless_written(self, undo: impl FnOnce() + Send + 'static) -> Self {
+        Self::from_reply(self.reply.undo_unless_written(undo))
+    }
+
     /// Another status than the declared one.
     #[must_use]
     pub fn with_status(self, status: u16) -> Self {

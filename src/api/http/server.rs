@@ -34,6 +34,7 @@ use crate::api::http::connection_limit::{ConnectionLimit, ConnectionSlot, Reques
 use crate::api::http::problem::Problem;
 use crate::api::http::reply::Streaming;
 use crate::api::http::socket::Socket;
+use crate::api::http::watched_write::WatchedWrite;
 use crate::{limits, panics};
 
 /// Time for requests in progress to complete at shutdown.
@@ -224,6 +225,9 @@ impl Connection {
         if is_rejected || !read.load(Ordering::Relaxed) {
             // The rest of the body stays unread, so the connection cannot be reused.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if let Some(watch) = response.extensions_mut().remove::<Arc<WatchedWrite>>() {
+            self.slot.watch_write(watch);
         }
         let has_good_key = response.extensions().get::<GoodKey>().is_some();
         if response.extensions().get::<Streaming>().is_some() {

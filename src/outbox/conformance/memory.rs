@@ -459,7 +459,7 @@ impl MemoryStore {
         let wants = |endpoint: &&Arc<Endpoint>| match draft.only {
             Some(only) => endpoint.number == only,
             None => {
-                endpoint.tenant == draft.tenant
+                endpoint.tenant.takes_from(&draft.tenant)
                     && want(&endpoint.event_types, &draft.event_type)
                     && samples::wants(&endpoint.selection, &draft.event_type, &draft.labels, &draft.data)
             }
@@ -536,7 +536,7 @@ impl Store for MemoryStore {
         let all: Vec<_> = self.oracle.events.keys().copied().collect();
         let over = all.into_iter().filter(|event| self.oracle.is_over(*event, events, stream_events));
         let over: Vec<_> = over.collect();
-        if (events, stream_events) != (None, None) {
+        if (events, stream_events, acts) != (None, None, None) {
             self.move_horizon(&over);
         }
         self.oracle.forgotten.extend(over);

@@ -302,7 +302,7 @@ impl Oracle {
             Ordering::Key => {
                 let stream = event.stream.as_ref().map(|(name, _)| name.as_str());
                 let own = event.ordering_key.as_ref().map(crate::domain::OrderingKey::as_str);
-                Some(format!("key {}", own.or(stream).unwrap_or(event.id.as_str())))
+                Some(format!("{} key {}", event.tenant, own.or(stream).unwrap_or(event.id.as_str())))
             }
         }
     }
@@ -569,9 +569,15 @@ impl Oracle {
         (first, all.filter(|(version, _)| *version >= first).collect())
     }
 
+    /// The deliveries of a queue of all tenants belong to no tenant.
+    fn wants_owner(filter: &Filter, endpoint: EndpointNumber) -> bool {
+        let is_shared = filter.shared.contains(&endpoint);
+        filter.tenant.as_ref().is_none_or(|tenant| tenant.is_every() == is_shared)
+    }
+
     fn wants_event(filter: &Filter, position: Position, event: &Event) -> bool {
         let Filter { tenant, event: wanted, event_type, stream, since, until, .. } = filter;
-        tenant.as_ref().is_none_or(|tenant| *tenant == event.tenant)
+        tenant.as_ref().is_none_or(|tenant| tenant.takes_from(&event.tenant))
             && wanted.is_none_or(|wanted| wanted == position)
             && event_type.as_ref().is_none_or(|wanted| *wanted == event.event_type)
             && stream

@@ -14,8 +14,8 @@ use super::{End, Store};
 use crate::domain::last_attempt::status_text;
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, DisabledReason, Endpoint, EndpointNumber,
-    EndpointStatus, ErrorClass, EventId, Expected, Hold, Idempotency, Next, Ordering, Position, RateLimit,
-    Record, Reservation, Timestamp, Trigger,
+    EndpointStatus, EndpointTransport, ErrorClass, EventId, Expected, Hold, Idempotency, Next, Ordering,
+    Position, RateLimit, Record, Reservation, Tenant, Timestamp, Trigger,
 };
 use crate::filters::samples;
 use crate::outbox::draft::EventDraft;
@@ -323,11 +323,13 @@ impl<S: Store> Work<S> {
             Some(old) => old.transport.clone(),
             None => self.transport(),
         };
+        let is_shared = matches!(transport, EndpointTransport::Queue(_)) && self.percent(30);
+        let owner = if is_shared { Tenant::every() } else { tenant.parse().expect("a legal tenant") };
         Command::PutEndpoint(Box::new(Endpoint {
             number,
             transport,
             id: id.unwrap_or_else(|| format!("ep_{}", self.random.u64(..)).parse().expect("a legal id")),
-            tenant: old.map_or_else(|| tenant.parse().expect("a legal tenant"), |old| old.tenant.clone()),
+            tenant: old.map_or(owner, |old| old.tenant.clone()),
             url: url.into(),
             event_types: types.iter().map(|pattern| pattern.parse().expect("a legal pattern")).collect(),
             selection: samples::selection(self.random.u64(..)),

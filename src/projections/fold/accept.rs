@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Step;
-use crate::domain::{DeliveryKey, Event, Progress, Trigger};
+use crate::domain::{DeliveryKey, Event, Progress, Tenant, Trigger};
 use crate::projections::pages::{EventEntry, TargetList, Width};
 use crate::projections::pending::{OrderHash, Row};
 use crate::projections::states::StatePlace;
@@ -17,7 +17,7 @@ impl Step<'_> {
             self.add_event(event);
         }
         let width = Width::of(&event.targets);
-        let (due, key) = (event.first_due(), order_hash(ordering_key(event)));
+        let (due, key) = (event.first_due(), order_of(event));
         let progress = Progress::begin(0, due, Trigger::Publish);
         for index in targets {
             let endpoint = event.targets[index];
@@ -37,7 +37,7 @@ impl Step<'_> {
             tenant: event.tenant.as_str().into(),
             event_type: event.event_type.as_str().into(),
             stream: event.stream.as_ref().map(|(name, version)| (name.as_str().into(), *version)),
-            order: order_hash(ordering_key(event)),
+            order: order_of(event),
             bytes: event.stored_bytes(),
             targets: TargetList::write(self.rows, self.position, &event.targets),
             // The record of the erasure sets it, also if this record has lost the content: what
@@ -64,6 +64,13 @@ impl Step<'_> {
 pub fn order_hash(key: &str) -> OrderHash {
     key.bytes()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// The order of an event. Equal keys of several tenants are different orders, which a queue of all
+/// tenants needs.
+fn order_of(event: &Event) -> OrderHash {
+    let tenant = order_hash(event.tenant.as_str()) ^ order_hash(Tenant::DEFAULT);
+    order_hash(ordering_key(event)) ^ tenant
 }
 
 /// Ordering key of an event: its own, else its stream, else its unique id.

@@ -13,6 +13,7 @@ use crate::outbox::unit::Command;
 use crate::projections::reads::{Cursor, Filter};
 use crate::service::bulk::{DELETED, deliveries_per_step, revive_command};
 use crate::service::filters::StoredSelection;
+use crate::service::pages::Pages;
 use crate::service::replays::{PastRange, Replays};
 use crate::service::search::Searches;
 use crate::service::tenants::Tenants;
@@ -137,7 +138,8 @@ impl Jobs<'_> {
         limit: usize,
     ) -> Result<(Vec<DeliveryKey>, Option<Cursor>), Unavailable> {
         let is_queue = job.kind == JobKind::PurgeQueue;
-        let filter = Searches(self.0).narrow(&job.selection.search, filter(job)).await?;
+        let filter = Pages(self.0).with_owners(filter(job));
+        let filter = Searches(self.0).narrow(&job.selection.search, filter).await?;
         let Some(filter) = filter else { return Ok((Vec::new(), None)) };
         let wanted = filter.clone();
         let read = move |state: &dyn ReadModel| {

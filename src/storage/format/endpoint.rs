@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use super::fields::{
-    CodecError, get_bool, get_coded, get_duration, get_list, get_name, get_number, get_option, get_pair,
-    get_text, get_time, put_duration, put_list, put_option, put_pair, put_text, put_time,
+    CodecError, get_bool, get_coded, get_duration, get_list, get_name, get_number, get_option, get_owner,
+    get_pair, get_text, get_time, put_duration, put_list, put_option, put_pair, put_text, put_time,
 };
 use super::outgoing::{
     get_amqp, get_auth, get_request, get_signatures, get_token_request, has_token_request, only_preset,
@@ -64,7 +64,7 @@ pub(super) fn get_endpoint(r: &mut Reader<'_>, layout: u8) -> Result<Endpoint, C
         number: get_number(r)?,
         id: get_name(r)?,
         uid: None,
-        tenant: get_name(r)?,
+        tenant: get_owner(r)?,
         transport: EndpointTransport::Http,
         url: get_text(r)?,
         description: get_text(r)?,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::attempt::get_dead_reason;
 use super::fields::{
-    CodecError, get_bool, get_coded, get_list, get_name, get_number, get_option, get_text, get_time,
-    put_list, put_option, put_text, put_time,
+    CodecError, get_bool, get_coded, get_list, get_name, get_number, get_option, get_owner, get_text,
+    get_time, put_list, put_option, put_text, put_time,
 };
 use super::record::SEARCH_JOB_LAYOUT;
 use crate::codec::{Reader, put_bytes, put_u8, put_u16, put_varint};
@@ -133,7 +133,7 @@ pub(super) fn get_job(r: &mut Reader<'_>, layout: u8) -> Result<Arc<Job>, CodecE
         id: get_name(r)?,
         number: Position(r.get_varint()?),
         kind: get_coded(r, "kind of a job", JobKind::from_code)?,
-        tenant: get_option(r, get_name)?,
+        tenant: get_option(r, get_owner)?,
         started_by: get_actor(r)?,
         started_at: get_time(r)?,
         count: r.get_varint()?,
@@ -167,7 +167,7 @@ pub(super) fn get_audit_entry(r: &mut Reader<'_>) -> Result<Arc<AuditEntry>, Cod
         actor: get_actor(r)?,
         action: get_text(r)?,
         target: get_option(r, get_text)?,
-        tenant: get_option(r, get_name)?,
+        tenant: get_option(r, get_owner)?,
         address: get_option(r, get_address)?,
         outcome: get_coded(r, "outcome of an act", ActOutcome::from_code)?,
     }))

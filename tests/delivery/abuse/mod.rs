@@ -1,12 +1,13 @@
 //! Abusive clients: idle connections, unread responses, excess load, exhausted file descriptors,
-//! thousands of guessed keys. Other clients are still served, accepted events are durable, memory
-//! stays within its bounds, and the daemon recovers afterwards.
+//! thousands of guessed keys, workers that wait or die. Other clients are still served, accepted
+//! events are durable, memory stays within its bounds, and the daemon recovers afterwards.
 
 mod connections;
 mod descriptors;
 mod keys;
 mod load;
 mod secrets;
+mod workers;
 
 use std::time::{Duration, Instant};
 

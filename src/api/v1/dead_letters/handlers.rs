@@ -4,7 +4,7 @@ use super::model::{DeadLetterBody, DeadLetterDetailBody, LettersInput};
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::{Nothing, Optional, Required};
 use crate::api::http::response::{Accepted, Json, NoContent};
-use crate::api::v1::deliveries::handlers::{PageSearch, endpoint_number, filter_by_endpoint};
+use crate::api::v1::deliveries::handlers::{PageSearch, endpoint_number, filter_by_endpoint, owner};
 use crate::api::v1::deliveries::model::DeliveryBody;
 use crate::api::v1::jobs::handlers::start;
 use crate::api::v1::jobs::model::{StartedBody, check_rate};
@@ -12,7 +12,7 @@ use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found, text};
 use crate::domain::{
     Audience, DeliveryId, DeliverySearch, EndpointNumber, JobKind, JobSelection, LastAttemptFilter, Pattern,
-    QueueName, ShownClass, Tenant,
+    QueueName, QueueOwner, ShownClass, Tenant,
 };
 use crate::rules::patterns::{canonical, check_pattern};
 use crate::service::jobs::NewJob;
@@ -20,7 +20,7 @@ use crate::service::{DeadLetters, Queues, Searches};
 
 /// `GET /v1/dead-letters`
 pub async fn list(call: &Call) -> Result<Json<ListBody<DeadLetterBody>>, Problem> {
-    let tenant = call.principal.tenant_filter(call.query.get("tenant")?)?;
+    let tenant = call.principal.tenant_filter(owner(call)?)?;
     let mut filter = call.query.delivery_filters(tenant)?;
     let (mut after, limit) = (call.query.cursor(List::DeadLetters)?, call.query.limit()?);
     let search = call.query.delivery_search(call.principal.audience())?;
@@ -122,9 +122,8 @@ fn check_search(input: &LettersInput, audience: Audience, errors: &mut Errors) -
 fn bulk(call: &Call, kind: JobKind, input: &LettersInput) -> Result<NewJob, Problem> {
     let mut errors = Errors::default();
     let rate = check_rate(input.rate, &mut errors);
-    let tenant: Option<Tenant> =
-        input.tenant.as_ref().and_then(|tenant| errors.check("/tenant", tenant.parse()));
-    let tenant = call.principal.tenant_filter(tenant)?;
+    let owner = input.tenant.as_ref().and_then(|tenant| errors.check("/tenant", tenant.parse()));
+    let tenant = call.principal.tenant_filter(owner.map(|QueueOwner(owner)| owner))?;
     let endpoint = check_endpoint(call, input, tenant.as_ref(), &mut errors)?;
     let types: Option<Pattern> =
         input.event_type.as_ref().and_then(|name| errors.check("/type", name.parse()));

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::text::{Time, Word};
 use crate::api::v1::deliveries::model::{DeliveryBody, HistoryBody, attempts};
 use crate::api::v1::events::model::{LetterEventBody, attributes, raw};
+use crate::api::v1::lists::OWNER_WORDS;
 use crate::domain::{Audience, ShownClass};
 use crate::service::types::{DeadLetterDetail, DeadLetterView};
 
@@ -77,7 +78,8 @@ pub struct LettersInput {
     pub(super) endpoint_id: Option<String>,
     /// Name of a queue, of `tenant`, or of the tenant of the key, or `default`.
     pub(super) queue: Option<String>,
-    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
+    /// A tenant; `*`: only queues of all tenants.
+    #[schemars(length(min = 1, max = 255), regex(pattern = OWNER_WORDS))]
     pub(super) tenant: Option<String>,
     /// A topic pattern.
     #[serde(rename = "type")]

@@ -14,6 +14,10 @@ pub(in crate::api) const NAME: Kind = Kind::Text(WORDS, limits::NAME_BYTES_MAX);
 pub const ID: Kind = Kind::Text("^[A-Za-z0-9_-]+$", limits::EVENT_ID_BYTES_MAX);
 
 pub const TENANT: Param = param("tenant", "Only this tenant", NAME);
+/// A tenant, or `*`.
+pub const OWNER_WORDS: &str = r"^(\*|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)$";
+const OWNER_NAME: Kind = Kind::Text(OWNER_WORDS, limits::NAME_BYTES_MAX);
+const OWNER: Param = param("tenant", "Only this tenant; `*`: only queues of all tenants", OWNER_NAME);
 pub const TYPE: Param = param("type", "Only this event type", NAME);
 const TYPE_PATTERN: Param = param(
     "type",
@@ -71,13 +75,13 @@ pub const ENDPOINTS: &[Param] = &[
 ];
 /// The tenant of a named resource.
 const OF_TENANT: Param =
-    param("tenant", "The tenant of the queue; default: that of the key, or `default`", NAME);
+    param("tenant", "The tenant of the queue, or `*`; default: that of the key, or `default`", OWNER_NAME);
 pub const QUEUE: Param = param(
     "queue",
     "Only this queue, of `tenant`, or of the tenant of the key, or `default`",
     Kind::Text("^[A-Za-z0-9_.-]+$", 64),
 );
-pub const QUEUES: &[Param] = &[TENANT, LIMIT, CURSOR];
+pub const QUEUES: &[Param] = &[OWNER, LIMIT, CURSOR];
 pub const ONE_QUEUE: &[Param] = &[OF_TENANT];
 pub const LEASES: &[Param] = &[OF_TENANT, LIMIT, CURSOR];
 pub const QUEUE_WINDOW: &[Param] = &[OF_TENANT, WINDOW[0], WINDOW[1]];
@@ -86,7 +90,7 @@ pub const DELIVERIES: &[Param] = &[
     ENDPOINT,
     QUEUE,
     param("eventId", "Only this event", ID),
-    TENANT,
+    OWNER,
     param("status", "Only deliveries with this status", Kind::Word(DELIVERY_STATUSES)),
     STATUS_CODE,
     ERROR_CLASS,
@@ -100,7 +104,7 @@ pub const DELIVERIES: &[Param] = &[
 pub const DEAD_LETTERS: &[Param] = &[
     ENDPOINT,
     QUEUE,
-    TENANT,
+    OWNER,
     STATUS_CODE,
     ERROR_CLASS,
     TYPE_PATTERN,

@@ -13,7 +13,7 @@ use crate::api::v1::endpoints::settings;
 use crate::api::v1::event_types::pins;
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
-use crate::domain::{Endpoint, EndpointStatus, Idempotency, QueueName, Tenant};
+use crate::domain::{Endpoint, EndpointStatus, Idempotency, QueueName, QueueOwner, Tenant};
 use crate::service::types::ChangeError;
 use crate::service::{Endpoints, Queues};
 
@@ -27,7 +27,7 @@ pub(super) fn queue_body(call: &Call, queue: &Endpoint) -> QueueBody {
 /// The queue in the path, in the tenant of `?tenant=` or of the key.
 pub(super) fn find(call: &Call) -> Result<Arc<Endpoint>, Problem> {
     let name: QueueName = call.parse_id("queue")?;
-    let named: Option<Tenant> = call.query.get("tenant")?;
+    let named = call.query.get::<QueueOwner>("tenant")?.map(|QueueOwner(owner)| owner);
     let tenant = call.principal.tenant(named)?;
     let found = Queues(&call.api.context).get(&call.principal.scope, &tenant, &name);
     found.ok_or_else(|| Problem::NotFound(format!("queue `{name}` not found in tenant `{tenant}`")))
@@ -53,7 +53,8 @@ pub async fn create(
             None
         }
     };
-    let tenant = input.tenant.as_deref().and_then(|tenant| errors.check("/tenant", tenant.parse::<Tenant>()));
+    let tenant = input.tenant.as_deref().and_then(|tenant| errors.check("/tenant", tenant.parse()));
+    let tenant = tenant.map(|QueueOwner(owner)| owner);
     let settings = input.settings(&mut errors);
     errors.finish()?;
     let tenant = call.principal.tenant(tenant)?;
@@ -140,7 +141,8 @@ fn check_context(
 
 /// `GET /v1/queues`
 pub async fn list(call: &Call) -> Result<Json<ListBody<QueueBody>>, Problem> {
-    let tenant = call.principal.tenant_filter(call.query.get("tenant")?)?;
+    let named = call.query.get::<QueueOwner>("tenant")?.map(|QueueOwner(owner)| owner);
+    let tenant = call.principal.tenant_filter(named)?;
     let (after, limit) = (call.query.cursor(List::Queues)?, call.query.limit()?);
     let page = Queues(&call.api.context).list(&call.principal.scope, tenant.as_ref(), after, limit);
     let data = page.items.iter().map(|queue| queue_body(call, queue)).collect();

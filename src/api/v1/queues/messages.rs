@@ -58,7 +58,15 @@ pub async fn receive(
         })
     });
     let messages = messages.collect::<Result<Vec<_>, Problem>>()?;
-    Ok(Json::new(&ReceivedBody { messages }).without_lifetime())
+    let response = Json::new(&ReceivedBody { messages }).without_lifetime();
+    if received.is_empty() {
+        return Ok(response);
+    }
+    let (api, number) = (call.api.clone(), queue.number);
+    let receipts: Vec<_> = received.iter().map(|message| message.receipt).collect();
+    Ok(response.undo_unless_written(move || {
+        Queues(&api.context).release_unheard(number, receipts.into_iter());
+    }))
 }
 
 fn receive_options(queue: &Endpoint, input: &ReceiveInput) -> Result<ReceiveOptions, Problem> {

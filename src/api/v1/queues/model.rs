@@ -13,6 +13,7 @@ use crate::api::text::{Span, Time, Word, format_duration};
 use crate::api::v1::endpoints::selection::{filter_body, filter_member, labels_body};
 use crate::api::v1::endpoints::settings::word_of;
 use crate::api::v1::event_types::pins;
+use crate::api::v1::lists::OWNER_WORDS;
 use crate::api::v1::queues::settings::{NO_AGE, ORDERINGS, QUEUE_FORMATS};
 use crate::domain::{Endpoint, EndpointStatus, PolicyDefaults, RetryPolicy};
 use crate::service::leases::{ReceiptResult, ReceiptStatus};
@@ -46,8 +47,9 @@ pub struct QueueInput {
     /// Unique per tenant. Cannot be changed.
     #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9_.-]+$"))]
     pub name: Option<String>,
-    /// Default: `default`. Cannot be changed.
-    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
+    /// Default: `default`. `*`: the queue takes the events of all tenants but `balto`; only for
+    /// keys without a tenant. Cannot be changed.
+    #[schemars(length(min = 1, max = 255), regex(pattern = OWNER_WORDS))]
     pub tenant: Option<String>,
     /// At most 1,024 bytes.
     #[schemars(length(max = 1024))]

@@ -213,7 +213,7 @@ impl ReadModel for Oracle {
         let events = self.shown().map(|(_, event)| &event.tenant);
         let named = self.tenants.values().chain(self.keys.values().flatten()).chain(events);
         let named: BTreeSet<&Tenant> =
-            named.filter(|tenant| after.is_none_or(|after| *tenant > after)).collect();
+            named.filter(|tenant| !tenant.is_every() && after.is_none_or(|after| *tenant > after)).collect();
         let used = named.into_iter().map(|tenant| (tenant.clone(), self.usage(tenant)));
         used.filter(|(_, usage)| *usage != Usage::default()).take(limit).collect()
     }
@@ -258,7 +258,9 @@ impl ReadModel for Oracle {
     }
 
     fn events(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Position> {
-        let status = |position| event_status(self.of_event(position).map(|(_, known)| known.state)).as_str();
+        let own =
+            |position| self.of_event(position).filter(|(key, _)| !filter.shared.contains(&key.endpoint));
+        let status = |position| event_status(own(position).map(|(_, known)| known.state)).as_str();
         let wanted = self.shown().rev().filter(|(position, event)| {
             Self::wants_event(filter, *position, event)
                 && filter.event_status.is_none_or(|wanted| wanted == status(*position))
@@ -312,7 +314,8 @@ impl ReadModel for Oracle {
             }
             let of_event: Vec<_> = self.of_event(position).collect();
             for (key, known) in of_event.into_iter().rev() {
-                if filter.endpoint.is_none_or(|wanted| wanted == key.endpoint)
+                if Self::wants_owner(filter, key.endpoint)
+                    && filter.endpoint.is_none_or(|wanted| wanted == key.endpoint)
                     && filter.delivery_state.is_none_or(|wanted| wanted == known.state.as_str())
                     && self.wants_last_attempt(filter, *key)
                 {
@@ -328,7 +331,9 @@ impl ReadModel for Oracle {
 
     fn dead_letters(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Letter> {
         let wanted = |letter: &Letter| {
-            filter.tenant.as_ref().is_none_or(|wanted| wanted.as_str() == &*letter.tenant)
+            let of_event = letter.tenant.parse().expect("a legal tenant");
+            filter.tenant.as_ref().is_none_or(|wanted| wanted.takes_from(&of_event))
+                && Self::wants_owner(filter, letter.delivery.endpoint)
                 && filter.event_type.as_ref().is_none_or(|wanted| wanted.as_str() == &*letter.event_type)
                 && filter.endpoint.is_none_or(|wanted| wanted == letter.delivery.endpoint)
                 && filter.reason.is_none_or(|wanted| wanted == letter.reason)
