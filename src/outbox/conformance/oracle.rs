@@ -6,6 +6,7 @@
 
 mod answers;
 mod erased;
+mod filters;
 pub(crate) mod leases;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -529,11 +530,6 @@ impl Oracle {
         LastAttempt::of(attempt)
     }
 
-    fn wants_last_attempt(&self, filter: &Filter, key: DeliveryKey) -> bool {
-        let last = || self.last_attempt(key, &self.deliveries[&key]);
-        filter.last_attempt.is_none_or(|wanted| wanted.wants(&last()))
-    }
-
     fn letters(&self) -> Vec<Letter> {
         let letter = |(key, known): (&DeliveryKey, &Delivery)| {
             let DeliveryState::Dead(reason) = known.state else { return None };
@@ -567,24 +563,6 @@ impl Oracle {
         let first = deleted.unwrap_or(0) + 1;
         let all = self.events.iter().filter_map(|(at, event)| Some((version(event)?, (*at, event))));
         (first, all.filter(|(version, _)| *version >= first).collect())
-    }
-
-    /// The deliveries of a queue of all tenants belong to no tenant.
-    fn wants_owner(filter: &Filter, endpoint: EndpointNumber) -> bool {
-        let is_shared = filter.shared.contains(&endpoint);
-        filter.tenant.as_ref().is_none_or(|tenant| tenant.is_every() == is_shared)
-    }
-
-    fn wants_event(filter: &Filter, position: Position, event: &Event) -> bool {
-        let Filter { tenant, event: wanted, event_type, stream, since, until, .. } = filter;
-        tenant.as_ref().is_none_or(|tenant| tenant.takes_from(&event.tenant))
-            && wanted.is_none_or(|wanted| wanted == position)
-            && event_type.as_ref().is_none_or(|wanted| *wanted == event.event_type)
-            && stream
-                .as_ref()
-                .is_none_or(|wanted| event.stream.as_ref().is_some_and(|(stream, _)| stream == wanted))
-            && since.is_none_or(|since| event.accepted_at >= since)
-            && until.is_none_or(|until| event.accepted_at < until)
     }
 }
 

@@ -7,8 +7,8 @@
 //!
 //! A record is a tag byte, a layout version byte and the fields below, in this order. The layout
 //! version is 5 for `AttemptFinished`, 2 for `EndpointPut`, `KeyPut`, `EventRejected`, the
-//! `EventAccepted` of an erased event, a `ConsumerPut` with pins, a `TypePut` with state rules and a
-//! `JobPut` with a search, 3 for an event with labels, and 1 for all others.
+//! `EventAccepted` of an erased event, a `ConsumerPut` with pins, a `TypePut` with state rules and
+//! a `JobPut` with a search, 3 for an event with labels, and 1 for all others.
 //!
 //! | tag | record | fields |
 //! |---|---|---|
