@@ -33,6 +33,17 @@ type FoundEvent = (Position, Arc<Event>);
 pub struct Events<'a>(pub &'a Context);
 
 impl Events<'_> {
+    /// Number of an event's deliveries that a scope sees. Those to queues of all tenants are the
+    /// operator's.
+    #[must_use]
+    pub fn delivery_count(self, scope: &Scope, event: &Event) -> usize {
+        if scope.0.is_none() {
+            return event.targets.len();
+        }
+        let shared = self.0.outbox_of(Home::All).registry(|registry| registry.shared_queues());
+        event.targets.iter().filter(|target| !shared.contains(target)).count()
+    }
+
     /// Accepts one event. On return, the event and its deliveries are on disk.
     ///
     /// # Errors

@@ -64,13 +64,14 @@ impl Pages<'_> {
     }
 
     /// Whether the scope covers a delivery of an event of this tenant. Those of a queue of all
-    /// tenants are the operator's.
+    /// tenants, and of an endpoint whose record is damaged, are the operator's.
     pub(crate) fn covers(self, scope: &Scope, tenant: &str, endpoint: EndpointNumber) -> bool {
-        let is_shared = || {
-            let owner = |registry: &Registry| registry.tenant_of(endpoint).is_some_and(Tenant::is_every);
-            self.0.outbox_of(endpoint).registry(owner)
+        let is_own = || {
+            let of_tenant =
+                |registry: &Registry| registry.tenant_of(endpoint).is_some_and(|owner| !owner.is_every());
+            self.0.outbox_of(endpoint).registry(of_tenant)
         };
-        scope.covers_name(tenant) && (scope.0.is_none() || !is_shared())
+        scope.covers_name(tenant) && (scope.0.is_none() || is_own())
     }
 
     pub(crate) fn empty<T>(self) -> Page<T> {

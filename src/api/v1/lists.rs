@@ -20,7 +20,7 @@ use crate::api::http::response::Json;
 use crate::api::text;
 use crate::domain::{
     Audience, DeadReason, DeliverySearch, EndpointNumber, EventId, EventType, InvalidName, LastAttemptFilter,
-    Pattern, Position, ShownClass, Tenant, Timestamp,
+    Pattern, Position, QueueOwner, ShownClass, Tenant, Timestamp,
 };
 use crate::limits;
 use crate::nearest::nearest;
@@ -142,6 +142,14 @@ impl Query {
             Some(word) => Ok(Some(word)),
             None => Err(Problem::parameter(name, format!("must be one of {}", words.join(", ")))),
         }
+    }
+
+    /// `tenant`: a tenant, or `*`, the owner of queues of all tenants.
+    ///
+    /// # Errors
+    /// 422 for anything else.
+    pub fn owner(&self) -> Result<Option<Tenant>, Problem> {
+        Ok(self.get::<QueueOwner>("tenant")?.map(|QueueOwner(owner)| owner))
     }
 
     /// A position: below 2^63.
@@ -445,7 +453,10 @@ mod tests {
         let Problem::Validation(errors) = problem else { panic!("{problem:?}") };
         let details: Vec<_> = errors.iter().map(|error| &*error.detail).collect();
         let near = "unknown parameter `limti`; did you mean `limit`?";
-        assert_eq!(details, [near, "duplicate parameter", "at most 64 bytes"]);
+        assert_eq!(
+            details,
+            [near, "duplicate parameter", &format!("at most {} bytes", limits::NAME_BYTES_MAX)]
+        );
     }
 
     #[test]

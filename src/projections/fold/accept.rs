@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
+use sha2::{Digest as _, Sha256};
+
 use super::Step;
 use crate::domain::{DeliveryKey, Event, Progress, Tenant, Trigger};
 use crate::projections::pages::{EventEntry, TargetList, Width};
-use crate::projections::pending::{OrderHash, Row};
+use crate::projections::pending::{OrderHash, Row, WHOLE_ENDPOINT};
 use crate::projections::states::StatePlace;
 use crate::projections::{idempotency, streams};
 
@@ -17,7 +19,7 @@ impl Step<'_> {
             self.add_event(event);
         }
         let width = Width::of(&event.targets);
-        let (due, key) = (event.first_due(), order_of(event));
+        let (due, key) = (event.first_due(), order_hash(&event.tenant, ordering_key(event)));
         let progress = Progress::begin(0, due, Trigger::Publish);
         for index in targets {
             let endpoint = event.targets[index];
@@ -37,7 +39,7 @@ impl Step<'_> {
             tenant: event.tenant.as_str().into(),
             event_type: event.event_type.as_str().into(),
             stream: event.stream.as_ref().map(|(name, version)| (name.as_str().into(), *version)),
-            order: order_of(event),
+            order: order_hash(&event.tenant, ordering_key(event)),
             bytes: event.stored_bytes(),
             targets: TargetList::write(self.rows, self.position, &event.targets),
             // The record of the erasure sets it, also if this record has lost the content: what
@@ -59,18 +61,17 @@ impl Step<'_> {
     }
 }
 
-/// FNV-1a. It must never change, because rows store it.
+/// The order of a key: the first 8 bytes of the SHA-256 of the tenant's length, the tenant and the
+/// key. No tenant can choose a key with the order of another one. It must never change, because
+/// rows store it.
 #[must_use]
-pub fn order_hash(key: &str) -> OrderHash {
-    key.bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
-/// The order of an event. Equal keys of several tenants are different orders, which a queue of all
-/// tenants needs.
-fn order_of(event: &Event) -> OrderHash {
-    let tenant = order_hash(event.tenant.as_str()) ^ order_hash(Tenant::DEFAULT);
-    order_hash(ordering_key(event)) ^ tenant
+pub fn order_hash(tenant: &Tenant, key: &str) -> OrderHash {
+    let tenant = tenant.as_str().as_bytes();
+    let hash = Sha256::new_with_prefix((tenant.len() as u64).to_be_bytes());
+    let hash = hash.chain_update(tenant).chain_update(key).finalize();
+    let first = OrderHash::from_be_bytes(hash[..8].try_into().expect("a hash has 32 bytes"));
+    // Not that of the endpoint's order.
+    if first == WHOLE_ENDPOINT { 1 } else { first }
 }
 
 /// Ordering key of an event: its own, else its stream, else its unique id.
@@ -79,5 +80,19 @@ fn ordering_key(event: &Event) -> &str {
         (Some(key), _) => key.as_str(),
         (None, Some((stream, _))) => stream.as_str(),
         (None, None) => event.id.as_str(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_of_tenants_are_apart() {
+        let hash = |tenant: &str, key| order_hash(&tenant.parse().unwrap(), key);
+        assert_ne!(hash("acme", "acme"), hash("globex", "globex"), "a key that is the tenant's name");
+        assert_ne!(hash("a", "b"), hash("b", "a"));
+        assert_ne!(hash("ab", "c"), hash("a", "bc"));
+        assert_eq!(hash("acme", "k"), hash("acme", "k"));
     }
 }

@@ -3,7 +3,9 @@
 use super::*;
 
 pub(super) fn hash(text: &str) -> [u8; 16] {
-    let mut chance = Chance::new(crate::projections::fold::order_hash(text));
+    // FNV-1a.
+    let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let mut chance = Chance::new(text.bytes().fold(0xcbf2_9ce4_8422_2325, fold));
     let (high, low) = (chance.next(), chance.next());
     (u128::from(high) << 64 | u128::from(low)).to_be_bytes()
 }

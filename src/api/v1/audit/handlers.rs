@@ -21,7 +21,7 @@ pub async fn list(call: &Call) -> Result<Json<ListBody<AuditBody>>, Problem> {
         return Err(Problem::parameter("target", text));
     }
     let filter = AuditFilter {
-        tenant: call.principal.tenant_filter(call.query.get("tenant")?)?,
+        tenant: call.principal.tenant_filter(call.query.owner()?)?,
         actor: id("actor")?,
         action: id("action")?,
         target: call.query.text("target").map(Into::into),

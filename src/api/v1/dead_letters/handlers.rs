@@ -4,7 +4,7 @@ use super::model::{DeadLetterBody, DeadLetterDetailBody, LettersInput};
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::{Nothing, Optional, Required};
 use crate::api::http::response::{Accepted, Json, NoContent};
-use crate::api::v1::deliveries::handlers::{PageSearch, endpoint_number, filter_by_endpoint, owner};
+use crate::api::v1::deliveries::handlers::{PageSearch, endpoint_number, filter_by_endpoint};
 use crate::api::v1::deliveries::model::DeliveryBody;
 use crate::api::v1::jobs::handlers::start;
 use crate::api::v1::jobs::model::{StartedBody, check_rate};
@@ -20,7 +20,7 @@ use crate::service::{DeadLetters, Queues, Searches};
 
 /// `GET /v1/dead-letters`
 pub async fn list(call: &Call) -> Result<Json<ListBody<DeadLetterBody>>, Problem> {
-    let tenant = call.principal.tenant_filter(owner(call)?)?;
+    let tenant = call.principal.tenant_filter(call.query.owner()?)?;
     let mut filter = call.query.delivery_filters(tenant)?;
     let (mut after, limit) = (call.query.cursor(List::DeadLetters)?, call.query.limit()?);
     let search = call.query.delivery_search(call.principal.audience())?;

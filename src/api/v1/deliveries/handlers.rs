@@ -10,16 +10,14 @@ use crate::api::http::request::Nothing;
 use crate::api::http::response::{Accepted, Json, PlainText};
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
-use crate::domain::{
-    DeliveryId, EndpointId, EndpointNumber, EndpointUid, EventId, QueueName, QueueOwner, Tenant,
-};
+use crate::domain::{DeliveryId, EndpointId, EndpointNumber, EndpointUid, EventId, QueueName, Tenant};
 use crate::limits;
 use crate::service::types::{Filter, Page, RequestError, RequestSecrets, Scope};
 use crate::service::{Deliveries, Endpoints, Events, Queues, Requests, Searches};
 
 /// `GET /v1/deliveries`
 pub async fn list(call: &Call) -> Result<Json<ListBody<DeliveryBody>>, Problem> {
-    let tenant = call.principal.tenant_filter(owner(call)?)?;
+    let tenant = call.principal.tenant_filter(call.query.owner()?)?;
     let mut filter = call.query.delivery_filters(tenant)?;
     let (mut after, limit) = (call.query.cursor(List::Deliveries)?, call.query.limit()?);
     let search = call.query.delivery_search(call.principal.audience())?;
@@ -51,17 +49,9 @@ pub async fn list(call: &Call) -> Result<Json<ListBody<DeliveryBody>>, Problem> 
     Ok(lists::page_reply(&call.path, &call.query, List::Deliveries, &page, data))
 }
 
-/// `?tenant=`: a tenant, or `*` for the deliveries of queues of all tenants.
-///
-/// # Errors
-/// 422 for anything else.
-pub fn owner(call: &Call) -> Result<Option<Tenant>, Problem> {
-    Ok(call.query.get::<QueueOwner>("tenant")?.map(|QueueOwner(owner)| owner))
-}
-
 /// Where the events of the wanted deliveries are. Those of a queue of all tenants are anywhere.
 fn scope_of_events(call: &Call) -> Result<(Scope, Tenant), Problem> {
-    match owner(call)? {
+    match call.query.owner()? {
         Some(owner) if owner.is_every() => {
             call.principal.tenant_filter(Some(owner))?;
             Ok((call.principal.scope.clone(), call.principal.tenant(None)?))
@@ -101,7 +91,7 @@ pub fn filter_by_endpoint(call: &Call, filter: &mut Filter) -> Result<bool, Prob
         if call.query.text("endpointId").is_some() {
             return Err(Problem::parameter("queue", "cannot be combined with `endpointId`"));
         }
-        let tenant = call.principal.tenant(owner(call)?)?;
+        let tenant = call.principal.tenant(call.query.owner()?)?;
         let queue = Queues(&call.api.context).get(&call.principal.scope, &tenant, &name);
         filter.endpoint = queue.map(|queue| queue.number);
         return Ok(filter.endpoint.is_some());

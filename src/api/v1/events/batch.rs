@@ -150,8 +150,10 @@ fn batch_response(
         };
         match result {
             Ok(accepted) => {
-                let body =
-                    AcceptedBody { status: Some(202), ..AcceptedBody::new(&accepted, default_tenant(call)) };
+                let deliveries =
+                    Events(&call.api.context).delivery_count(&call.principal.scope, &accepted.event);
+                let body = AcceptedBody::new(&accepted, deliveries, default_tenant(call));
+                let body = AcceptedBody { status: Some(202), ..body };
                 write_item(&mut out, &body);
             }
             Err(problem) => {

@@ -165,7 +165,8 @@ pub(in crate::api::v1) fn default_tenant(call: &Call) -> &str {
 
 /// The response for one accepted event.
 pub fn accepted_response(call: &Call, accepted: &AcceptedEvent) -> Accepted<AcceptedBody<'static>> {
-    let body = AcceptedBody::new(accepted, default_tenant(call));
+    let deliveries = Events(&call.api.context).delivery_count(&call.principal.scope, &accepted.event);
+    let body = AcceptedBody::new(accepted, deliveries, default_tenant(call));
     let response = Accepted::new(&body).with_header("location", &body.status_url).without_lifetime();
     if accepted.duplicate { response.with_header("idempotent-replayed", "true") } else { response }
 }

@@ -186,7 +186,7 @@ pub struct AcceptedBody<'a> {
 
 impl<'a> AcceptedBody<'a> {
     /// `default_tenant`: the tenant for id lookups without `?tenant=`.
-    pub fn new(accepted: &'a AcceptedEvent, default_tenant: &str) -> Self {
+    pub fn new(accepted: &'a AcceptedEvent, deliveries: usize, default_tenant: &str) -> Self {
         let event = &*accepted.event;
         Self {
             status: None,
@@ -198,7 +198,7 @@ impl<'a> AcceptedBody<'a> {
             stream: event.stream.as_ref().map(|(name, _)| name.as_str()),
             stream_version: event.stream.as_ref().map(|(_, version)| *version),
             position: accepted.position.0,
-            deliveries: event.targets.len(),
+            deliveries,
             duplicate: accepted.duplicate,
             status_url: event_url(event, default_tenant),
         }

@@ -39,7 +39,7 @@ fn body(call: &Call, known: &KnownJob) -> JobBody {
 /// `GET /v1/jobs`
 pub async fn list(call: &Call) -> Result<Json<ListBody<JobBody>>, Problem> {
     let filter = JobFilter {
-        tenant: call.principal.tenant_filter(call.query.get("tenant")?)?,
+        tenant: call.principal.tenant_filter(call.query.owner()?)?,
         kind: call.query.word("kind", lists::JOB_KINDS)?.and_then(JobKind::from_word),
         status: call.query.word("status", lists::JOB_STATUSES)?.and_then(JobStatus::from_word),
     };

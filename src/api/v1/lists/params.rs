@@ -118,14 +118,14 @@ pub const DEAD_LETTERS: &[Param] = &[
 pub const JOB_KINDS: &[&str] = JobKind::WORDS;
 pub const JOB_STATUSES: &[&str] = JobStatus::WORDS;
 pub const JOBS: &[Param] = &[
-    param("tenant", "Only jobs that change data of this tenant", NAME),
+    param("tenant", "Only jobs that change data of this tenant, or of `*`", OWNER_NAME),
     param("kind", "Only jobs of this kind", Kind::Word(JOB_KINDS)),
     param("status", "Only jobs with this status", Kind::Word(JOB_STATUSES)),
     LIMIT,
     CURSOR,
 ];
 pub const AUDIT: &[Param] = &[
-    param("tenant", "Only acts that concern this tenant", NAME),
+    param("tenant", "Only acts that concern this tenant, or `*`", OWNER_NAME),
     param("actor", "Only acts with this key; `admin`: with the configured admin key", ID),
     param("action", "Only this operation, by its `operationId`", ID),
     param("target", "Only acts on the resource with this id or name", Kind::Any(limits::NAME_BYTES_MAX)),
