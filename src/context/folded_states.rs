@@ -1,8 +1,8 @@
 //! A bounded cache of the states of streams.
 //!
-//! Holds the newest state of each stream that was folded, for one revision of the event types. An
-//! erasure drops every state that may contain the event, before its response is sent. A fold that
-//! an erasure overtook is not cached.
+//! Holds the newest state of each stream that was folded, and the last one at a past version, for
+//! one revision of the event types. An erasure drops every state of the tenant that may contain the
+//! event, before its response is sent. A fold that an erasure of the tenant overtook is not cached.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,32 +42,44 @@ impl FoldedState {
         512 + self.state.len() + self.problems.iter().map(problem).sum::<usize>()
     }
 
-    /// Whether the event may be one of those that made the state.
-    fn may_contain(&self, event: Position) -> bool {
-        (self.first..=self.position).contains(&event)
+    /// Whether one of the events, in order of position, may be one of those that made the state.
+    fn may_contain(&self, events: &[Position]) -> bool {
+        let from = events.partition_point(|event| *event < self.first);
+        events.get(from).is_some_and(|event| *event <= self.position)
     }
 }
 
 /// Revision of the event types: the last change, and their number.
 pub(crate) type RulesRevision = (Position, usize);
 
-/// Proof of the number of erasures when a fold began.
+/// Proof of the number of the tenant's erasures when a fold began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ErasureCount(u64);
 
+/// The place of a state in the cache.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct CacheKey {
+    stream: StreamName,
+    /// Of a version that is not the last one.
+    is_past: bool,
+}
+
 pub(crate) struct FoldedStates {
     cached: Mutex<CachedStates>,
+    /// Folds in progress: each has a state in memory.
+    folds: FairSemaphore<Party>,
     /// Folds use the processors in turns.
     turns: FairSemaphore<Party>,
 }
 
 #[derive(Default)]
 struct CachedStates {
-    states: HashMap<(Tenant, StreamName), CachedState>,
+    states: HashMap<Tenant, HashMap<CacheKey, CachedState>>,
     bytes: usize,
     /// Uses so far.
     uses: u64,
-    erasures: u64,
+    /// Erasures of each tenant so far.
+    erasures: HashMap<Tenant, u64>,
 }
 
 struct CachedState {
@@ -76,10 +88,37 @@ struct CachedState {
     last_use: u64,
 }
 
+impl CachedStates {
+    fn erasures_of(&self, tenant: &Tenant) -> u64 {
+        self.erasures.get(tenant).copied().unwrap_or_default()
+    }
+
+    /// Drops the state that was not used for the longest time. Returns whether there was one.
+    fn evict(&mut self) -> bool {
+        let all = self.states.iter().flat_map(|(tenant, states)| {
+            states.iter().map(move |(key, state)| (state.last_use, tenant, key))
+        });
+        let Some((_, tenant, key)) = all.min_by_key(|(last_use, ..)| *last_use) else { return false };
+        let (tenant, key) = (tenant.clone(), key.clone());
+        if let Some(states) = self.states.get_mut(&tenant) {
+            let evicted = states.remove(&key);
+            self.bytes -= evicted.map_or(0, |state| state.folded.weight());
+            if states.is_empty() {
+                self.states.remove(&tenant);
+            }
+        }
+        true
+    }
+}
+
 impl Default for FoldedStates {
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { cached: Mutex::default(), turns: FairSemaphore::new(processors.div_ceil(2)) }
+        Self {
+            cached: Mutex::default(),
+            folds: FairSemaphore::new(limits::STATE_FOLDS_MAX),
+            turns: FairSemaphore::new(processors.div_ceil(2)),
+        }
     }
 }
 
@@ -88,69 +127,80 @@ impl FoldedStates {
         self.cached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits until a party may have one more state in memory.
+    pub(crate) async fn fold(&self, party: &Party) -> FairTurn<Party> {
+        self.folds.turn(party).await
+    }
+
     /// Waits for the turn of a party to fold some events.
     pub(crate) async fn turn(&self, party: &Party) -> FairTurn<Party> {
         self.turns.turn(party).await
     }
 
-    /// The number of erasures so far, for [`Self::insert`].
-    pub(crate) fn erasures(&self) -> ErasureCount {
-        ErasureCount(self.cached().erasures)
+    /// The number of the tenant's erasures so far, for [`Self::insert`].
+    pub(crate) fn erasures(&self, tenant: &Tenant) -> ErasureCount {
+        ErasureCount(self.cached().erasures_of(tenant))
     }
 
+    /// The newest cached state that is not above a version.
     pub(crate) fn get(
         &self,
-        stream: &(Tenant, StreamName),
+        (tenant, stream): &(Tenant, StreamName),
         revision: RulesRevision,
+        version: u64,
     ) -> Option<Arc<FoldedState>> {
         let mut cached = self.cached();
         cached.uses += 1;
         let now = cached.uses;
-        let found = cached.states.get_mut(stream).filter(|found| found.revision == revision)?;
-        found.last_use = now;
-        Some(found.folded.clone())
+        let states = cached.states.get_mut(tenant)?;
+        let is_wanted = |state: &CachedState| state.revision == revision && state.folded.version <= version;
+        let keys = [false, true].map(|is_past| CacheKey { stream: stream.clone(), is_past });
+        let found = keys.into_iter().filter(|key| states.get(key).is_some_and(is_wanted));
+        let newest = found.max_by_key(|key| states[key].folded.version)?;
+        let state = states.get_mut(&newest)?;
+        state.last_use = now;
+        Some(state.folded.clone())
     }
 
     /// Caches a state that was folded from events that were read after `erasures` was taken. Evicts
-    /// those that were not used for the longest time, beyond the bound.
+    /// those that were not used for the longest time, beyond the bound. `is_past`: the stream has
+    /// more versions than were wanted.
     pub(crate) fn insert(
         &self,
-        stream: (Tenant, StreamName),
+        (tenant, stream): (Tenant, StreamName),
+        is_past: bool,
         revision: RulesRevision,
         folded: Arc<FoldedState>,
         erasures: ErasureCount,
     ) {
         let mut cached = self.cached();
-        let is_older = |known: &CachedState| {
-            known.revision == revision && known.folded.version >= folded.version
-                || known.revision.0 > revision.0
-        };
-        if cached.erasures != erasures.0 || cached.states.get(&stream).is_some_and(is_older) {
+        if cached.erasures_of(&tenant) != erasures.0 {
             return;
         }
         cached.uses += 1;
-        cached.bytes += folded.weight();
-        let state = CachedState { revision, folded, last_use: cached.uses };
-        if let Some(before) = cached.states.insert(stream, state) {
-            cached.bytes -= before.folded.weight();
+        let (last_use, weight) = (cached.uses, folded.weight());
+        let states = cached.states.entry(tenant).or_default();
+        let key = CacheKey { stream, is_past };
+        let is_older = |known: &CachedState| {
+            !is_past && known.revision == revision && known.folded.version >= folded.version
+        };
+        if states.get(&key).is_some_and(is_older) {
+            return;
         }
-        while cached.bytes > limits::STATE_CACHE_BYTES_MAX {
-            let oldest = cached.states.iter().min_by_key(|(_, state)| state.last_use);
-            let Some(oldest) = oldest.map(|(stream, _)| stream.clone()) else { break };
-            let evicted = cached.states.remove(&oldest);
-            cached.bytes -= evicted.map_or(0, |state| state.folded.weight());
-        }
+        let before = states.insert(key, CachedState { revision, folded, last_use });
+        cached.bytes += weight;
+        cached.bytes -= before.map_or(0, |before| before.folded.weight());
+        while cached.bytes > limits::STATE_CACHE_BYTES_MAX && cached.evict() {}
     }
 
-    /// Drops the states that an erased event may have made.
-    pub(crate) fn forget(&self, tenant: &Tenant, event: Position) {
+    /// Drops the states that erased events of the tenant may have made.
+    pub(crate) fn forget(&self, tenant: &Tenant, mut events: Vec<Position>) {
+        events.sort_unstable();
         let mut cached = self.cached();
-        cached.erasures += 1;
-        let dropped: usize = cached
-            .states
-            .extract_if(|(owner, _), state| owner == tenant && state.folded.may_contain(event))
-            .map(|(_, state)| state.folded.weight())
-            .sum();
+        *cached.erasures.entry(tenant.clone()).or_default() += 1;
+        let Some(states) = cached.states.get_mut(tenant) else { return };
+        let dropped = states.extract_if(|_, state| state.folded.may_contain(&events));
+        let dropped: usize = dropped.map(|(_, state)| state.folded.weight()).sum();
         cached.bytes -= dropped;
     }
 }
@@ -174,51 +224,77 @@ mod tests {
     }
 
     const REVISION: RulesRevision = (Position(1), 1);
+    const NEWEST: u64 = u64::MAX;
+
+    fn insert(states: &FoldedStates, name: &str, is_past: bool, revision: RulesRevision, version: u64) {
+        states.insert(stream(name), is_past, revision, folded(version, 1), states.erasures(&acme()));
+    }
+
+    fn version(states: &FoldedStates, name: &str, revision: RulesRevision, most: u64) -> Option<u64> {
+        states.get(&stream(name), revision, most).map(|found| found.version)
+    }
 
     #[test]
     fn newest_state_of_one_revision_is_kept() {
         let states = FoldedStates::default();
-        let none = states.erasures();
-        states.insert(stream("a"), REVISION, folded(5, 1), none);
-        states.insert(stream("a"), REVISION, folded(3, 1), none);
-        assert_eq!(states.get(&stream("a"), REVISION).unwrap().version, 5);
-        assert!(states.get(&stream("a"), (Position(2), 1)).is_none());
-        states.insert(stream("a"), (Position(2), 1), folded(2, 1), none);
-        // Of an earlier revision.
-        states.insert(stream("a"), REVISION, folded(9, 1), none);
-        assert_eq!(states.get(&stream("a"), (Position(2), 1)).unwrap().version, 2);
+        insert(&states, "a", false, REVISION, 5);
+        insert(&states, "a", false, REVISION, 3);
+        assert_eq!(version(&states, "a", REVISION, NEWEST), Some(5));
+        let (later, earlier) = ((Position(2), 1), (Position(0), 0));
+        assert_eq!(version(&states, "a", later, NEWEST), None);
+        // The deletion of the last type makes the revision smaller.
+        for revision in [later, earlier] {
+            insert(&states, "a", false, revision, 2);
+            assert_eq!(version(&states, "a", revision, NEWEST), Some(2));
+        }
+    }
+
+    #[test]
+    fn past_state_has_its_own_place() {
+        let states = FoldedStates::default();
+        insert(&states, "a", false, REVISION, 20);
+        insert(&states, "a", true, REVISION, 10);
+        assert_eq!(version(&states, "a", REVISION, NEWEST), Some(20));
+        assert_eq!(version(&states, "a", REVISION, 15), Some(10));
+        assert_eq!(version(&states, "a", REVISION, 9), None);
+        insert(&states, "a", true, REVISION, 7);
+        assert_eq!(version(&states, "a", REVISION, 9), Some(7), "the last one that was wanted");
+        assert_eq!(states.cached().bytes, 2 * folded(1, 1).weight());
     }
 
     #[test]
     fn states_that_were_not_used_are_evicted() {
         let states = FoldedStates::default();
-        let none = states.erasures();
+        let none = states.erasures(&acme());
         for number in 0..20 {
-            states.insert(stream(&format!("s{number}")), REVISION, folded(1, 1024 * 1024), none);
-            assert!(states.get(&stream("s0"), REVISION).is_some(), "used all the time");
+            let large = folded(1, 1024 * 1024);
+            states.insert(stream(&format!("s{number}")), false, REVISION, large, none);
+            assert!(version(&states, "s0", REVISION, NEWEST).is_some(), "used all the time");
         }
-        assert!(
-            states.get(&stream("s1"), REVISION).is_none() && states.get(&stream("s19"), REVISION).is_some()
-        );
-        assert!(states.cached().bytes <= limits::STATE_CACHE_BYTES_MAX);
-        let sum: usize = states.cached().states.values().map(|state| state.folded.weight()).sum();
-        assert_eq!(states.cached().bytes, sum);
+        assert_eq!(version(&states, "s1", REVISION, NEWEST), None);
+        assert!(version(&states, "s19", REVISION, NEWEST).is_some());
+        let cached = states.cached();
+        assert!(cached.bytes <= limits::STATE_CACHE_BYTES_MAX);
+        let all = cached.states.values().flat_map(HashMap::values);
+        assert_eq!(cached.bytes, all.map(|state| state.folded.weight()).sum::<usize>());
     }
 
     #[test]
     fn erasure_drops_states_and_overtakes_folds() {
         let states = FoldedStates::default();
-        let before = states.erasures();
-        states.insert(stream("a"), REVISION, folded(5, 1), before);
-        states.forget(&acme(), Position(16));
-        states.forget(&"other".parse().unwrap(), Position(12));
-        assert!(states.get(&stream("a"), REVISION).is_some(), "another event");
-        states.forget(&acme(), Position(12));
-        assert!(states.get(&stream("a"), REVISION).is_none());
-        assert_eq!(states.cached().bytes, 0);
-        states.insert(stream("a"), REVISION, folded(5, 1), before);
-        assert!(states.get(&stream("a"), REVISION).is_none(), "its events were read before");
-        states.insert(stream("a"), REVISION, folded(5, 1), states.erasures());
-        assert!(states.get(&stream("a"), REVISION).is_some());
+        let before = states.erasures(&acme());
+        let put = |erasures| states.insert(stream("a"), false, REVISION, folded(5, 1), erasures);
+        put(before);
+        states.forget(&acme(), vec![Position(16), Position(10)]);
+        states.forget(&"other".parse().unwrap(), vec![Position(12)]);
+        assert!(version(&states, "a", REVISION, NEWEST).is_some(), "other events");
+        states.forget(&acme(), vec![Position(40), Position(12)]);
+        assert_eq!((version(&states, "a", REVISION, NEWEST), states.cached().bytes), (None, 0));
+        put(before);
+        assert_eq!(version(&states, "a", REVISION, NEWEST), None, "its events were read before");
+        let now = states.erasures(&acme());
+        states.forget(&"other".parse().unwrap(), vec![Position(12)]);
+        put(now);
+        assert!(version(&states, "a", REVISION, NEWEST).is_some(), "erasures of others do not count");
     }
 }

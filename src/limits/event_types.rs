@@ -28,6 +28,8 @@ pub const VIOLATIONS_MAX: usize = 20;
 pub const PATCH_OPERATIONS_MAX: usize = 200;
 /// JSON values of converted data.
 pub const CONVERTED_VALUES_MAX: usize = 200_000;
+/// Levels of converted data: one more than JSON that can be read.
+pub const CONVERTED_DEPTH_MAX: usize = 128;
 /// Bytes of the schema that shows what a version lost.
 pub const LOST_SCHEMA_BYTES_MAX: usize = 16 * 1024;
 /// Time limit of a comparison of schemas. Afterwards the answer is unknown.
@@ -68,6 +70,8 @@ pub const STATE_EVENTS_MAX: u64 = 10_000;
 pub const STATE_TIME_MAX: Duration = Duration::from_secs(10);
 /// Problems of a state that are kept.
 pub const STATE_PROBLEMS_MAX: usize = 100;
+/// Folds with a state in memory at the same time.
+pub const STATE_FOLDS_MAX: usize = 8;
 /// Bytes of cached states.
 pub const STATE_CACHE_BYTES_MAX: usize = 16 * 1024 * 1024;
 

@@ -152,9 +152,7 @@ impl Erasure<'_> {
             view.add(&step.erased);
             if count > 0 {
                 self.0.submit(step.commands(request)).await?;
-                for event in &step.events {
-                    self.0.folded_states().forget(request.tenant, *event);
-                }
+                self.0.folded_states().forget(request.tenant, step.events.clone());
                 self.0.request_erasure_pass();
                 self.0.metrics().erased(count);
                 self.0.metrics().cancelled(step.pending);

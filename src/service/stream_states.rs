@@ -10,7 +10,8 @@ use std::time::Duration;
 pub use crate::context::folded_states::{FoldedState, StateProblem};
 
 use crate::context::Context;
-use crate::domain::{EventType, Position, StreamName, Tenant, Timestamp, attribute};
+use crate::context::fair_semaphore::FairTurn;
+use crate::domain::{EventType, Party, Position, StreamName, Tenant, Timestamp, attribute};
 use crate::limits;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
@@ -61,6 +62,8 @@ struct Fold {
     problems: Vec<StateProblem>,
     /// Time spent.
     spent: Duration,
+    /// Bounds the states in memory.
+    _seat: FairTurn<Party>,
 }
 
 impl StreamStates<'_> {
@@ -77,20 +80,23 @@ impl StreamStates<'_> {
         bound: StateBound,
     ) -> Result<Arc<FoldedState>, FoldError> {
         let key = (tenant.clone(), stream.clone());
+        let cache = self.0.folded_states();
         // Before the read of any event.
-        let erasures = self.0.folded_states().erasures();
-        let last = self.last_version(&key, bound).await?;
-        let known = self.0.folded_states().get(&key, EventTypes(self.0).revision());
-        let known = known.filter(|known| known.version <= last);
-        if let Some(known) = known.as_ref().filter(|known| known.version == last) {
-            return Ok(known.clone());
+        let erasures = cache.erasures(tenant);
+        let (last, is_past) = self.last_version(&key, bound).await?;
+        let known = cache.get(&key, EventTypes(self.0).revision(), last);
+        if let Some(known) = known.filter(|known| known.version == last) {
+            return Ok(known);
         }
+        let seat = cache.fold(&scope.party()).await;
+        // The rules and their revision at one time. Another request may have folded the stream.
+        let (revision, types) = EventTypes(self.0).with_state_rules();
+        let known = cache.get(&key, revision, last);
         let events = last - known.as_ref().map_or(0, |known| known.version);
         if events > limits::STATE_EVENTS_MAX {
             return Err(FoldError::TooLong { events });
         }
-        let (revision, types) = EventTypes(self.0).with_state_rules();
-        let mut fold = self.0.blocking(move || Fold::new(types, known.as_deref())).await?;
+        let mut fold = self.0.blocking(move || Fold::new(types, known.as_deref(), seat)).await?;
         while fold.version < last && fold.spent < limits::STATE_TIME_MAX {
             let wanted = StreamRead {
                 start: ReadStart::Version(fold.version + 1),
@@ -99,29 +105,35 @@ impl StreamStates<'_> {
                 ..StreamRead::default()
             };
             // Before the read, so that few pages are in memory.
-            let _turn = self.0.folded_states().turn(&scope.party()).await;
+            let turn = cache.turn(&scope.party()).await;
             let page = Streams(self.0).read(tenant, stream, wanted).await?;
             if page.events.is_empty() {
                 let reason = format!("stream {stream} has no version {}", fold.version + 1);
                 return Err(Unavailable::Failed(reason.into()).into());
             }
             let context = self.0.clone();
-            fold = self.0.blocking(move || fold.events(&context, &page.events)).await?;
+            // A fold whose client has gone still runs, and keeps its turn.
+            let work = move || {
+                let _turn = turn;
+                fold.events(&context, &page.events)
+            };
+            fold = self.0.blocking(work).await?;
         }
         let folded = Arc::new(self.0.blocking(move || fold.folded()).await?);
-        self.0.folded_states().insert(key, revision, folded.clone(), erasures);
+        cache.insert(key, is_past, revision, folded.clone(), erasures);
         if folded.version < last {
             return Err(FoldError::TooSlow { version: folded.version });
         }
         Ok(folded)
     }
 
-    /// The last version within the bound. The first events must be there.
+    /// The last version within the bound, and whether there are later ones. The first events must
+    /// be there.
     async fn last_version(
         self,
         (tenant, stream): &(Tenant, StreamName),
         StateBound { until_version, until }: StateBound,
-    ) -> Result<u64, FoldError> {
+    ) -> Result<(u64, bool), FoldError> {
         let (owner, name) = (tenant.clone(), stream.clone());
         let question = move |state: &dyn ReadModel| {
             let head = state.stream(&owner, &name).ok_or(StreamReadError::NotFound)?;
@@ -129,7 +141,8 @@ impl StreamStates<'_> {
                 return Err(StreamReadError::Gone { first_version: head.first_version });
             }
             let before = until.map(|until| state.stream_version_before(&owner, &name, until));
-            Ok([until_version, before].into_iter().flatten().fold(head.version, u64::min))
+            let last = [until_version, before].into_iter().flatten().fold(head.version, u64::min);
+            Ok((last, last < head.version))
         };
         Ok(self.0.outbox_of(tenant).read_of(Some(tenant), question).await??)
     }
@@ -137,7 +150,11 @@ impl StreamStates<'_> {
 
 impl Fold {
     /// Begins before the first event, or after those of a known state.
-    fn new(types: HashMap<EventType, Arc<RegisteredType>>, known: Option<&FoldedState>) -> Self {
+    fn new(
+        types: HashMap<EventType, Arc<RegisteredType>>,
+        known: Option<&FoldedState>,
+        seat: FairTurn<Party>,
+    ) -> Self {
         let known = known.and_then(|known| Some((known, StreamState::new(value_of(&known.state)?))));
         let start = Self {
             types,
@@ -147,6 +164,7 @@ impl Fold {
             first: Position(0),
             problems: Vec::new(),
             spent: Duration::ZERO,
+            _seat: seat,
         };
         match known {
             None => start,

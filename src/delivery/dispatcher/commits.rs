@@ -1,9 +1,11 @@
 //! Effects of commits on the lanes, the caches and the waiting callers.
 
+use std::collections::BTreeMap;
+
 use super::Dispatcher;
 use crate::context::Context;
 use crate::delivery::intake::Intake;
-use crate::domain::{Attempt, DisabledReason, Endpoint, EndpointNumber, Now, Record};
+use crate::domain::{Attempt, DisabledReason, Endpoint, EndpointNumber, Now, Position, Record, Tenant};
 use crate::lanes::Backlog;
 use crate::metrics::BackgroundJob;
 use crate::outbox::Notice;
@@ -31,13 +33,14 @@ impl Dispatcher {
 
     fn on_committed(&mut self, committed: &CommittedGroup, now: Now) {
         self.context.waits().on_committed(committed.records.iter().map(|(_, record)| record));
+        let mut erased: BTreeMap<&Tenant, Vec<Position>> = BTreeMap::new();
         for (position, record) in &committed.records {
             match record {
                 Record::EventAccepted(event) => self.payloads.insert(*position, event),
                 Record::EventErased { event, tenant, .. } => {
                     self.payloads.forget(*event);
                     self.context.converted_events().forget(*event);
-                    self.context.folded_states().forget(tenant, *event);
+                    erased.entry(tenant).or_default().push(*event);
                 }
                 Record::EndpointPut(endpoint) => self.on_endpoint(endpoint, now),
                 Record::EndpointDeleted { endpoint, .. } => {
@@ -80,6 +83,9 @@ impl Dispatcher {
                 | Record::LeasesEnded { .. }
                 | Record::LeasesExtended { .. } => {}
             }
+        }
+        for (tenant, events) in erased {
+            self.context.folded_states().forget(tenant, events);
         }
     }
 
