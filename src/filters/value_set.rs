@@ -13,6 +13,8 @@ pub(super) struct ValueSet {
     has_true: bool,
     has_false: bool,
     texts: HashSet<Box<str>>,
+    /// Length of the longest text. A longer one of an event is not hashed.
+    text_bytes_max: usize,
     numbers: NumberSet,
     compound: Vec<Value>,
     /// Number of values, with repeated ones.
@@ -65,7 +67,10 @@ impl FromIterator<Value> for ValueSet {
                 Value::Null => set.has_null = true,
                 Value::Bool(true) => set.has_true = true,
                 Value::Bool(false) => set.has_false = true,
-                Value::String(text) => drop(set.texts.insert(text.into())),
+                Value::String(text) => {
+                    set.text_bytes_max = set.text_bytes_max.max(text.len());
+                    set.texts.insert(text.into());
+                }
                 Value::Number(number) => set.numbers.insert(&number),
                 Value::Array(_) | Value::Object(_) => set.compound.push(value),
             }
@@ -90,7 +95,9 @@ impl ValueSet {
             None | Some(Value::Null) => self.has_null,
             Some(Value::Bool(true)) => self.has_true,
             Some(Value::Bool(false)) => self.has_false,
-            Some(Value::String(text)) => self.texts.contains(text.as_str()),
+            Some(Value::String(text)) => {
+                text.len() <= self.text_bytes_max && self.texts.contains(text.as_str())
+            }
             Some(Value::Number(number)) => self.numbers.contains(number),
             Some(Value::Array(_) | Value::Object(_)) => {
                 self.compound.iter().any(|wanted| is_equal(value, wanted))

@@ -62,9 +62,10 @@ impl MigrationPatch {
             }
             apply_one(&step.operation, document)
                 .map_err(|error| shorten(&format!("operation {index}: {error}")))?;
-            let copies = matches!(step.operation, PatchOperation::Copy(_) | PatchOperation::Add(_));
-            if copies && !fits(document, &mut limits::CONVERTED_VALUES_MAX.clone()) {
-                return Err(format!("operation {index}: the result has too many values"));
+            let grows = !matches!(step.operation, PatchOperation::Remove(_) | PatchOperation::Test(_));
+            let mut left = limits::CONVERTED_VALUES_MAX;
+            if grows && !fits(document, &mut left, limits::CONVERTED_DEPTH_MAX) {
+                return Err(format!("operation {index}: the result has too many values or levels"));
             }
         }
         Ok(())
@@ -124,13 +125,13 @@ fn take_member(pointer: &PointerBuf, document: &mut Value) -> Option<Value> {
     members.shift_remove(name.decoded().as_ref())
 }
 
-/// Whether the value consists of at most `left` values.
-fn fits(value: &Value, left: &mut usize) -> bool {
-    let Some(rest) = left.checked_sub(1) else { return false };
+/// Whether the value consists of at most `left` values in at most `depth` levels.
+fn fits(value: &Value, left: &mut usize, depth: usize) -> bool {
+    let (Some(rest), Some(below)) = (left.checked_sub(1), depth.checked_sub(1)) else { return false };
     *left = rest;
     match value {
-        Value::Array(items) => items.iter().all(|item| fits(item, left)),
-        Value::Object(members) => members.values().all(|member| fits(member, left)),
+        Value::Array(items) => items.iter().all(|item| fits(item, left, below)),
+        Value::Object(members) => members.values().all(|member| fits(member, left, below)),
         _ => true,
     }
 }
@@ -193,6 +194,14 @@ mod tests {
             let found = MigrationPatch::parse(&patch.to_string()).unwrap_err();
             assert_eq!(found.pointer, pointer, "{patch} {found:?}");
         }
+    }
+
+    #[test]
+    fn copies_that_double_the_depth_are_stopped() {
+        let copy = |number: u32| json!({"op": "copy", "from": "", "path": "/a/x".repeat(1 << number)});
+        let copies: Vec<_> = (0..16).map(copy).collect();
+        assert!(apply(json!(copies[..5]), json!({"a": {}})).is_ok());
+        assert!(apply(json!(copies), json!({"a": {}})).unwrap_err().contains("levels"));
     }
 
     #[test]

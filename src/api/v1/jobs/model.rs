@@ -7,7 +7,7 @@ use crate::api::http::problem::Errors;
 use crate::api::http::response::Accepted;
 use crate::api::text::{Time, Word};
 use crate::context::responses::Keyed;
-use crate::domain::{Actor, Idempotency, Job, JobKind, JobProgress, JobStatus, ShownClass, Tenant};
+use crate::domain::{Actor, Audience, Idempotency, Job, JobKind, JobProgress, JobStatus, ShownClass, Tenant};
 use crate::limits;
 use crate::service::types::{KnownJob, Scope};
 
@@ -109,7 +109,10 @@ impl JobBody {
                 event_types: selection.types.iter().map(ToString::to_string).collect(),
                 reason: selection.reason.map(|reason| reason.as_str()),
                 status_code: last_attempt.and_then(|last| last.status),
-                error_class: last_attempt.and_then(|last| last.class).map(ShownClass::as_str),
+                error_class: last_attempt
+                    .filter(|last| scope.0.is_none() || last.audience == Audience::Tenant)
+                    .and_then(|last| last.class)
+                    .map(ShownClass::as_str),
                 id_start: selection.search.id_start.as_ref().map(ToString::to_string),
                 since: selection.since.map(Time),
                 until: selection.until.map(Time),
