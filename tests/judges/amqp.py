@@ -4,6 +4,7 @@ Usage: amqp.py PORT
 """
 import base64
 import json
+import signal
 import sys
 
 import pika
@@ -115,9 +116,19 @@ def run(command):
     return True
 
 
+def give_up(_signal, _frame):
+    raise TimeoutError("no answer from the broker within 30 s")
+
+
+signal.signal(signal.SIGALRM, give_up)
 for line in sys.stdin:
+    signal.alarm(30)
     try:
         answer = {"ok": run(json.loads(line))}
+    except TimeoutError as error:
+        # The answer may still come, so the connection cannot be used again.
+        connection = None
+        answer = {"error": str(error)}
     except UnroutableError:
         answer = {"error": "unroutable"}
     except NackError:
@@ -126,4 +137,6 @@ for line in sys.stdin:
         answer = {"error": f"{error.reply_code} {error.reply_text}"}
     except (AMQPError, OSError) as error:
         answer = {"error": f"{type(error).__name__}: {error}"}
+    finally:
+        signal.alarm(0)
     print(json.dumps(answer), flush=True)
