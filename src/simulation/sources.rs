@@ -8,12 +8,11 @@ use tokio::sync::watch;
 
 use super::world::{Inner, World};
 use crate::context::Context;
-use crate::domain::{
-    Dedup, EventId, OnInvalid, Position, Record, Sealed, Source, SourceFormat, SourceQueueType, SourceStatus,
-    SourceTenant, Tenant, Timestamp,
-};
+use crate::domain::{EventId, Record, Source, SourceFormat, SourceTenant, Tenant};
 use crate::service::event_types::Unregistered;
-use crate::sources::{Incoming, Intake, IntakeError, Message, Settled, SourceOptions, Unsettled};
+use crate::sources::{
+    Incoming, Intake, IntakeError, Message, Settled, SourceOptions, Unsettled, sample_source,
+};
 
 /// Its own tenant, which has no quotas: the last messages must become durable at the end.
 const TENANT: &str = "broker";
@@ -82,28 +81,8 @@ impl Broker {
 }
 
 fn source() -> Source {
-    Source {
-        name: "shop".parse().expect("a legal name"),
-        url: "amqp://127.0.0.1:5672/%2F".into(),
-        username: "guest".into(),
-        password: Sealed::Plain((*b"guest").into()),
-        queue: "events".into(),
-        queue_type: SourceQueueType::default(),
-        exchange: None,
-        bindings: Vec::new(),
-        declares: false,
-        prefetch: 4,
-        tenant: SourceTenant::Fixed(TENANT.parse().expect("a legal tenant")),
-        format: SourceFormat::Auto,
-        stream_header: None,
-        ordering_key_header: None,
-        on_invalid: OnInvalid::Park,
-        dedup: Dedup::MessageId,
-        status: SourceStatus::Active,
-        created_at: Timestamp::ZERO,
-        updated_at: Timestamp::ZERO,
-        revision: Position(1),
-    }
+    let tenant = SourceTenant::Fixed(TENANT.parse().expect("a legal tenant"));
+    Source { tenant, ..sample_source(SourceFormat::Auto) }
 }
 
 /// Publishers send messages to the broker, or the source takes some.

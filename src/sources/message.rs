@@ -386,4 +386,4 @@ fn of_cloudevent(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

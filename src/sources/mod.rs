@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use crate::service::event_types::Unregistered;
 pub use intake::{Incoming, Intake, IntakeError, InvalidMessage, Settled, Unsettled};
 #[cfg(test)]
-pub(crate) use message::Message;
+pub(crate) use message::{Message, tests::source as sample_source};
 pub use runner::run;
 
 /// Settings of all sources.

@@ -60,6 +60,10 @@ pub struct Reply {
 }
 
 impl Reply {
+    fn new(status: u16, body: ReplyBody) -> Self {
+        Self { status, body, headers: Vec::new(), permit: None, watch: None }
+    }
+
     /// A response with a JSON body; a 500 if the serialisation fails, which is a bug.
     pub fn json<T: Serialize + ?Sized>(status: u16, value: &T) -> Self {
         match serde_json::to_vec(value) {
@@ -74,9 +78,7 @@ impl Reply {
     /// A response whose body is serialised JSON.
     #[must_use]
     pub fn bytes(status: u16, body: Bytes) -> Self {
-        let body = ReplyBody::Bytes(body);
-        Self { status, body, headers: Vec::new(), permit: None, watch: None }
-            .with_content_type("application/json")
+        Self::new(status, ReplyBody::Bytes(body)).with_content_type("application/json")
     }
 
     /// 304: the client has the current representation.
@@ -88,19 +90,13 @@ impl Reply {
     /// 200 with a body that is made while the client reads it. It cannot be stored.
     #[must_use]
     pub fn stream(body: BodyStream) -> Self {
-        Self { status: 200, body: ReplyBody::Stream(body), headers: Vec::new(), permit: None, watch: None }
+        Self::new(200, ReplyBody::Stream(body))
     }
 
     /// 204.
     #[must_use]
     pub fn empty() -> Self {
-        Self {
-            status: 204,
-            body: ReplyBody::Bytes(Bytes::new()),
-            headers: Vec::new(),
-            permit: None,
-            watch: None,
-        }
+        Self::new(204, ReplyBody::Bytes(Bytes::new()))
     }
 
     /// The bytes of the body; none for a stream.
@@ -192,7 +188,9 @@ impl Reply {
         let mut response = Response::new(match (self.body, self.permit) {
             (ReplyBody::Bytes(rest), Some(permit)) => Body::new(HeldBody { rest, permit, watch }),
             (ReplyBody::Bytes(bytes), None) => {
-                watch.inspect(|watch| watch.on_taken());
+                if let Some(watch) = watch {
+                    watch.on_taken();
+                }
                 Body::from(bytes)
             }
             (ReplyBody::Stream(stream), _) => Body::from_stream(stream.map(Ok::<_, Infallible>)),

@@ -3,7 +3,7 @@
 use super::*;
 use crate::domain::{OnInvalid, Position, Sealed, SourceQueueType, SourceStatus};
 
-fn source(format: SourceFormat) -> Source {
+pub(crate) fn source(format: SourceFormat) -> Source {
     Source {
         name: "shop".parse().unwrap(),
         url: "amqp://127.0.0.1:5672/%2F".into(),

@@ -27,8 +27,7 @@ pub(super) fn queue_body(call: &Call, queue: &Endpoint) -> QueueBody {
 /// The queue in the path, in the tenant of `?tenant=` or of the key.
 pub(super) fn find(call: &Call) -> Result<Arc<Endpoint>, Problem> {
     let name: QueueName = call.parse_id("queue")?;
-    let named = call.query.get::<QueueOwner>("tenant")?.map(|QueueOwner(owner)| owner);
-    let tenant = call.principal.tenant(named)?;
+    let tenant = call.principal.tenant(call.query.owner()?)?;
     let found = Queues(&call.api.context).get(&call.principal.scope, &tenant, &name);
     found.ok_or_else(|| Problem::NotFound(format!("queue `{name}` not found in tenant `{tenant}`")))
 }
@@ -141,8 +140,7 @@ fn check_context(
 
 /// `GET /v1/queues`
 pub async fn list(call: &Call) -> Result<Json<ListBody<QueueBody>>, Problem> {
-    let named = call.query.get::<QueueOwner>("tenant")?.map(|QueueOwner(owner)| owner);
-    let tenant = call.principal.tenant_filter(named)?;
+    let tenant = call.principal.tenant_filter(call.query.owner()?)?;
     let (after, limit) = (call.query.cursor(List::Queues)?, call.query.limit()?);
     let page = Queues(&call.api.context).list(&call.principal.scope, tenant.as_ref(), after, limit);
     let data = page.items.iter().map(|queue| queue_body(call, queue)).collect();
