@@ -27,7 +27,8 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use support::{
-    ChildGuard, WAIT_MAX, answering, balto, connect, cpu, event, free_port, get, post, receiver, subscribe,
+    ChildGuard, WAIT_MAX, answering, balto, connect, cpu, event, free_port, get, median, post, receiver,
+    subscribe,
 };
 use tokio::net::TcpListener;
 
@@ -148,7 +149,7 @@ async fn measure() {
         }
     }
     let [relay, balto, ratio, cost] =
-        [0, 1, 2, 3].map(|column| median(turns.iter().map(|turn| turn[column])));
+        [0, 1, 2, 3].map(|column| median(turns.iter().map(|turn| turn[column]).collect()));
     println!("\nmedians: relay {relay:.0}, balto {balto:.0}, ratio {ratio:.2}; by CPU alone {cost:.2}");
     println!("records per commit: {:.1}", records_per_commit(ops).await);
     drop((engine, data));
@@ -180,12 +181,6 @@ async fn records_per_commit(ops: u16) -> f64 {
         line.unwrap().parse().unwrap()
     };
     value("balto_commit_records_sum") / value("balto_commit_records_count")
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// Posts all events one by one over all connections, and waits until each has arrived.

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use support::{ChildGuard, answering, connect, free_port, message_length};
+use support::{ChildGuard, answering, connect, free_port, judge, message_length};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -26,6 +26,12 @@ const RUN: Duration = Duration::from_secs(10);
 /// Endpoints of the flooding tenant.
 const FAN_OUT: usize = 5_000;
 const PROBES: usize = 150;
+
+/// Largest distance of a tenant's share from the mean, as a part of it.
+const SPREAD_MAX: f64 = 0.20;
+/// A p99 beside the flood may be this many times the one alone, or this many milliseconds.
+const TIMES_MAX: f64 = 3.0;
+const MILLIS_MAX: f64 = 50.0;
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
@@ -149,6 +155,7 @@ async fn equal_tenants() {
     }
     running.store(false, Ordering::Relaxed);
     let counts: Vec<Counts> = counts.lock().unwrap().values().copied().collect();
+    let mut within = true;
     println!("| {TENANTS} tenants with equal load | per second | smallest share of the mean | largest |");
     println!("|---|---|---|---|");
     for (at, what) in ["events posted", "lists read", "deliveries received"].into_iter().enumerate() {
@@ -157,7 +164,9 @@ async fn equal_tenants() {
         let part = |count: u64| count as f64 / mean;
         let (least, most) = (*all.iter().min().unwrap(), *all.iter().max().unwrap());
         println!("| {what} | {:.0} | {:.2} | {:.2} |", sum / RUN.as_secs_f64(), part(least), part(most));
+        within &= part(least) >= 1.0 - SPREAD_MAX && part(most) <= 1.0 + SPREAD_MAX;
     }
+    judge(within, "each tenant is within 20 % of the mean");
 }
 
 /// Latencies of one tenant by request, in milliseconds.
@@ -251,11 +260,14 @@ async fn beside_a_flood() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let beside = probe.run().await;
     floods.iter().for_each(tokio::task::JoinHandle::abort);
+    let mut within = true;
     println!("\n| beside a fan-out to {FAN_OUT} endpoints | alone, ms p50 / p99 | beside | p99, times |");
     println!("|---|---|---|---|");
     for ((what, alone), beside) in REQUESTS.into_iter().zip(alone).zip(beside) {
         let ((low, high), (low_beside, high_beside)) = (percentiles(alone), percentiles(beside));
         let times = high_beside / high;
         println!("| {what} | {low:.2} / {high:.2} | {low_beside:.2} / {high_beside:.2} | {times:.1} |");
+        within &= times <= TIMES_MAX || high_beside <= MILLIS_MAX;
     }
+    judge(within, "each p99 beside the flood is at most 3 times that alone, or 50 ms");
 }

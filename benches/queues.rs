@@ -14,21 +14,16 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
-use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
-    QueueDeclareOptions,
-};
-use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
-use support::{ChildGuard, balto, connect, event, free_port, most_memory, post};
+use lapin::Channel;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use support::broker::{Broker, declare_quorum_queue, publish};
+use support::{ChildGuard, balto, connect, event, free_port, judge, median, most_memory, post};
 use tokio::net::TcpStream;
 
 const PARTS: [&str; 6] = ["batches", "single", "parked", "memory", "keys", "rabbitmq"];
@@ -90,10 +85,6 @@ fn main() {
             rabbitmq([(BATCHED / scale, BATCH, batched), (SINGLE / scale, 1, alone)]).await;
         }
     });
-}
-
-fn judge(holds: bool, promise: &str) {
-    println!("{}: {promise}", if holds { "HOLDS" } else { "BROKEN" });
 }
 
 /// A daemon, its API's port, and its data directory.
@@ -285,8 +276,7 @@ async fn keys(backlog: usize, turn: usize) {
         }
         ratios.push(p99[1].as_secs_f64() / p99[0].as_secs_f64());
     }
-    ratios.sort_by(f64::total_cmp);
-    let ratio = ratios[ratios.len() / 2];
+    let ratio = median(ratios);
     judge(
         ratio <= OTHERS_MAX,
         &format!(
@@ -295,51 +285,15 @@ async fn keys(backlog: usize, turn: usize) {
     );
 }
 
-/// The broker, which ends with its standard input.
-struct Broker {
-    _process: ChildGuard,
-    port: u16,
-    _data: tempfile::TempDir,
-}
-
-impl Broker {
-    /// `None` without the broker's packages.
-    fn start() -> Option<Self> {
-        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-        let judges = root.join("target/judges");
-        if !judges.join("rabbitmq/usr/lib/rabbitmq").exists() {
-            println!("SKIPPED: no RabbitMQ; tests/judges/install fetches it");
-            return None;
-        }
-        let data = tempfile::tempdir().unwrap();
-        let ports: [u16; 4] = [(); 4].map(|()| free_port());
-        let child = Command::new(judges.join("venv/bin/python"))
-            .arg(root.join("tests/judges/broker.py"))
-            .arg(data.path())
-            .args(ports.map(|port| port.to_string()))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn();
-        let mut process = ChildGuard(child.unwrap());
-        let mut line = String::new();
-        BufReader::new(process.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line.trim(), "done", "the broker has not started");
-        Some(Self { _process: process, port: ports[0], _data: data })
-    }
-}
-
 /// The rates of Balto as ratios to those of the broker.
 async fn rabbitmq(loads: [(usize, usize, f64); 2]) {
-    let Some(broker) = tokio::task::spawn_blocking(Broker::start).await.unwrap() else { return };
-    let url = format!("amqp://127.0.0.1:{}/%2f", broker.port);
+    let Some(broker) = Broker::start().await else { return };
     for (count, batch, own) in loads {
         let queue = format!("of-{batch}");
-        let channel = channel(&url).await;
-        let arguments = [("x-queue-type".into(), AMQPValue::LongString("quorum".into()))];
-        let arguments = FieldTable::from(std::collections::BTreeMap::from(arguments));
-        channel.queue_declare((*queue).into(), QueueDeclareOptions::durable(), arguments).await.unwrap();
-        fill_broker(&channel, &queue, count).await;
-        let rate = drain_broker(&url, &queue, count, batch).await;
+        let channel = broker.channel().await;
+        declare_quorum_queue(&channel, &queue).await;
+        publish(&channel, "", &queue, event().as_bytes(), count).await;
+        let rate = drain_broker(&broker, &queue, count, batch).await;
         let ratio = own / rate;
         judge(
             batch == 1 || ratio >= BROKER_RATIO_MIN,
@@ -348,35 +302,13 @@ async fn rabbitmq(loads: [(usize, usize, f64); 2]) {
     }
 }
 
-async fn channel(url: &str) -> Channel {
-    let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
-    connection.create_channel().await.unwrap()
-}
-
-async fn fill_broker(channel: &Channel, queue: &str, count: usize) {
-    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
-    let body = event();
-    for first in (0..count).step_by(1_000) {
-        let mut confirms = Vec::new();
-        for _ in first..(first + 1_000).min(count) {
-            let persistent = BasicProperties::default().with_delivery_mode(2);
-            let options = BasicPublishOptions::default();
-            let sent = channel.basic_publish("".into(), queue.into(), options, body.as_bytes(), persistent);
-            confirms.push(sent.await.unwrap());
-        }
-        for confirm in confirms {
-            confirm.await.unwrap();
-        }
-    }
-}
-
 /// As [`drain`]: each worker takes a batch and acknowledges it. The broker may send the next batch
 /// before that.
-async fn drain_broker(url: &str, queue: &str, count: usize, batch: usize) -> f64 {
+async fn drain_broker(broker: &Broker, queue: &str, count: usize, batch: usize) -> f64 {
     let done = Arc::new(AtomicUsize::new(0));
     let mut channels = Vec::new();
     for _ in 0..WORKERS {
-        let channel = channel(url).await;
+        let channel = broker.channel().await;
         let ahead = u16::try_from(2 * batch).unwrap();
         channel.basic_qos(ahead, BasicQosOptions::default()).await.unwrap();
         channels.push(channel);

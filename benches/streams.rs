@@ -13,7 +13,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{balto, connect, event, free_port, message_length, post};
+use support::{balto, connect, event, free_port, judge, median, message_length, post, posts};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -24,6 +24,9 @@ const ROUNDS: usize = 9;
 const PAUSE: Duration = Duration::from_millis(200);
 const READERS: usize = 4;
 const READS: usize = 100;
+
+const APPEND_RATIO_MIN: f64 = 0.85;
+const READ_RATE_MIN: f64 = 100_000.0;
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
@@ -39,9 +42,9 @@ async fn measure() {
     let mut ratios = Vec::new();
     let mut rates = [Vec::new(), Vec::new()];
     for _ in 0..ROUNDS {
-        let plain = turn(port, "/v1/events", &event()).await;
+        let plain = posts(port, "/v1/events", &event(), WRITERS, EVENTS).await;
         tokio::time::sleep(PAUSE).await;
-        let appended = turn(port, "/v1/streams/busy/events", &append).await;
+        let appended = posts(port, "/v1/streams/busy/events", &append, WRITERS, EVENTS).await;
         tokio::time::sleep(PAUSE).await;
         ratios.push(appended / plain);
         rates[0].push(plain);
@@ -49,37 +52,24 @@ async fn measure() {
     }
     let [plain, appended] = rates.map(median);
     println!("plain ingest, {WRITERS} writers: {plain:.0} events/s");
-    println!("appends to one stream: {appended:.0} events/s, {:.0} % of plain", 100.0 * median(ratios));
+    let ratio = median(ratios);
+    judge(
+        ratio >= APPEND_RATIO_MIN,
+        &format!(
+            "appends to one stream: {appended:.0} events/s, {ratio:.2} of plain, at least {APPEND_RATIO_MIN}"
+        ),
+    );
     let mut stream = connect(port).await;
     let batch = format!(r#"{{"events":[{}]}}"#, vec![event(); 1_000].join(","));
     post(&mut stream, "/v1/streams/read/events", &batch, 202).await;
     let (events, bytes) = reads(port).await;
-    println!("reads of a warm stream of 1,000: {events:.0} events/s, {:.0} MB/s", bytes / 1e6);
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// Posts [`EVENTS`] requests from all writers; returns events per second.
-async fn turn(port: u16, path: &'static str, body: &str) -> f64 {
-    let started = Instant::now();
-    let writers: Vec<_> = (0..WRITERS)
-        .map(|_| {
-            let body = body.to_owned();
-            tokio::spawn(async move {
-                let mut stream = connect(port).await;
-                for _ in 0..EVENTS / WRITERS {
-                    post(&mut stream, path, &body, 202).await;
-                }
-            })
-        })
-        .collect();
-    for writer in writers {
-        writer.await.unwrap();
-    }
-    (EVENTS / WRITERS * WRITERS) as f64 / started.elapsed().as_secs_f64()
+    judge(
+        events >= READ_RATE_MIN,
+        &format!(
+            "reads of a warm stream of 1,000: {events:.0} events/s, at least {READ_RATE_MIN:.0} ({:.0} MB/s)",
+            bytes / 1e6
+        ),
+    );
 }
 
 /// Reads the stream in pages of 1,000 events. Returns events and bytes per second.

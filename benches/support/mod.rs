@@ -1,7 +1,9 @@
 //! Shared parts of the benchmarks: the daemon as a child process, a receiver that counts, and
 //! publishers with minimal overhead.
 
-#![allow(dead_code, reason = "each benchmark uses its part")]
+#![allow(dead_code, clippy::print_stdout, reason = "each benchmark uses its part, and prints results")]
+
+pub(crate) mod broker;
 
 use std::process::{Child, Command};
 use std::sync::Arc;
@@ -170,4 +172,33 @@ pub(crate) fn most_memory(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim_matches(|c: char| !c.is_ascii_digit()).parse::<u64>().unwrap() * 1024
+}
+
+/// Posts `count` requests from `writers` connections; returns requests per second.
+pub(crate) async fn posts(port: u16, path: &'static str, body: &str, writers: usize, count: usize) -> f64 {
+    let mut streams = Vec::new();
+    for _ in 0..writers {
+        streams.push(connect(port).await);
+    }
+    let started = Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for mut stream in streams {
+        let body = body.to_owned();
+        tasks.spawn(async move {
+            for _ in 0..count / writers {
+                post(&mut stream, path, &body, 202).await;
+            }
+        });
+    }
+    while tasks.join_next().await.transpose().unwrap().is_some() {}
+    (count / writers * writers) as f64 / started.elapsed().as_secs_f64()
+}
+
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+pub(crate) fn judge(holds: bool, promise: &str) {
+    println!("{}: {promise}", if holds { "HOLDS" } else { "BROKEN" });
 }
