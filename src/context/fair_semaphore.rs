@@ -1,14 +1,15 @@
 //! A semaphore whose turns are shared by party.
 //!
-//! A free turn goes to the waiting party with the fewest turns, and among equals to the one that
-//! had its last turn longest ago. So `n` busy parties get `1/n` of the turns each. The requests of
-//! one party keep their order. One party never has all turns if there are several, so that another
-//! one need not wait for it.
+//! A free turn goes to the waiting party with the fewest turns, and among equals to the first in
+//! line. A party joins the end of the line when it begins to wait, and again with each turn that
+//! it gets. So `n` busy parties get `1/n` of the turns each, also those with one request at a
+//! time. The requests of one party keep their order. One party never has all turns if there are
+//! several, so that another one need not wait for it.
 //!
 //! The crate `mea` has such a semaphore (`FairShare`), but among equals it goes by arrival: with a
 //! single turn, a party with many requests holds up all others.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
@@ -24,14 +25,16 @@ pub struct FairSemaphore<K: Ord + Clone>(Arc<Mutex<Turns<K>>>);
 struct Turns<K: Ord + Clone> {
     free: usize,
     party_max: usize,
-    last_turn: u64,
     parties: BTreeMap<K, PartyTurns<K>>,
+    /// The waiting parties by their turns and their place in line.
+    order: BTreeSet<(usize, u64, K)>,
+    last_place: u64,
 }
 
 struct PartyTurns<K: Ord + Clone> {
     held: usize,
-    /// Number of its last turn.
-    last_turn: u64,
+    /// Place in line, if it waits.
+    place: u64,
     waiting: VecDeque<oneshot::Sender<FairTurn<K>>>,
 }
 
@@ -54,7 +57,13 @@ impl<K: Ord + Clone> FairSemaphore<K> {
     pub fn new(turns: usize) -> Self {
         let turns = turns.max(1);
         let party_max = (turns - turns / PARTY_SHARE).max(1);
-        Self(Arc::new(Mutex::new(Turns { free: turns, party_max, last_turn: 0, parties: BTreeMap::new() })))
+        Self(Arc::new(Mutex::new(Turns {
+            free: turns,
+            party_max,
+            parties: BTreeMap::new(),
+            order: BTreeSet::new(),
+            last_place: 0,
+        })))
     }
 
     /// Waits for a turn. Dropping the future gives up the place, or the turn.
@@ -71,12 +80,17 @@ impl<K: Ord + Clone> FairSemaphore<K> {
         let mut turns = lock(&self.0);
         let own = turns.parties.entry(party.clone()).or_insert_with(|| PartyTurns {
             held: 0,
-            last_turn: 0,
+            place: 0,
             waiting: VecDeque::new(),
         });
         own.waiting.push_back(sender);
-        if own.waiting.len().is_multiple_of(CANCELLED_SOUGHT_EVERY) {
-            own.waiting.retain(|waiting| !waiting.is_closed());
+        match own.waiting.len() {
+            1 => turns.join_line(party),
+            many if many.is_multiple_of(CANCELLED_SOUGHT_EVERY) => {
+                // The new request remains, so the party still waits.
+                own.waiting.retain(|waiting| !waiting.is_closed());
+            }
+            _ => {}
         }
         self.hand_out(turns);
         turn
@@ -93,30 +107,51 @@ impl<K: Ord + Clone> FairSemaphore<K> {
 }
 
 impl<K: Ord + Clone> Turns<K> {
+    /// Puts a party with a waiting request at the end of the line.
+    fn join_line(&mut self, party: &K) {
+        self.last_place += 1;
+        if let Some(own) = self.parties.get_mut(party) {
+            own.place = self.last_place;
+            self.order.insert((own.held, own.place, party.clone()));
+        }
+    }
+
     fn next_party(&self) -> Option<K> {
-        let waits = |own: &PartyTurns<K>| !own.waiting.is_empty() && own.held < self.party_max;
-        let waiting = self.parties.iter().filter(|(_, own)| waits(own));
-        waiting.min_by_key(|(_, own)| (own.held, own.last_turn)).map(|(party, _)| party.clone())
+        let (held, _, party) = self.order.first()?;
+        (*held < self.party_max).then(|| party.clone())
     }
 
     /// Gives one turn to the party's first request that was not cancelled.
     fn give_turn(&mut self, party: &K, shared: &Arc<Mutex<Self>>) {
         let Some(own) = self.parties.get_mut(party) else { return };
+        self.order.remove(&(own.held, own.place, party.clone()));
         while let Some(sender) = own.waiting.pop_front() {
             let turn = FairTurn { turns: Arc::clone(shared), party: Some(party.clone()) };
             match sender.send(turn) {
                 Ok(()) => {
-                    self.last_turn += 1;
-                    own.last_turn = self.last_turn;
                     own.held += 1;
                     self.free -= 1;
-                    return;
+                    break;
                 }
                 // Its drop must not give back a turn, nor lock.
                 Err(mut unused) => unused.party = None,
             }
         }
-        if own.held == 0 {
+        if !own.waiting.is_empty() {
+            self.join_line(party);
+        } else if own.held == 0 {
+            self.parties.remove(party);
+        }
+    }
+
+    fn take_back(&mut self, party: &K) {
+        self.free += 1;
+        let Some(own) = self.parties.get_mut(party) else { return };
+        if self.order.remove(&(own.held, own.place, party.clone())) {
+            self.order.insert((own.held - 1, own.place, party.clone()));
+        }
+        own.held -= 1;
+        if own.held == 0 && own.waiting.is_empty() {
             self.parties.remove(party);
         }
     }
@@ -126,13 +161,7 @@ impl<K: Ord + Clone> Drop for FairTurn<K> {
     fn drop(&mut self) {
         let Some(party) = self.party.take() else { return };
         let mut turns = lock(&self.turns);
-        turns.free += 1;
-        if let Some(own) = turns.parties.get_mut(&party) {
-            own.held -= 1;
-            if own.held == 0 && own.waiting.is_empty() {
-                turns.parties.remove(&party);
-            }
-        }
+        turns.take_back(&party);
         FairSemaphore(Arc::clone(&self.turns)).hand_out(turns);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns the running requests and their limits: over all endpoints, per host, and per tenant by
 //! [`SharedSlots`]. A request also counts in its host's limit. Endpoints of the tenant with the
-//! fewest running requests come first.
+//! fewest running requests come first, and among equals those of the tenant that waits longest.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -16,6 +16,15 @@ use crate::limits;
 struct RunningHandshake {
     tenant: Arc<str>,
     host: Arc<str>,
+}
+
+/// Of one tenant.
+#[derive(Default)]
+struct TenantHandshakes {
+    /// Running requests.
+    held: usize,
+    /// Due endpoints with their places in line.
+    waiting: VecDeque<(usize, EndpointNumber)>,
 }
 
 /// Running handshake requests; at most [`limits::HANDSHAKES_MAX`].
@@ -38,13 +47,13 @@ impl Lanes {
         due.retain(|endpoint| {
             self.lanes.contains_key(endpoint) && !self.handshakes.running.contains_key(endpoint)
         });
-        let mut tenants: BTreeMap<Arc<str>, (usize, VecDeque<EndpointNumber>)> = BTreeMap::new();
+        let mut tenants: BTreeMap<Arc<str>, TenantHandshakes> = BTreeMap::new();
         for running in self.handshakes.running.values() {
-            tenants.entry(running.tenant.clone()).or_default().0 += 1;
+            tenants.entry(running.tenant.clone()).or_default().held += 1;
         }
-        for endpoint in due.iter() {
+        for (place, endpoint) in due.iter().enumerate() {
             let tenant = self.lanes[endpoint].tenant_name().clone();
-            tenants.entry(tenant).or_default().1.push_back(*endpoint);
+            tenants.entry(tenant).or_default().waiting.push_back((place, *endpoint));
         }
         let mut started = Vec::new();
         while let Some(endpoint) = self.next_handshake(&mut tenants) {
@@ -58,25 +67,25 @@ impl Lanes {
         started
     }
 
-    /// The next endpoint of the tenant with the fewest running requests. Skips endpoints of a host
+    /// The next endpoint of the tenant with the fewest running requests, and among equals of the
+    /// tenant that waits longest. Skips endpoints of a host
     /// that is at its limit.
-    fn next_handshake(
-        &self,
-        tenants: &mut BTreeMap<Arc<str>, (usize, VecDeque<EndpointNumber>)>,
-    ) -> Option<EndpointNumber> {
+    fn next_handshake(&self, tenants: &mut BTreeMap<Arc<str>, TenantHandshakes>) -> Option<EndpointNumber> {
         loop {
             let limit = failpoints::bound(Bound::Handshakes, limits::HANDSHAKES_MAX);
-            let active = tenants.values().filter(|(held, waiting)| *held > 0 || !waiting.is_empty()).count();
+            let active = tenants.values().filter(|own| own.held > 0 || !own.waiting.is_empty()).count();
             let slots = SharedSlots { limit, taken: self.handshakes.running.len(), active };
             let allowance =
                 |held| if self.tenants.are_several() { slots.allowance(held) } else { slots.free() };
-            let waiting =
-                tenants.values_mut().filter(|(held, waiting)| !waiting.is_empty() && allowance(*held) > 0);
-            let (held, waiting) = waiting.min_by_key(|(held, _)| *held)?;
-            let endpoint = waiting.pop_front()?;
+            let waiting = tenants.values_mut().filter_map(|own| {
+                let (place, _) = *own.waiting.front().filter(|_| allowance(own.held) > 0)?;
+                Some((own.held, place, own))
+            });
+            let (_, _, own) = waiting.min_by_key(|(held, place, _)| (*held, *place))?;
+            let (_, endpoint) = own.waiting.pop_front()?;
             let host = self.lanes[&endpoint].host();
             if !self.hosts.is_full(host) && self.handshakes.at_host(host) < limits::HANDSHAKES_PER_HOST_MAX {
-                *held += 1;
+                own.held += 1;
                 return Some(endpoint);
             }
         }

@@ -1,5 +1,7 @@
 //! Tests of the fair semaphore: order of turns, cancelled requests, and a random model.
 
+use std::collections::VecDeque;
+
 use futures_util::FutureExt as _;
 
 use super::*;
@@ -37,6 +39,29 @@ async fn single_turn_alternates_between_parties() {
     let waiting = requests(&semaphore, &[1, 1, 1, 1, 2, 2, 3]);
     drop(held);
     assert_eq!(order(waiting), [1, 2, 3, 1, 2, 1, 1]);
+}
+
+/// Each party asks again when its turn ends, as a client does that waits for each response.
+#[tokio::test]
+async fn parties_with_one_request_each_get_equal_turns() {
+    for turns in [1_usize, 3] {
+        let semaphore = Semaphore::new(turns);
+        let mut waiting = requests(&semaphore, &[5, 4, 3, 2, 1, 0]);
+        let mut held = VecDeque::new();
+        let mut counts = [0_usize; 6];
+        for _ in 0..600 {
+            for (party, request) in &mut waiting {
+                held.extend(request.try_recv().ok().map(|turn| (*party, turn)));
+            }
+            let (party, turn) = held.pop_front().expect("a turn is free");
+            counts[usize::from(party)] += 1;
+            drop(turn);
+            let own = waiting.iter_mut().find(|(other, _)| *other == party);
+            own.expect("each party waits").1 = semaphore.request(&party);
+        }
+        let (least, most) = (counts.iter().min(), counts.iter().max());
+        assert!(most.zip(least).is_some_and(|(most, least)| most - least <= turns), "{counts:?}");
+    }
 }
 
 #[tokio::test]
@@ -109,6 +134,10 @@ fn semaphore_agrees_with_its_promises() {
             assert_eq!(state.free + held.len(), turns, "seed {seed}");
             let of = |party: u8| held.iter().filter(|turn| turn.party == Some(party)).count();
             assert!((0..5).all(|party| of(party) <= state.party_max), "seed {seed}");
+            for (party, own) in &state.parties {
+                let waits = state.order.contains(&(own.held, own.place, *party));
+                assert_eq!(waits, !own.waiting.is_empty(), "seed {seed}: {party} and the line differ");
+            }
             let starved = state.next_party().filter(|_| state.free > 0);
             assert_eq!(starved, None, "seed {seed}: a turn is free");
         }
