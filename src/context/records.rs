@@ -1,5 +1,6 @@
 //! Journal reads on blocking threads, and commits.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -7,6 +8,8 @@ use tokio::sync::oneshot;
 use crate::context::Context;
 use crate::context::home::Home;
 use crate::domain::{Event, Position, Record};
+use crate::failpoints::{self, Bound};
+use crate::limits;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::unit::{Command, Outcome};
 use crate::storage::journal::ReadError;
@@ -29,24 +32,65 @@ impl Context {
     /// The record at a position; `None` if it was removed or damaged.
     pub(crate) async fn record_at(&self, position: Position) -> Result<Option<Record>, Unavailable> {
         let reader = self.outbox_of(position).journal().clone();
-        match self.blocking(move || reader.read(position)).await? {
-            Ok(record) => Ok(record),
-            Err(error) => {
-                tracing::error!(%error, %position, "reading record failed");
-                match error {
-                    ReadError::Damaged { .. } | ReadError::Undecodable { .. } => Ok(None),
-                    ReadError::Io(error) => Err(Unavailable::Failed(error.to_string().into())),
-                }
-            }
-        }
+        self.blocking(move || readable(position, reader.read(position))).await?
     }
 
     /// The event at a position; `None` if it was removed or damaged.
     pub(crate) async fn event_at(&self, position: Position) -> Result<Option<Arc<Event>>, Unavailable> {
-        Ok(match self.record_at(position).await? {
-            Some(Record::EventAccepted(event)) => Some(event),
-            _ => None,
-        })
+        Ok(self.record_at(position).await?.and_then(event_of))
+    }
+
+    /// The events at positions, in their order, read in one go; `None` as in [`Self::event_at`].
+    /// Ends with the event that brings their data to `bytes_max` bytes.
+    pub(crate) async fn events_at(
+        &self,
+        positions: Vec<Position>,
+        bytes_max: usize,
+    ) -> Result<Vec<Option<Arc<Event>>>, Unavailable> {
+        let Some(first) = positions.first() else { return Ok(Vec::new()) };
+        let reader = self.outbox_of(*first).journal().clone();
+        let read = move || {
+            let (mut events, mut bytes, mut failed) = (Vec::with_capacity(positions.len()), 0, None);
+            reader.read_each(
+                positions.into_iter(),
+                &mut |position, record| match readable(position, record) {
+                    Ok(record) => {
+                        let event = record.and_then(event_of);
+                        bytes += event.as_ref().map_or(0, |event| event.data.len());
+                        events.push(event);
+                        if bytes < bytes_max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                    }
+                    Err(error) => {
+                        failed = Some(error);
+                        ControlFlow::Break(())
+                    }
+                },
+            );
+            failed.map_or(Ok(events), Err)
+        };
+        self.blocking(read).await?
+    }
+
+    /// Visits rows with their events, until `visit` ends it. Few bytes of events are in memory at
+    /// once.
+    pub(crate) async fn visit_events<R>(
+        &self,
+        rows: Vec<R>,
+        position: impl Fn(&R) -> Position,
+        mut visit: impl FnMut(R, Option<Arc<Event>>) -> ControlFlow<()>,
+    ) -> Result<(), Unavailable> {
+        let mut rows = rows.into_iter();
+        while !rows.as_slice().is_empty() {
+            let positions = rows.as_slice().iter().map(&position).collect();
+            let bytes_max = failpoints::bound(Bound::PageBytes, limits::PAGE_BYTES_TARGET);
+            for event in self.events_at(positions, bytes_max).await? {
+                let Some(row) = rows.next() else { return Ok(()) };
+                if visit(row, event).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Commits commands and returns their outcomes, which are durable. An empty list is allowed.
@@ -74,6 +118,27 @@ impl Context {
             Some(Outcome::Written(position)) => Ok(*position),
             _ => unreachable!("{UNEXPECTED_OUTCOME}"),
         }
+    }
+}
+
+/// A record as read: `None` if it was removed or damaged.
+fn readable(
+    position: Position,
+    record: Result<Option<Record>, ReadError>,
+) -> Result<Option<Record>, Unavailable> {
+    record.or_else(|error| {
+        tracing::error!(%error, %position, "reading record failed");
+        match error {
+            ReadError::Damaged { .. } | ReadError::Undecodable { .. } => Ok(None),
+            ReadError::Io(error) => Err(Unavailable::Failed(error.to_string().into())),
+        }
+    })
+}
+
+fn event_of(record: Record) -> Option<Arc<Event>> {
+    match record {
+        Record::EventAccepted(event) => Some(event),
+        _ => None,
     }
 }
 

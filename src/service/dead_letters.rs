@@ -1,10 +1,14 @@
 //! Dead letters: reading, listing, redriving, purging.
 
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
 use crate::context::Context;
 use crate::context::responses::Keyed;
-use crate::domain::{DeadReason, DeliveryKey, Party, Record, Trigger};
+use crate::domain::{DeadReason, DeliveryKey, Event, Party, Record, Trigger};
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
+use crate::outbox::read_model::DeadLetter;
 use crate::projections::reads::{Cursor, Filter, Found};
 use crate::service::bulk::deliveries_per_step;
 use crate::service::conversions::Conversions;
@@ -60,16 +64,13 @@ impl DeadLetters<'_> {
             })
             .await?;
         let mut items = Vec::with_capacity(page.items.len());
-        for (facts, reason, died_at) in page.items {
-            let event = self.0.event_at(facts.key.event).await?;
-            if let Some(event) = event.filter(|event| has_id_start(event, id_start.as_deref())) {
-                items.push(DeadLetterView {
-                    delivery: Deliveries(self.0).view(&event, &facts),
-                    reason,
-                    died_at,
-                });
-            }
-        }
+        let add = |(facts, reason, died_at): DeadLetter, event: Option<Arc<Event>>| {
+            let event = event.filter(|event| has_id_start(event, id_start.as_deref()));
+            let view = |event: Arc<Event>| Deliveries(self.0).view(&event, &facts);
+            items.extend(event.map(view).map(|delivery| DeadLetterView { delivery, reason, died_at }));
+            ControlFlow::Continue(())
+        };
+        self.0.visit_events(page.items, |(facts, ..)| facts.key.event, add).await?;
         Ok(Page { items, next: page.next, as_of: page.as_of })
     }
 

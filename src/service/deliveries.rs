@@ -2,6 +2,7 @@
 //!
 //! Bulk work runs in bounded steps of one commit each, so that it does not block other requests.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::context::Context;
@@ -66,12 +67,12 @@ impl Deliveries<'_> {
             })
             .await?;
         let mut items = Vec::with_capacity(page.items.len());
-        for facts in page.items {
-            let event = self.0.event_at(facts.key.event).await?;
-            if let Some(event) = event.filter(|event| has_id_start(event, id_start.as_deref())) {
-                items.push(self.view(&event, &facts));
-            }
-        }
+        let add = |facts: DeliveryFacts, event: Option<Arc<Event>>| {
+            let event = event.filter(|event| has_id_start(event, id_start.as_deref()));
+            items.extend(event.map(|event| self.view(&event, &facts)));
+            ControlFlow::Continue(())
+        };
+        self.0.visit_events(page.items, |facts| facts.key.event, add).await?;
         Ok(Page { items, next: page.next, as_of: page.as_of })
     }
 

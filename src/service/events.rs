@@ -1,6 +1,7 @@
 //! Events: publishing, reading, listing, replaying.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -373,17 +374,20 @@ impl Events<'_> {
             .await?;
         let mut items = Vec::with_capacity(page.items.len());
         let (mut bytes, mut next) = (0, page.next);
-        let last = page.items.len();
-        for (number, (position, facts)) in page.items.into_iter().enumerate() {
-            if let Some(event) = self.0.event_at(position).await? {
+        let last = page.items.last().map(|(position, _)| *position);
+        let add = |(position, facts), event: Option<Arc<Event>>| {
+            if let Some(event) = event {
                 bytes += event_bytes(&event);
                 items.push(self.view(scope, position, event, facts));
             }
-            if bytes >= failpoints::bound(Bound::PageBytes, limits::PAGE_BYTES_TARGET) && number + 1 < last {
+            let is_full = bytes >= failpoints::bound(Bound::PageBytes, limits::PAGE_BYTES_TARGET);
+            if is_full && last != Some(position) {
                 next = Some(Cursor::at(position));
-                break;
+                return ControlFlow::Break(());
             }
-        }
+            ControlFlow::Continue(())
+        };
+        self.0.visit_events(page.items, |(position, _)| *position, add).await?;
         Ok(Page { items, next, as_of: page.as_of })
     }
 }

@@ -338,10 +338,17 @@ impl Queues<'_> {
         let conversions = Conversions(self.0);
         let (mut messages, mut unconvertible) = (Vec::with_capacity(leased.len()), Vec::new());
         let mut bytes = 0;
+        let not_cached = leased.iter().filter(|message| message.payload.is_none());
+        let not_cached = not_cached.map(|message| message.event).collect();
+        let mut read = self.0.events_at(not_cached, bytes_max).await?.into_iter();
         for LeasedMessage { event, lease, payload } in leased {
             let payload = match payload {
                 Some(payload) => Some(payload),
-                None => self.0.event_at(event).await?,
+                None => match read.next() {
+                    Some(payload) => payload,
+                    // The messages before this one have more than `bytes_max` bytes.
+                    None => break,
+                },
             };
             let Some(payload) = payload else {
                 tracing::error!(%event, "event of a message is unreadable");

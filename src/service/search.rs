@@ -6,6 +6,7 @@
 //! record of the event was read.
 
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,10 +94,11 @@ impl Searches<'_> {
     ) -> Result<Vec<DeliveryKey>, Unavailable> {
         let Some(start) = filter.event_id_start.as_deref() else { return Ok(deliveries) };
         let mut found = Vec::new();
-        for key in deliveries {
-            let event = self.0.event_at(key.event).await?;
+        let add = |key, event: Option<Arc<Event>>| {
             found.extend(event.filter(|event| has_id_start(event, Some(start))).map(|_| key));
-        }
+            ControlFlow::Continue(())
+        };
+        self.0.visit_events(deliveries, |key| key.event, add).await?;
         Ok(found)
     }
 
