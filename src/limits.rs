@@ -99,6 +99,10 @@ pub const STREAM_ID_INTERVAL: Duration = Duration::from_secs(5);
 pub const STREAM_ID_POSITIONS: u64 = 10_000;
 /// Shortest time between two writes at the end of the log: several commits share one write.
 pub const STREAM_PAUSE: Duration = Duration::from_millis(5);
+/// The same after a write of at least [`STREAM_BUSY_BYTES`]: the writes of many busy streams would
+/// take the processors from the publishers.
+pub const STREAM_BUSY_PAUSE: Duration = Duration::from_millis(25);
+pub const STREAM_BUSY_BYTES: usize = 8 * 1024;
 /// Bound of a page that a stream of events holds, in bytes, if it has more than one event.
 pub const STREAM_PAGE_BYTES: usize = 64 * 1024;
 /// Bounds of the pause that a stream asks of its client before it connects again.

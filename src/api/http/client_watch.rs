@@ -11,13 +11,18 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-/// A TCP stream whose end others can watch.
-pub(super) struct SharedStream(Arc<TcpStream>);
+/// A TCP stream whose end others can watch. Only tokio's own reader needs neither a cleared buffer
+/// nor a second system call to learn that nothing is left.
+pub(super) struct SharedStream {
+    reader: OwnedReadHalf,
+    writer: Arc<OwnedWriteHalf>,
+}
 
 /// Watches for the end of a request's client. The default never ends.
 #[derive(Clone, Debug, Default)]
-pub struct ClientWatch(Option<Arc<TcpStream>>);
+pub struct ClientWatch(Option<Arc<OwnedWriteHalf>>);
 
 impl ClientWatch {
     /// Completes when the client has closed the connection or its sending side, or has reset the
@@ -38,16 +43,21 @@ impl ClientWatch {
 
 impl SharedStream {
     pub(super) fn new(stream: TcpStream) -> Self {
-        Self(Arc::new(stream))
+        let (reader, writer) = stream.into_split();
+        Self { reader, writer: Arc::new(writer) }
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        self.writer.as_ref().as_ref()
     }
 
     /// Reads the next bytes, and leaves them for the next read.
     pub(super) async fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.peek(buffer).await
+        self.tcp().peek(buffer).await
     }
 
     pub(super) fn watch(&self) -> ClientWatch {
-        ClientWatch(Some(Arc::clone(&self.0)))
+        ClientWatch(Some(Arc::clone(&self.writer)))
     }
 }
 
@@ -66,21 +76,17 @@ macro_rules! retry_when_ready {
 
 impl AsyncRead for SharedStream {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let stream = &self.0;
-        let read: Poll<io::Result<usize>> =
-            retry_when_ready!(stream.poll_read_ready(context), stream.try_read(buffer.initialize_unfilled()));
-        buffer.advance(ready!(read)?);
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.reader).poll_read(context, buffer)
     }
 }
 
 impl AsyncWrite for SharedStream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        retry_when_ready!(self.0.poll_write_ready(context), self.0.try_write(bytes))
+        retry_when_ready!(self.tcp().poll_write_ready(context), self.tcp().try_write(bytes))
     }
 
     fn poll_write_vectored(
@@ -88,7 +94,7 @@ impl AsyncWrite for SharedStream {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        retry_when_ready!(self.0.poll_write_ready(context), self.0.try_write_vectored(parts))
+        retry_when_ready!(self.tcp().poll_write_ready(context), self.tcp().try_write_vectored(parts))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -100,7 +106,7 @@ impl AsyncWrite for SharedStream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match rustix::net::shutdown(&*self.0, rustix::net::Shutdown::Write) {
+        match rustix::net::shutdown(self.tcp(), rustix::net::Shutdown::Write) {
             // The client was faster.
             Ok(()) | Err(rustix::io::Errno::NOTCONN) => Poll::Ready(Ok(())),
             Err(error) => Poll::Ready(Err(error.into())),

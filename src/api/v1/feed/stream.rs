@@ -53,6 +53,8 @@ pub struct EventStream {
     told: Position,
     told_at: Instant,
     written_at: Instant,
+    /// The shortest time to the next write at the end of the log.
+    pause: Duration,
     has_said_caught_up: bool,
     /// Sent first.
     preface: Option<Bytes>,
@@ -82,6 +84,7 @@ impl EventStream {
             ends_at: now + limits::STREAM_LIFETIME,
             told_at: now,
             written_at: now,
+            pause: limits::STREAM_PAUSE,
             has_said_caught_up: false,
             preface: Some(format!("retry: {}\n\n", retry.as_millis()).into()),
             is_over: false,
@@ -133,6 +136,8 @@ impl EventStream {
             };
             if let Some(bytes) = self.encode(&page) {
                 self.written_at = Instant::now();
+                let is_busy = bytes.len() >= limits::STREAM_BUSY_BYTES;
+                self.pause = if is_busy { limits::STREAM_BUSY_PAUSE } else { limits::STREAM_PAUSE };
                 return Some(bytes);
             }
             if page.is_caught_up() && !self.wait(page.head).await {
@@ -149,7 +154,8 @@ impl EventStream {
 
     /// The blocks after a page; `None` if there is nothing to say yet.
     fn encode(&mut self, page: &FeedPage) -> Option<Bytes> {
-        let mut out = BytesMut::new();
+        let bytes = page.events.iter().map(|event| block(event).len()).sum();
+        let mut out = BytesMut::with_capacity(bytes);
         for event in &page.events {
             out.extend_from_slice(block(event));
         }
@@ -193,7 +199,7 @@ impl EventStream {
         tokio::select! {
             _ = feed.changed(head) => {
                 // Bounds the writes of a busy stream: several commits share one.
-                tokio::time::sleep_until(self.written_at + limits::STREAM_PAUSE).await;
+                tokio::time::sleep_until(self.written_at + self.pause).await;
                 true
             }
             () = tokio::time::sleep_until(next) => true,
