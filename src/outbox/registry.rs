@@ -263,6 +263,13 @@ impl Registry {
         owner.is_some_and(|owner| *owner != endpoint.number)
     }
 
+    /// Whether another live queue of the tenant has the name.
+    #[must_use]
+    pub fn is_queue_name_taken(&self, endpoint: &Endpoint) -> bool {
+        let named = endpoint.queue().and_then(|target| self.queue(&endpoint.tenant, &target.name));
+        named.is_some_and(|named| named.number != endpoint.number)
+    }
+
     /// The live queue with this name.
     #[must_use]
     pub fn queue(&self, tenant: &Tenant, name: &QueueName) -> Option<&Arc<Endpoint>> {

@@ -81,6 +81,32 @@ async fn message_is_byte_exact_and_gone_after_its_ack() {
     assert_eq!(receive(&daemon, json!({})).await, Vec::<Value>::new());
 }
 
+/// Of requests at the same time, one creates the queue; a message is in it once.
+#[tokio::test]
+async fn queue_is_created_once() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Arc::new(Daemon::start(data.path()).await);
+    for (name, differs) in [("same", false), ("other", true)] {
+        let mut requests = tokio::task::JoinSet::new();
+        for number in 0..8 {
+            let daemon = Arc::clone(&daemon);
+            let description = format!("{}", if differs { number } else { 0 });
+            let body = json!({"name": name, "eventTypes": [name], "description": description}).to_string();
+            requests.spawn(async move { daemon.call("POST", "/queues", &[], &body).await.0 });
+        }
+        let mut answers = requests.join_all().await;
+        answers.sort_unstable();
+        let others = if differs { 409 } else { 200 };
+        let mut expected = [others; 8];
+        expected[0] = 201;
+        expected.sort_unstable();
+        assert_eq!(answers, expected);
+        let event = publish(&daemon, json!({"type": name, "data": 1})).await;
+        let deliveries = daemon.get(&format!("/deliveries?eventId={}", text(&event, "id"))).await;
+        assert_eq!(list(&deliveries).len(), 1, "{deliveries}");
+    }
+}
+
 #[tokio::test]
 async fn receipts_follow_the_fence() {
     let data = tempfile::tempdir().unwrap();
