@@ -13,6 +13,7 @@ use ulid::Ulid;
 pub use committed::CommittedGroup;
 pub(crate) use committed::UnappliedBytes;
 use staged::StagedGroup;
+use types::LastEvents;
 
 use crate::domain::{DeliveryKey, Endpoint, EndpointNumber, Idempotency, Position, Record, Timestamp};
 use crate::outbox::health::{Activity, DiskThread, DiskWaits};
@@ -41,6 +42,7 @@ pub struct Committer {
     subscriptions: Arc<RwLock<Subscriptions>>,
     disk_waits: DiskWaits,
     recent: RecentKeys,
+    last_events: LastEvents,
     environment: Box<dyn CommitEnvironment>,
     last_time: Timestamp,
     last_ulid: Ulid,
@@ -81,6 +83,7 @@ impl Committer {
             subscriptions: Arc::new(RwLock::new(subscriptions)),
             disk_waits: DiskWaits::default(),
             recent,
+            last_events: LastEvents::default(),
             environment,
             last_time,
             last_ulid: Ulid::nil(),
@@ -265,6 +268,10 @@ impl Committer {
         }
         if registry.is_uid_taken(&endpoint) {
             return Outcome::UidTaken;
+        }
+        // Another request has created the queue since this one looked.
+        if registry.is_queue_name_taken(&endpoint) {
+            return Outcome::Conflict;
         }
         if let Err(exceeded) = quotas::check_endpoint(&registry, &endpoint) {
             return Outcome::QuotaExceeded(exceeded);

@@ -68,6 +68,9 @@ pub struct EventDraft {
     /// Conflict with an earlier event whose id the daemon generated. `Fresh` until the journal is
     /// read.
     pub id_conflict: Judged,
+    /// Revision of the type that the data was checked against, 0 for an unregistered type. `None`:
+    /// not checked. The writer checks again if the type has changed since.
+    pub type_revision: Option<Position>,
     /// Why the event's type refuses it. A repetition of an accepted event is answered all the same.
     pub refusal: Option<Box<TypeRefusal>>,
 }
@@ -95,6 +98,7 @@ impl EventDraft {
             only: None,
             matched: None,
             id_conflict: Judged::Fresh,
+            type_revision: None,
             refusal: None,
         }
     }

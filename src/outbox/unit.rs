@@ -8,15 +8,33 @@ use super::draft::{AcceptedEvent, EventDraft};
 use super::recent_keys::Prepared;
 use super::registry::ConsumerStatus;
 use crate::domain::{
-    AuditEntry, Consumer, ConsumerKey, ConsumerMove, Endpoint, EndpointNumber, EventType, Expected,
-    Idempotency, Job, JobProgress, Party, Position, QuotaExceeded, Record, Rejection, Source, SourceName,
-    StreamName, Tenant, TenantSettings, Timestamp, TypeDefinition,
+    AuditEntry, Consumer, ConsumerKey, ConsumerMove, Endpoint, EndpointNumber, EventType, EventVersion,
+    Expected, Idempotency, Job, JobProgress, Party, Position, QuotaExceeded, Record, Rejection, Source,
+    SourceName, StreamName, Tenant, TenantSettings, Timestamp, TypeDefinition,
 };
 use crate::limits;
 use crate::schemas::TypeRefusal;
 use crate::storage::format;
 
 /// One requested change.
+/// A definition to register. A new type has revision 0; a changed one has the revision that the
+/// change rests on.
+#[derive(Clone, Debug)]
+pub struct ProposedType {
+    pub definition: TypeDefinition,
+    /// Versions whose schema it changes or removes. They had no events up to `as_of`.
+    pub replaced: Vec<EventVersion>,
+    pub as_of: Position,
+}
+
+impl std::ops::Deref for ProposedType {
+    type Target = TypeDefinition;
+
+    fn deref(&self) -> &TypeDefinition {
+        &self.definition
+    }
+}
+
 #[derive(Clone, Debug)]
 pub enum Command {
     Publish(Box<EventDraft>),
@@ -33,8 +51,7 @@ pub enum Command {
         tenant: Tenant,
         at: Timestamp,
     },
-    /// A new type has revision 0; a changed one has the revision that the change rests on.
-    PutType(Box<TypeDefinition>),
+    PutType(Box<ProposedType>),
     DeleteType {
         name: EventType,
         at: Timestamp,

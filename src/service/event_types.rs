@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::context::Context;
@@ -15,7 +16,7 @@ use crate::limits;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, EventDraft, Unavailable};
 use crate::outbox::registry::Registry;
-use crate::outbox::unit::{Command, Outcome};
+use crate::outbox::unit::{Command, Outcome, ProposedType};
 use crate::projections::reads::Filter;
 use crate::projections::type_usage::TypeUsage;
 use crate::schemas::registered::VersionIncompatibility;
@@ -46,6 +47,9 @@ impl fmt::Display for PinHolder {
         }
     }
 }
+
+/// Tries of a change, if a version that it replaces gets an event in between.
+const CHANGE_TRIES_MAX: usize = 5;
 
 /// A type with its use.
 #[derive(Clone, Debug)]
@@ -239,7 +243,10 @@ impl EventTypes<'_> {
 
     /// Checks an event at the door. Records the refusal in the draft.
     pub fn check(self, draft: &mut EventDraft, unregistered: Unregistered) {
-        let refusal = match self.registered(&draft.event_type) {
+        let registered = self.registered(&draft.event_type);
+        let revision = registered.as_ref().map(|registered| registered.definition().revision);
+        draft.type_revision = Some(revision.unwrap_or_default());
+        let refusal = match registered {
             Some(registered) => registered.check(&draft.version, &draft.data).err(),
             None if unregistered == Unregistered::Refused => Some(TypeRefusal::UnknownType),
             None => None,
@@ -258,6 +265,22 @@ impl EventTypes<'_> {
         effect: Effect,
     ) -> Result<TypeChange, TypeChangeError> {
         let _alone = self.0.type_changes().acquire().await.map_err(|_| Unavailable::Stopping)?;
+        for _ in 0..CHANGE_TRIES_MAX {
+            match self.put_once(wanted.clone(), strictness, effect).await {
+                // A version that it changes has got its first event.
+                Err(TypeChangeError::Change(ChangeError::Conflict)) => {}
+                result => return result,
+            }
+        }
+        Err(ChangeError::Conflict.into())
+    }
+
+    async fn put_once(
+        self,
+        wanted: TypeDefinition,
+        strictness: Strictness,
+        effect: Effect,
+    ) -> Result<TypeChange, TypeChangeError> {
         let (current, count) = self
             .0
             .outbox_of(Home::All)
@@ -270,10 +293,13 @@ impl EventTypes<'_> {
         let registered = Arc::new(RegisteredType::new(Arc::new(wanted.clone())));
         let checked = registered.clone();
         self.0.blocking(move || checked.check_definition()).await?.map_err(TypeChangeError::Definition)?;
+        // Read before the events: the writer refuses a change of a version that got one since.
+        let as_of = self.0.outbox_of(Home::All).journal().last_position();
         let events = self.sample_events(&wanted.name).await?;
-        if let Some(earlier) = &earlier {
-            self.check_use(earlier, &wanted, &events).await?;
-        }
+        let replaced = match &earlier {
+            Some(earlier) => self.check_use(earlier, &wanted, &events).await?,
+            None => Vec::new(),
+        };
         let incompatibilities = self.incompatibilities(&registered, earlier).await?;
         if !incompatibilities.is_empty() && strictness == Strictness::Compatible {
             return Err(TypeChangeError::Incompatible(incompatibilities));
@@ -281,7 +307,8 @@ impl EventTypes<'_> {
         let tried = registered.clone();
         let sample = self.0.blocking(move || try_on(&tried, &events)).await?;
         if effect == Effect::Store {
-            let outcomes = self.0.commit(vec![Command::PutType(Box::new(wanted))], None).await?;
+            let proposed = ProposedType { definition: wanted, replaced, as_of };
+            let outcomes = self.0.commit(vec![Command::PutType(Box::new(proposed))], None).await?;
             assert!(matches!(outcomes.first(), Some(Outcome::Type(_))), "{UNEXPECTED_OUTCOME}");
         }
         Ok(TypeChange { registered, is_new: current.is_none(), sample, incompatibilities })
@@ -309,17 +336,19 @@ impl EventTypes<'_> {
         Ok(())
     }
 
-    /// A version with events keeps its schema. A pinned version stays.
+    /// A version with events keeps its schema. A pinned version stays. Returns the versions whose
+    /// schema is changed or removed.
     async fn check_use(
         self,
         earlier: &TypeDefinition,
         wanted: &TypeDefinition,
         events: &[Arc<Event>],
-    ) -> Result<(), TypeChangeError> {
+    ) -> Result<Vec<EventVersion>, TypeChangeError> {
         let name = earlier.name.clone();
         let counted = self.0.outbox_of(Home::All).read(move |state| state.type_usage(&name)).await?;
         let mut used: BTreeSet<&EventVersion> = counted.iter().map(|(version, _)| version).collect();
         used.extend(events.iter().map(|event| &event.version));
+        let mut replaced = Vec::new();
         for version in &earlier.versions {
             let changed = match wanted.version(&version.version) {
                 None => "removed",
@@ -332,6 +361,7 @@ impl EventTypes<'_> {
                     version.version
                 )));
             }
+            replaced.push(version.version.clone());
         }
         for PinView { holder, pin } in self.pins(&Scope(None), &earlier.name) {
             if let VersionPin::Version(version) = pin
@@ -342,7 +372,7 @@ impl EventTypes<'_> {
                 )));
             }
         }
-        Ok(())
+        Ok(replaced)
     }
 
     /// Compares the schemas, within [`limits::COMPARISON_TIME_MAX`].
@@ -375,17 +405,18 @@ impl EventTypes<'_> {
         let step = move |state: &dyn ReadModel, after, limit| state.events(&filter, after, limit);
         let page = Pages(self.0).collect(None, None, limits::TYPE_SAMPLE_EVENTS, step).await?;
         let (mut events, mut bytes) = (Vec::new(), 0);
-        for position in page.items {
-            let Some(event) = self.0.event_at(position).await? else { continue };
-            if event.erased_at.is_some() {
-                continue;
-            }
+        let add = |_, event: Option<Arc<Event>>| {
+            let Some(event) = event.filter(|event| event.erased_at.is_none()) else {
+                return ControlFlow::Continue(());
+            };
             bytes += event.data.len();
             if bytes > limits::TYPE_SAMPLE_BYTES {
-                break;
+                return ControlFlow::Break(());
             }
             events.push(event);
-        }
+            ControlFlow::Continue(())
+        };
+        self.0.visit_events(page.items, |position| *position, add).await?;
         Ok(events)
     }
 }

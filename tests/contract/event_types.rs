@@ -46,6 +46,30 @@ pub(super) fn pet() -> Value {
     })
 }
 
+/// Requests at the same time: an event of a version with another schema is never stored.
+#[tokio::test]
+async fn stored_events_match_the_schema_of_their_version() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = std::sync::Arc::new(Daemon::start(data.path()).await);
+    let of = |kind: &str| json!({"compatibility": "none", "versions": {"1.0": {"schema": {"type": kind}}}});
+    for round in 0..12 {
+        let name = format!("round{round}");
+        assert_eq!(put(&daemon, &name, &of("object")).await.0, 201);
+        let mut requests = tokio::task::JoinSet::new();
+        for _ in 0..4 {
+            let (changing, publishing) = (daemon.clone(), daemon.clone());
+            let (changed, published, definition) = (name.clone(), name.clone(), of("string"));
+            requests.spawn(async move { put(&changing, &changed, &definition).await.0 });
+            requests.spawn(async move { post(&publishing, &json!({"type": published, "data": {}})).await.0 });
+        }
+        while requests.join_next().await.transpose().unwrap().is_some() {}
+        let stored = daemon.get(&format!("/events?type={name}")).await;
+        let schema = daemon.get(&format!("/event-types/{name}")).await["versions"]["1.0"]["schema"].clone();
+        let is_object = schema == json!({"type": "object"});
+        assert!(list(&stored).is_empty() || is_object, "{stored} of {schema}");
+    }
+}
+
 #[tokio::test]
 async fn type_is_registered_changed_and_deleted() {
     let data = tempfile::tempdir().unwrap();

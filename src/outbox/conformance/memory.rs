@@ -271,7 +271,7 @@ impl MemoryStore {
                     return Outcome::Conflict;
                 }
                 let revision = self.oracle.last.next();
-                let definition = Arc::new(TypeDefinition { revision, ..*definition });
+                let definition = Arc::new(TypeDefinition { revision, ..definition.definition });
                 self.write(Record::TypePut(definition.clone()));
                 Outcome::Type(definition)
             }

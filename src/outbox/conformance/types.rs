@@ -3,7 +3,7 @@
 use super::Store;
 use super::work::Work;
 use crate::domain::{Compatibility, EventType, EventVersion, Position, TypeDefinition, TypeVersion};
-use crate::outbox::unit::Command;
+use crate::outbox::unit::{Command, ProposedType};
 
 /// The rules of some types.
 const RULES: &str = r#"[{"op":"copy","from":"/data","path":"/state"}]"#;
@@ -25,7 +25,7 @@ impl<S: Store> Work<S> {
             sunset: None,
             examples: Vec::new(),
         };
-        Command::PutType(Box::new(TypeDefinition {
+        let definition = TypeDefinition {
             name,
             description: "".into(),
             compatibility: Compatibility::default(),
@@ -36,6 +36,7 @@ impl<S: Store> Work<S> {
             created_at: self.now,
             updated_at: self.now,
             revision: if self.percent(15) { current.next() } else { current },
-        }))
+        };
+        Command::PutType(Box::new(ProposedType { definition, replaced: Vec::new(), as_of: Position(0) }))
     }
 }

@@ -66,8 +66,8 @@ impl Committer {
         prepared: &Prepared,
         staged: &mut StagedGroup,
     ) -> Outcome {
-        if let Some(refusal) = &draft.refusal {
-            return Outcome::Refused(refusal.clone());
+        if let Some(refusal) = self.refusal(draft) {
+            return Outcome::Refused(refusal);
         }
         // The stream version is undecided until the rejected events before this one are accepted.
         if staged.unit_is_full {
@@ -87,6 +87,7 @@ impl Committer {
             return Outcome::TooManyTargets;
         }
         let position = staged.push(Record::EventAccepted(event.clone()));
+        self.remember_version(draft, position);
         for answered in &event.idempotency {
             staged.put_scope(answered.scope, known(answered, position));
         }
