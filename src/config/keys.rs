@@ -31,6 +31,8 @@ pub struct ConfigKey {
     pub change: Change,
     pub(super) set: fn(&mut Config, &Value) -> Result<(), String>,
     pub(super) same: fn(&Config, &Config) -> bool,
+    /// Takes the value of the second configuration.
+    pub(super) copy: fn(&mut Config, &Config),
 }
 
 impl ConfigKey {
@@ -52,6 +54,7 @@ macro_rules! key {
                 Ok(())
             },
             same: |one, other| one.$section.$field == other.$section.$field,
+            copy: |config, from| config.$section.$field = from.$section.$field.clone(),
         }
     };
 }

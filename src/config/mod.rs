@@ -135,14 +135,12 @@ impl Config {
         Ok(warnings.into_iter().filter_map(shown).collect())
     }
 
-    /// The keys that a reload to `new` changes.
-    ///
-    /// # Errors
-    /// The changed keys that need a restart. With any of them, nothing is reloaded.
-    pub fn reloadable_diff(&self, new: &Self) -> Result<Vec<&'static str>, Vec<&'static str>> {
-        let changed = KEYS.iter().filter(|key| !(key.same)(self, new));
-        let (reload, restart): (Vec<_>, Vec<_>) = changed.partition(|key| key.change == Change::Reload);
-        let names = |keys: Vec<&'static ConfigKey>| keys.into_iter().map(|key| key.name).collect();
-        if restart.is_empty() { Ok(names(reload)) } else { Err(names(restart)) }
+    /// Gives the keys that need a restart the values of the running configuration. Returns those
+    /// that differed.
+    pub fn keep_until_restart(&mut self, running: &Self) -> Vec<&'static str> {
+        let needs_restart = KEYS.iter().filter(|key| key.change == Change::Restart);
+        let changed: Vec<_> = needs_restart.filter(|key| !(key.same)(running, self)).collect();
+        changed.iter().for_each(|key| (key.copy)(self, running));
+        changed.into_iter().map(|key| key.name).collect()
     }
 }

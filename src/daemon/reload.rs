@@ -1,4 +1,5 @@
-//! Reload on SIGHUP: the new configuration takes effect as a whole, or not at all.
+//! Reload on SIGHUP. A configuration with an error changes nothing. Changed keys that need a
+//! restart keep their values, with a warning; the others take effect together.
 
 use std::sync::Arc;
 
@@ -24,22 +25,35 @@ pub(super) fn begin(
     tokio::task::spawn_blocking(move || {
         supervisor.tell(DaemonState::Reloading);
         let reloaded = reload(&setup, &courier, &context, &api);
-        match &reloaded {
-            Ok(()) => tracing::info!("configuration reloaded"),
-            Err(error) => tracing::error!(%error, "reload failed, the earlier configuration stays in use"),
-        }
-        supervisor.tell(DaemonState::Ready(reloaded.err().map(|error| error.to_string())));
+        let problem = match reloaded {
+            Ok(kept) if kept.is_empty() => {
+                tracing::info!("configuration reloaded");
+                None
+            }
+            Ok(kept) => {
+                let keys = kept.join(", ");
+                tracing::warn!(%keys, "configuration reloaded, except for keys that need a restart");
+                Some(format!("these keys need a restart: {keys}"))
+            }
+            Err(error) => {
+                tracing::error!(%error, "reload failed, the earlier configuration stays in use");
+                Some(format!("reload failed: {error}"))
+            }
+        };
+        supervisor.tell(DaemonState::Ready(problem));
     })
 }
 
-/// Applies the new configuration when it is valid and differs only in keys that a reload can
-/// change.
-fn reload(setup: &Setup, courier: &Courier, context: &Context, api: &Arc<Api>) -> anyhow::Result<()> {
+/// Applies a valid new configuration. Returns the changed keys that need a restart.
+fn reload(
+    setup: &Setup,
+    courier: &Courier,
+    context: &Context,
+    api: &Arc<Api>,
+) -> anyhow::Result<Vec<&'static str>> {
     let options = &setup.options;
-    let (config, _) = load_to_fit(options, setup.descriptors)?;
-    if let Err(keys) = setup.config.reloadable_diff(&config) {
-        anyhow::bail!("these keys need a restart: {}", keys.join(", "));
-    }
+    let (mut config, _) = load_to_fit(options, setup.descriptors)?;
+    let kept = config.keep_until_restart(&setup.config);
     let certificate = listener_certificate(&config.server)?;
     if certificate.is_some() != setup.tls.is_some() {
         anyhow::bail!("turning TLS of the API listener on or off needs a restart");
@@ -52,5 +66,5 @@ fn reload(setup: &Setup, courier: &Courier, context: &Context, api: &Arc<Api>) -
     context.reconfigure(settings(&config));
     api.reconfigure(shown);
     setup.ops_site.store(ops_site(options, &config));
-    Ok(())
+    Ok(kept)
 }

@@ -22,7 +22,7 @@ const LAST_NOTIFICATION_MAX: Duration = Duration::from_secs(1);
 
 pub(super) enum DaemonState {
     Recovering,
-    /// The daemon serves, after its start or a reload; with the reason of a failed reload.
+    /// The daemon serves, after its start or a reload; with a problem of the reload.
     Ready(Option<String>),
     /// The delivery loop turns.
     Alive,
@@ -99,9 +99,7 @@ impl DaemonState {
         match self {
             Self::Recovering => vec![status("recovering")],
             Self::Ready(None) => vec![Notification::Ready, status("serving")],
-            Self::Ready(Some(reason)) => {
-                vec![Notification::Ready, Notification::Status(format!("serving; reload failed: {reason}"))]
-            }
+            Self::Ready(Some(problem)) => vec![Notification::Ready, status(&format!("serving; {problem}"))],
             Self::Alive => vec![Notification::Watchdog],
             Self::Reloading => vec![Notification::Reloading],
             Self::Stopping => vec![Notification::Stopping, status("draining")],
