@@ -23,9 +23,10 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{MatchedPath, RawPathParams, Request, State};
-use axum::http::{Extensions, HeaderMap, Method, Response};
+use axum::http::{Extensions, HeaderMap, Method, Response, header};
 use axum::routing::on;
 use bytes::Bytes;
+use hyper::body::Body as _;
 
 use crate::context::Context;
 use crate::context::acts::Act;
@@ -492,12 +493,16 @@ async fn read_body(
     headers: &HeaderMap,
     stream: Body,
 ) -> Result<(&'static str, HeldBody), Problem> {
+    let is_empty = stream.is_end_stream();
     let read = |media| {
         let bytes = spec.limit.bytes(config, media);
         let limits = BodyLimits { bytes, timeout: config.body_timeout, rate_min: config.body_rate_min };
         arriving_body::read(stream, headers, limits, &api.body_budget, party)
     };
     if spec.need == Need::Required {
+        if is_empty && !headers.contains_key(header::CONTENT_TYPE) {
+            return Err(Problem::invalid("", "the request needs a body"));
+        }
         let media = media_type(headers, spec)?;
         return Ok((media, read(media).await?));
     }

@@ -65,7 +65,7 @@ pub(super) struct ListenArgs {
     /// Port on 127.0.0.1; 0 selects a free one.
     #[arg(long, default_value_t = 9000)]
     port: u16,
-    /// The endpoint's secret. Without it signatures are not verified.
+    /// The endpoint's secret: wrong signatures get a 401. Without it none is verified.
     #[arg(long, value_name = "WHSEC", env = "BALTO_LISTEN_SECRET", hide_env_values = true)]
     secret: Option<String>,
     /// Answer the first N requests with status 500.
@@ -308,7 +308,11 @@ async fn answer(
         Err(_) => return empty(StatusCode::REQUEST_TIMEOUT),
     };
     let at = args::now();
-    let status = behaviour.next_status();
+    let signed = check(behaviour.key.as_deref(), &head.headers, &body, at);
+    let refuses = |status: &StatusCode| status.is_success() && matches!(signed, Signed::Bad(_));
+    let status = behaviour
+        .next_status()
+        .map(|status| if refuses(&status) { StatusCode::UNAUTHORIZED } else { status });
     tokio::time::sleep(behaviour.latency).await;
     let (forwarded, response) = match (status, &behaviour.forward) {
         (None, Some(forwarder)) => {
@@ -325,7 +329,7 @@ async fn answer(
         attempt: text(&head.headers, "balto-attempt"),
         id: text(&head.headers, "webhook-id"),
         event_type: event_type(&body),
-        signed: check(behaviour.key.as_deref(), &head.headers, &body, at),
+        signed,
         status: response.status().as_u16(),
         body,
         forwarded,
@@ -516,10 +520,13 @@ mod tests {
         for _ in 0..2 {
             answered.push(signed(&client, &url).send().await.unwrap().status().as_u16());
         }
-        receiver.answer_with(410);
-        answered.push(client.post(&url).body("not json").send().await.unwrap().status().as_u16());
-        assert_eq!(answered, [500, 204, 410]);
-        for expected in [(Signed::Ok, 500), (Signed::Ok, 204), (Signed::Bad("headers missing"), 410)] {
+        for status in [410, 204] {
+            receiver.answer_with(status);
+            answered.push(client.post(&url).body("not json").send().await.unwrap().status().as_u16());
+        }
+        assert_eq!(answered, [500, 204, 410, 401]);
+        let bad = Signed::Bad("headers missing");
+        for expected in [(Signed::Ok, 500), (Signed::Ok, 204), (bad, 410), (bad, 401)] {
             let report = receiver.next().await.unwrap();
             assert_eq!((report.signed, report.status), expected);
             if report.signed == Signed::Ok {

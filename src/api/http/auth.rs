@@ -162,14 +162,16 @@ pub fn authenticate(
 ) -> Result<Principal, Problem> {
     let secret = bearer(&parts.headers);
     if let Some(site) = &config.keyless {
-        let Err(reason) = site.check_request(&parts.uri, &parts.headers) else {
-            return Ok(Principal::operator());
+        // A key of the daemon has its role and its tenant, as without `--dev`.
+        let found = secret.map(|secret| find_stored_key(api, &hash_secret(secret))).transpose()?.flatten();
+        return match (found, site.check_request(&parts.uri, &parts.headers)) {
+            (Some(principal), _) => Ok(principal),
+            (None, Ok(())) => Ok(Principal::operator()),
+            (None, Err(reason)) => {
+                api.observer.on_authentication_failed("untrustedOrigin");
+                Err(Problem::UntrustedOrigin(reason))
+            }
         };
-        let found = secret.and_then(|secret| find_stored_key(api, &hash_secret(secret)).ok().flatten());
-        return found.ok_or_else(|| {
-            api.observer.on_authentication_failed("untrustedOrigin");
-            Problem::UntrustedOrigin(reason)
-        });
     }
     let Some(secret) = secret else {
         api.observer.on_authentication_failed("missing");

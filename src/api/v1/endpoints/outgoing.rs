@@ -231,7 +231,10 @@ fn check_content_type(text: &str) -> Result<(), String> {
     };
     let mut parts = text.split(';').map(str::trim);
     let media = parts.next().and_then(|media| media.split_once('/'));
+    // Sent unchanged, so spaces around it and line ends are refused.
     let is_legal = text.len() <= limits::CONTENT_TYPE_BYTES_MAX
+        && text == text.trim()
+        && text.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte))
         && media.is_some_and(|(one, other)| is_token(one) && is_token(other))
         && parts
             .map(|part| part.split_once('=').unwrap_or((part, "")))
