@@ -121,6 +121,10 @@ pub(crate) enum Mutation {
     ForgetLease,
     /// A released lease counts as a delivery.
     CountRelease,
+    /// A lost answer does not count, so that the next one is free again.
+    ForgetLostAnswers,
+    /// The first lost answer is charged.
+    ChargeLostAnswer,
     /// A lease runs out before its time.
     ExpireEarly,
     /// Fresh messages go out before returned ones.

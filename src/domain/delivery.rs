@@ -35,19 +35,42 @@ pub struct Progress {
     pub first_attempt: Option<Timestamp>,
     /// Cause of the next attempt.
     pub trigger: Trigger,
+    /// Leases of this series whose answer did not reach the worker.
+    pub lost_answers: u32,
 }
 
 impl Progress {
     /// Progress at the start of a series, after `attempts` attempts in earlier series.
     #[must_use]
     pub fn begin(attempts: u32, at: Timestamp, trigger: Trigger) -> Self {
-        Self { attempts, attempts_in_series: 0, series_started: at, first_attempt: None, trigger }
+        Self {
+            attempts,
+            attempts_in_series: 0,
+            series_started: at,
+            first_attempt: None,
+            trigger,
+            lost_answers: 0,
+        }
     }
 
     /// Progress at the start of an attempt with this [`Attempt::delay`].
     #[must_use]
     pub fn after(self, delay: Duration) -> Self {
         Self { first_attempt: self.first_attempt.map(|first| first.plus(delay)), ..self }
+    }
+
+    /// Whether the next lost answer is not charged. The message may be why answers are lost, so
+    /// only the first one is free.
+    #[must_use]
+    pub fn is_lost_answer_free(&self) -> bool {
+        self.lost_answers == 0
+    }
+
+    /// Whether no other message may be in an answer with this one, so that a message whose answers
+    /// are always lost takes no others with it.
+    #[must_use]
+    pub fn goes_alone(&self) -> bool {
+        self.lost_answers > 1
     }
 }
 

@@ -34,7 +34,7 @@ pub struct EndedLease {
     pub end: LeaseEnd,
 }
 
-/// How a worker ends a lease.
+/// How a lease ends before its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseEnd {
     /// The work is done.
@@ -45,6 +45,10 @@ pub enum LeaseEnd {
     Requeued(Timestamp),
     /// The work failed for good.
     Dead(DeadReason),
+    /// The worker did not get the answer with the message. `None`: the message returns to the front
+    /// at once, and the lease does not count as a delivery. Else the lease counts, and the message is
+    /// due again then.
+    Lost(Option<Timestamp>),
 }
 
 /// The last lease of a pending message.
@@ -55,7 +59,7 @@ pub struct HeldLease {
     pub since: Timestamp,
     /// From then on the message may be leased again. Until that happens the lease can still end.
     pub until: Timestamp,
-    /// Its worker has released it.
+    /// Its worker has released it, or did not get it.
     pub is_released: bool,
     /// Counts this lease, unless it is released.
     pub progress: Progress,

@@ -261,22 +261,29 @@ impl QueueLane {
                 .book
                 .first_returned()
                 .filter(|_| !failpoints::is_active(Mutation::FreshFirst) || self.window.first().is_none());
-            if let Some((event, lease)) = returned {
-                if self.policy.doom(&lease.progress, now).is_some() {
-                    break;
-                }
-                self.book.take_returned();
-                messages.push(TakenMessage { event, from: TakenFrom::Lease(lease.position) });
-                continue;
-            }
-            let due = self.window.first().filter(|(key, _)| key.due <= now.wall && fresh < room);
-            let Some((key, progress)) = due else { break };
-            if self.policy.doom(&progress, now).is_some() {
+            let due = || self.window.first().filter(|(key, _)| key.due <= now.wall && fresh < room);
+            let (taken, progress) = if let Some((event, lease)) = returned {
+                (TakenMessage { event, from: TakenFrom::Lease(lease.position) }, lease.progress)
+            } else if let Some((key, progress)) = due() {
+                (TakenMessage { event: key.event, from: TakenFrom::Due(key.due) }, progress)
+            } else {
+                break;
+            };
+            let goes_alone = progress.goes_alone();
+            if self.policy.doom(&progress, now).is_some() || (goes_alone && !messages.is_empty()) {
                 break;
             }
-            self.window.take_first();
-            messages.push(TakenMessage { event: key.event, from: TakenFrom::Due(key.due) });
-            fresh += 1;
+            match taken.from {
+                TakenFrom::Lease(_) => self.book.take_returned(),
+                TakenFrom::Due(_) => {
+                    self.window.take_first();
+                    fresh += 1;
+                }
+            }
+            messages.push(taken);
+            if goes_alone {
+                break;
+            }
         }
         if messages.is_empty() {
             return None;
@@ -301,10 +308,10 @@ impl QueueLane {
         // A due message that no worker gets needs a further call, not a time.
         let due = due.filter(|due| *due > now.monotonic);
         let old = self.policy.age_max.and_then(|age| {
-            let first = self.window.first().filter(|(key, _)| key.due <= now.wall);
-            let returned = self.book.first_returned().map(|(_, lease)| lease.progress);
-            let progress = returned.or_else(|| first.map(|(_, progress)| progress))?;
-            let at = progress.series_started.plus(age).plus(Duration::from_millis(1));
+            let first = self.window.first();
+            let returned = self.book.first_returned().map(|(_, lease)| (Timestamp::ZERO, lease.progress));
+            let (due, progress) = returned.or_else(|| first.map(|(key, progress)| (key.due, progress)))?;
+            let at = progress.series_started.plus(age).plus(Duration::from_millis(1)).max(due);
             Some(now.monotonic + at.since(now.wall)).filter(|at| *at > now.monotonic)
         });
         due.into_iter().chain(old).chain(self.book.next_end()).min()

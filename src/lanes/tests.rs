@@ -23,6 +23,7 @@ const FRESH: Progress = Progress {
     series_started: Timestamp::ZERO,
     first_attempt: None,
     trigger: Trigger::Publish,
+    lost_answers: 0,
 };
 
 fn lanes(max_in_flight: usize) -> Lanes {

@@ -38,6 +38,8 @@ pub struct Row {
 
 /// Set in the byte of the trigger if a part of the event's states follows.
 const HAS_PART: u8 = 0x80;
+/// Set in the byte of the trigger if a number of lost answers follows.
+const HAS_LOST_ANSWERS: u8 = 0x40;
 
 impl Row {
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
@@ -45,12 +47,18 @@ impl Row {
         put_varint(out, u64::from(self.progress.attempts_in_series));
         put_varint(out, self.progress.series_started.millis());
         put_varint(out, self.progress.first_attempt.map_or(0, Timestamp::millis));
+        let lost_answers = self.progress.lost_answers;
+        let has_lost = if lost_answers > 0 { HAS_LOST_ANSWERS } else { 0 };
+        let code = trigger_code(self.progress.trigger) | has_lost;
         match self.place {
-            StatePlace::Page => out.push(trigger_code(self.progress.trigger)),
+            StatePlace::Page => out.push(code),
             StatePlace::Part(part) => {
-                out.push(trigger_code(self.progress.trigger) | HAS_PART);
+                out.push(code | HAS_PART);
                 put_varint(out, u64::from(part));
             }
+        }
+        if lost_answers > 0 {
+            put_varint(out, u64::from(lost_answers));
         }
         if let Some(order) = self.order {
             put_u64(out, order);
@@ -63,13 +71,15 @@ impl Row {
         let first_attempt =
             Some(reader.get_varint()?).filter(|millis| *millis != 0).map(Timestamp::from_millis);
         let code = reader.get_u8()?;
-        let trigger = trigger(code & !HAS_PART)?;
+        let trigger = trigger(code & !(HAS_PART | HAS_LOST_ANSWERS))?;
         let place = match code & HAS_PART {
             0 => StatePlace::Page,
             _ => StatePlace::Part(reader.get_varint_u32()?),
         };
+        let lost_answers = if code & HAS_LOST_ANSWERS == 0 { 0 } else { reader.get_varint_u32()? };
         let order = if reader.is_empty() { None } else { Some(reader.get_u64()?) };
-        let progress = Progress { attempts, attempts_in_series, series_started, first_attempt, trigger };
+        let progress =
+            Progress { attempts, attempts_in_series, series_started, first_attempt, trigger, lost_answers };
         Ok(Self { progress, order, place })
     }
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff;
 
-use crate::domain::{DeadReason, DeliveryKey, Next, Progress, RetryPolicy, RetryRule, Timestamp, Verdict};
+use crate::domain::{
+    DeadReason, DeliveryKey, LeaseEnd, Next, Progress, RetryPolicy, RetryRule, Timestamp, Verdict,
+};
 use crate::failpoints::{self, Mutation};
 use crate::limits;
 
@@ -50,6 +52,49 @@ pub fn next(
             Next::RetryAt(at)
         }
     }
+}
+
+/// The next step of a message after a lease that counts. `progress` counts it. The age counts from
+/// the start of the series.
+#[must_use]
+pub fn next_after_lease(
+    policy: &RetryPolicy,
+    delivery: DeliveryKey,
+    progress: &Progress,
+    ended_at: Timestamp,
+) -> Next {
+    let before = Progress {
+        attempts: progress.attempts.saturating_sub(1),
+        attempts_in_series: progress.attempts_in_series.saturating_sub(1),
+        first_attempt: Some(progress.series_started),
+        ..*progress
+    };
+    next(policy, delivery, &before, Verdict::Retry, ended_at, ended_at)
+}
+
+/// The end of a lease whose answer did not reach the worker. `progress` counts the lease.
+///
+/// The first one of a series is free. The message may be the cause, for example because a proxy cuts
+/// it: it would come again for ever, before all others. So the next ones count as deliveries. The
+/// lane gives up a message that is due and has had all its deliveries, or is too old.
+#[must_use]
+pub fn end_of_lost_answer(
+    policy: &RetryPolicy,
+    delivery: DeliveryKey,
+    progress: &Progress,
+    ended_at: Timestamp,
+) -> LeaseEnd {
+    if progress.is_lost_answer_free() && !failpoints::is_active(Mutation::ChargeLostAnswer) {
+        return LeaseEnd::Lost(None);
+    }
+    let due = match (next_after_lease(policy, delivery, progress, ended_at), policy) {
+        (Next::RetryAt(due), _) => due,
+        (Next::Dead(DeadReason::MaxAge), RetryPolicy::Exponential { max_age, .. }) => {
+            progress.series_started.plus(*max_age).plus(INTERVAL_MIN).max(ended_at)
+        }
+        (Next::Dead(_) | Next::Delivered, _) => ended_at,
+    };
+    LeaseEnd::Lost(Some(due))
 }
 
 /// The rule that set the time of the next attempt. `None` without a next attempt.
@@ -251,6 +296,37 @@ mod tests {
         // A slow first attempt counts from its start.
         let slow = next(&policy(0.0), KEY, &fresh, Verdict::Retry, accepted, accepted.plus(72 * HOUR));
         assert_eq!(slow, Next::Dead(DeadReason::MaxAge));
+    }
+
+    #[test]
+    fn only_the_first_lost_answer_of_a_series_is_free() {
+        let end = |deliveries, lost_answers, ended_at: u64| {
+            let progress = Progress { lost_answers, ..after(deliveries, 0) };
+            end_of_lost_answer(&policy(0.0), KEY, &progress, Timestamp::from_millis(ended_at))
+        };
+        let due = |millis| LeaseEnd::Lost(Some(Timestamp::from_millis(millis)));
+        assert_eq!(end(1, 0, 1_000), LeaseEnd::Lost(None));
+        assert_eq!(end(12, 0, 1_000), LeaseEnd::Lost(None), "also of the last delivery");
+        assert_eq!(end(1, 1, 1_000), due(6_000));
+        assert_eq!(end(2, 1, 1_000), due(16_000), "after a delivery that was not lost");
+        assert_eq!(end(11, 11, 1_000), due(21_601_000));
+        assert_eq!(end(12, 11, 1_000), due(1_000), "the lane gives it up");
+        let age = 72 * HOUR.as_millis() as u64;
+        assert_eq!(end(2, 1, age - 1_000), due(age + 1), "when it is too old");
+        assert_eq!(end(2, 1, age + 9_000), due(age + 9_000));
+        let schedule = RetryPolicy::Schedule(vec![Duration::from_secs(1)]);
+        let now = Timestamp::from_millis(1_000);
+        let of_schedule = |deliveries| {
+            let progress = Progress { lost_answers: 1, ..after(deliveries, 0) };
+            end_of_lost_answer(&schedule, KEY, &progress, now)
+        };
+        assert_eq!((of_schedule(1), of_schedule(2)), (due(2_000), due(1_000)));
+    }
+
+    #[test]
+    fn injected_bug_of_lost_answers_is_caught() {
+        let test = only_the_first_lost_answer_of_a_series_is_free;
+        failpoints::fails_with(Mutation::ChargeLostAnswer, test);
     }
 
     #[test]

@@ -3,6 +3,9 @@
 use super::types::{HistoryEntry, LeaseOutcome, PastAttempt, PastLease};
 use crate::domain::{HeldLease, LeaseEnd, Position, Record, Timestamp};
 
+/// Why a lease ended whose answer did not reach the worker.
+const ANSWER_LOST: &str = "the answer could not be sent whole";
+
 /// Collects the records of one delivery, oldest first.
 pub(super) struct History {
     event: Position,
@@ -42,11 +45,16 @@ impl History {
                 let end = ends.iter().find(|ended| is_its(ended.key)).map(|ended| ended.end);
                 if let (Some(HistoryEntry::Lease(lease)), Some(end)) = (self.entries.last_mut(), end) {
                     lease.ended_at = Some(at);
-                    lease.reason = reason;
+                    lease.reason = match end {
+                        LeaseEnd::Lost(_) => Some(ANSWER_LOST.into()),
+                        _ => reason,
+                    };
                     (lease.outcome, lease.next_at) = match end {
                         LeaseEnd::Acked => (LeaseOutcome::Acked, None),
-                        LeaseEnd::Released => (LeaseOutcome::Released, None),
-                        LeaseEnd::Requeued(due) => (LeaseOutcome::Requeued, Some(due)),
+                        LeaseEnd::Released | LeaseEnd::Lost(None) => (LeaseOutcome::Released, None),
+                        LeaseEnd::Requeued(due) | LeaseEnd::Lost(Some(due)) => {
+                            (LeaseOutcome::Requeued, Some(due))
+                        }
                         LeaseEnd::Dead(_) => (LeaseOutcome::Dead, None),
                     };
                 }

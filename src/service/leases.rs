@@ -16,7 +16,7 @@ use crate::context::signal::Signal;
 use crate::domain::closed_list::closed_list;
 use crate::domain::{
     DeadReason, DeliveryKey, DeliveryState, EndedLease, Endpoint, EndpointNumber, HeldLease, LeaseEnd,
-    LeaseKey, Next, Progress, Record, Timestamp, Verdict,
+    LeaseKey, Next, Progress, Record, Timestamp,
 };
 use crate::lanes::leases::JudgedLease;
 use crate::outbox::draft::Unavailable;
@@ -229,16 +229,9 @@ impl Leases<'_> {
 
     fn requeue(self, key: LeaseKey, lease: &HeldLease, delay: Option<Duration>, at: Timestamp) -> Planned {
         let delivery = DeliveryKey { event: key.event, endpoint: self.queue() };
-        let progress = lease.progress;
-        // Before this delivery. The age counts from the start of the series.
-        let before = Progress {
-            attempts: progress.attempts.saturating_sub(1),
-            attempts_in_series: progress.attempts_in_series.saturating_sub(1),
-            first_attempt: Some(progress.series_started),
-            ..progress
-        };
-        let policy = self.1.retry(&self.0.settings().defaults).clone();
-        match (retry::next(&policy, delivery, &before, Verdict::Retry, at, at), delay) {
+        let settings = self.0.settings();
+        let policy = self.1.retry(&settings.defaults);
+        match (retry::next_after_lease(policy, delivery, &lease.progress, at), delay) {
             (Next::Dead(reason), _) => Planned::End(LeaseEnd::Dead(reason), ReceiptStatus::Dead),
             (_, Some(delay)) => Planned::End(LeaseEnd::Requeued(at.plus(delay)), ReceiptStatus::Requeued),
             (Next::RetryAt(due), None) => Planned::End(LeaseEnd::Requeued(due), ReceiptStatus::Requeued),
@@ -334,18 +327,43 @@ impl Leases<'_> {
 fn outcome(end: LeaseEnd) -> &'static str {
     match end {
         LeaseEnd::Acked => "acked",
-        LeaseEnd::Released => "released",
-        LeaseEnd::Requeued(_) => "requeued",
+        LeaseEnd::Released | LeaseEnd::Lost(None) => "released",
+        LeaseEnd::Requeued(_) | LeaseEnd::Lost(Some(_)) => "requeued",
         LeaseEnd::Dead(_) => "dead",
     }
 }
 
-/// Returns messages whose answer reached no worker to the front, uncharged. No caller waits.
-pub(crate) fn release_unheard(context: &Context, queue: EndpointNumber, leases: Vec<LeaseKey>) {
+/// Returns messages that were in no answer to the front, uncharged. No caller waits.
+pub(crate) fn release_unsent(context: &Context, queue: EndpointNumber, leases: Vec<LeaseKey>) {
     context.metrics().leases_ended("released", leases.len() as u64);
     let ends = leases.into_iter().map(|key| EndedLease { key, end: LeaseEnd::Released }).collect();
     let record = Record::LeasesEnded { queue, ends, at: context.now().wall, reason: None };
     context.outbox_of(queue).record(Unit::of_record(record));
+}
+
+/// Ends the leases of messages whose answer did not reach the worker. `leased` has their progress
+/// with the lease. No caller waits.
+pub(crate) fn end_lost(context: &Context, queue: &Endpoint, leased: &[(LeaseKey, Progress)]) {
+    let at = context.now().wall;
+    // The queue may have changed since the receive.
+    let current = context.outbox_of(queue.number).endpoint(queue.number);
+    let queue = current.as_deref().unwrap_or(queue);
+    let settings = context.settings();
+    let policy = queue.retry(&settings.defaults);
+    let end = |(key, progress): &(LeaseKey, Progress)| {
+        let delivery = DeliveryKey { event: key.event, endpoint: queue.number };
+        EndedLease { key: *key, end: retry::end_of_lost_answer(policy, delivery, progress, at) }
+    };
+    let ends: Vec<_> = leased.iter().map(end).collect();
+    let charged = ends.iter().filter(|ended| matches!(ended.end, LeaseEnd::Lost(Some(_)))).count();
+    if charged > 0 {
+        tracing::warn!(queue = %queue.id, messages = charged, "answer to a worker lost again, charging its messages");
+    }
+    for ended in &ends {
+        context.metrics().leases_ended(outcome(ended.end), 1);
+    }
+    let record = Record::LeasesEnded { queue: queue.number, ends, at, reason: None };
+    context.outbox_of(queue.number).record(Unit::of_record(record));
 }
 
 /// Leases that no other request may end or take, until the guard is dropped.

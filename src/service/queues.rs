@@ -15,7 +15,7 @@ use crate::context::signal::Signal;
 use crate::courier::body::message_body;
 use crate::domain::{
     DeadReason, DeliveryKey, Endpoint, EndpointId, EndpointNumber, Event, LeaseKey, Party, Position,
-    QueueName, Record, Tenant, Timestamp, WorkerName,
+    Progress, QueueName, Record, Tenant, Timestamp, WorkerName,
 };
 use crate::lanes::queue::{QueueReport, WaiterNumber};
 use crate::lanes::{WaitReason, with_order};
@@ -57,8 +57,8 @@ pub struct ReceiveOptions {
 pub struct ReceivedMessage {
     pub receipt: Receipt,
     pub delivery: DeliveryKey,
-    /// Leases in this series that were not released.
-    pub delivery_count: u32,
+    /// Counts the lease.
+    pub progress: Progress,
     pub leased_until: Timestamp,
     /// The event in the queue's format.
     pub event: Bytes,
@@ -152,9 +152,10 @@ impl Queues<'_> {
         Endpoints(self.0).put(queue, remember).await
     }
 
-    /// Returns messages to the front, uncharged: no worker has read the response with them.
-    pub fn release_unheard(self, queue: EndpointNumber, receipts: impl Iterator<Item = Receipt>) {
-        super::leases::release_unheard(self.0, queue, receipts.map(|receipt| receipt.key).collect());
+    /// Returns messages whose answer could not be sent whole: free the first time, charged later.
+    pub fn return_lost(self, queue: &Endpoint, messages: &[(Receipt, Progress)]) {
+        let leased: Vec<_> = messages.iter().map(|(receipt, progress)| (receipt.key, *progress)).collect();
+        super::leases::end_lost(self.0, queue, &leased);
     }
 
     /// Deletes a queue. A background job turns its messages into dead letters.
@@ -377,7 +378,7 @@ impl Queues<'_> {
             messages.push(ReceivedMessage {
                 receipt: Receipt { queue: queue.number, key },
                 delivery: DeliveryKey { event, endpoint: queue.number },
-                delivery_count: lease.progress.attempts_in_series,
+                progress: lease.progress,
                 leased_until: lease.until,
                 event: body,
             });
@@ -423,7 +424,7 @@ impl<'a> UnsentMessages<'a> {
 impl Drop for UnsentMessages<'_> {
     fn drop(&mut self) {
         if !self.leases.is_empty() {
-            super::leases::release_unheard(self.context, self.queue, std::mem::take(&mut self.leases));
+            super::leases::release_unsent(self.context, self.queue, std::mem::take(&mut self.leases));
         }
     }
 }

@@ -82,6 +82,7 @@ const WANTED: &[&str] = &[
     "typesChanged",
     "messagesReceived",
     "workersDied",
+    "answersLost",
     "acked",
     "requeued",
     "refusedByWorkers",
@@ -400,6 +401,16 @@ fn leases_lost_on_restart_are_caught() {
 #[test]
 fn released_lease_that_counts_is_caught() {
     assert_caught(Mutation::CountRelease);
+}
+
+#[test]
+fn lost_answers_that_are_free_for_ever_are_caught() {
+    assert_caught(Mutation::ForgetLostAnswers);
+}
+
+#[test]
+fn charge_for_the_first_lost_answer_is_caught() {
+    assert_caught(Mutation::ChargeLostAnswer);
 }
 
 #[test]

@@ -61,7 +61,14 @@ pub(super) async fn work(context: &Context, world: &World) {
         let action = draw_action(world);
         return end(context, world, &queue, receipt, &action).await;
     }
-    for message in receive(context, world, &queue).await {
+    let mut messages = receive(context, world, &queue).await;
+    while is_answer_lost(world, &messages) {
+        world.count("answersLost");
+        let lost: Vec<_> = messages.iter().map(|message| (message.receipt, message.progress)).collect();
+        Queues(context).return_lost(&queue, &lost);
+        messages = receive(context, world, &queue).await;
+    }
+    for message in messages {
         let pause = world.chance(|chance| chance.within(0, 3_000));
         let (dies, twice) = world.chance(|chance| (chance.percent(10), chance.percent(15)));
         if dies {
@@ -76,6 +83,12 @@ pub(super) async fn work(context: &Context, world: &World) {
             end(context, world, &queue, message.receipt, &action).await;
         }
     }
+}
+
+/// Whether the worker does not get the answer. Some messages are mostly the cause.
+fn is_answer_lost(world: &World, messages: &[ReceivedMessage]) -> bool {
+    let has_cause = messages.iter().any(|message| message.delivery.event.0.is_multiple_of(3));
+    !messages.is_empty() && world.chance(|chance| chance.percent(if has_cause { 70 } else { 5 }))
 }
 
 /// Takes every message of every queue that is there now, and acknowledges it.

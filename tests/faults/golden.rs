@@ -14,6 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::raw::lose_answer;
 use crate::support::{Daemon, Receiver, answer};
 use serde_json::{Map, Value, json};
 
@@ -305,6 +306,29 @@ async fn fill(daemon: &Daemon, receiver: &Receiver) {
     fill_lanes(daemon, receiver).await;
     fill_types(daemon).await;
     fill_jobs(daemon, receiver).await;
+    fill_lost_answers(daemon).await;
+}
+
+/// Messages whose answers were lost: one that is back at the front, one that is due in a day, and a
+/// dead letter. Each queue is paused, so that no message moves when the directory is opened.
+async fn fill_lost_answers(daemon: &Daemon) {
+    let retry = json!({"initial": "24h", "maxInterval": "24h"});
+    for (name, deliveries_max, losses) in [("cut.once", 9, 1), ("cut.twice", 9, 2), ("cut.dead", 1, 2)] {
+        let queue = json!({"name": name, "eventTypes": [name], "visibility": "1h", "retry": retry,
+            "maxDeliveries": deliveries_max});
+        daemon.post("/queues", &queue.to_string()).await;
+        let event = json!({"type": name, "data": "x".repeat(150_000)});
+        daemon.post("/events", &event.to_string()).await;
+        for _ in 0..losses {
+            lose_answer(daemon, name, 1).await;
+            daemon.until(&format!("/queues/{name}/lane"), |lane| lane["leased"] == 0).await;
+        }
+        if name == "cut.dead" {
+            let is_there = |page: &Value| page["data"][0].is_object();
+            daemon.until("/dead-letters?queue=cut.dead", is_there).await;
+        }
+        daemon.post(&format!("/queues/{name}/pause"), "").await;
+    }
 }
 
 /// Jobs with and without a search, and a token request with all members.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::raw::lose_answer;
 use crate::support::{Daemon, Receiver, answer};
 use serde_json::{Value, json};
 
@@ -210,5 +211,38 @@ async fn paused_time_does_not_count_for_the_age_of_a_delivery() {
         if round == 1 {
             world.daemon.post(&format!("{}/redrive", dead.replace("deliveries", "dead-letters")), "").await;
         }
+    }
+}
+
+/// Also after the state was built again from the journal.
+#[tokio::test]
+async fn only_the_first_lost_answer_is_free_over_restarts() {
+    let mut world = Restarting::start(&[]).await;
+    let retry = json!({"initial": "1h", "maxInterval": "1h"});
+    let queue = json!({"name": "cut", "eventTypes": ["cut"], "visibility": "1h", "retry": retry});
+    world.daemon.post("/queues", &queue.to_string()).await;
+    for _ in 0..3 {
+        let event = json!({"type": "cut", "data": "x".repeat(200_000)});
+        world.daemon.post("/events", &event.to_string()).await;
+    }
+    let returned =
+        |count| move |lane: &Value| lane["leased"] == 0 && lane["returned"] == count && lane["pending"] == 3;
+    lose_answer(&world.daemon, "cut", 3).await;
+    world.daemon.until("/queues/cut/lane", returned(3)).await;
+    for (left, is_killed, has_state) in [(2, true, true), (1, true, false), (0, false, true)] {
+        world.stop(is_killed);
+        if !has_state {
+            std::fs::remove_dir_all(world.data.path().join("state")).unwrap();
+        }
+        world.daemon = start(world.data.path(), &[]).await;
+        lose_answer(&world.daemon, "cut", 1).await;
+        world.daemon.until("/queues/cut/lane", returned(left)).await;
+    }
+    let page = world.daemon.get("/deliveries?queue=cut").await;
+    for delivery in page["data"].as_array().unwrap() {
+        let shown = world.daemon.get(&format!("/deliveries/{}", delivery["id"].as_str().unwrap())).await;
+        let leases = shown["attempts"].as_array().unwrap().iter();
+        let outcomes: Vec<_> = leases.map(|lease| lease["outcome"].as_str().unwrap()).collect();
+        assert_eq!((outcomes, &shown["attemptCount"]), (vec!["released", "requeued"], &json!(1)), "{shown}");
     }
 }

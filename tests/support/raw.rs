@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::WAIT_MAX;
+use super::{Daemon, WAIT_MAX};
 
 pub(crate) struct Raw {
     pub(crate) stream: TcpStream,
@@ -28,6 +29,17 @@ impl Raw {
 
     pub(crate) fn over(stream: TcpStream) -> Self {
         Self { stream, unread: Vec::new() }
+    }
+
+    /// A client whose connection buffers less than 100 kB of an answer that the client does not
+    /// read: both kernels buffer a multiple of the largest segment.
+    pub(crate) fn connect_narrow(to: SocketAddr) -> Self {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+        socket.set_tcp_mss(536).unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        socket.connect(&to.into()).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        Self::over(TcpStream::from_std(socket.into()).unwrap())
     }
 
     /// Returns whether all bytes could be sent.
@@ -86,4 +98,13 @@ pub(crate) fn post(path: &str, headers: &str, body: &str) -> String {
         "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{headers}content-length: {}\r\n\r\n{body}",
         body.len()
     )
+}
+
+/// A worker of a queue that takes up to `most` messages, none below 100 kB, and dies before it has
+/// its answer.
+pub(crate) async fn lose_answer(daemon: &Daemon, queue: &str, most: usize) {
+    let mut worker = Raw::connect_narrow(daemon.address());
+    let body = format!(r#"{{"max":{most},"maxBytes":{}}}"#, 16 << 20);
+    worker.send(post(&format!("/v1/queues/{queue}/receive"), "", &body).as_bytes()).await;
+    tokio::time::timeout(WAIT_MAX, worker.stream.readable()).await.expect("no answer begins").unwrap();
 }

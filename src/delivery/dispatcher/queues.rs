@@ -28,7 +28,7 @@ use crate::outbox::draft::Unavailable;
 use crate::outbox::unit::Command;
 use crate::panics;
 use crate::service::deliveries::Deliveries;
-use crate::service::leases::release_unheard;
+use crate::service::leases::release_unsent;
 
 /// Pause before a message that could not be given up is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -266,7 +266,7 @@ impl Dispatcher {
         {
             let key =
                 |message: &LeasedMessage| LeaseKey { event: message.event, lease: message.lease.position };
-            release_unheard(&self.context, queue, unheard.iter().map(key).collect());
+            release_unsent(&self.context, queue, unheard.iter().map(key).collect());
         }
     }
 }

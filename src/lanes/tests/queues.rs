@@ -152,6 +152,37 @@ fn exhausted_and_old_messages_are_given_up() {
 }
 
 #[test]
+fn message_whose_answers_were_lost_goes_out_alone() {
+    let mut lane = lane();
+    let lost = |lost_answers| Progress { lost_answers, ..FRESH };
+    for (event, progress) in [(1, FRESH), (2, lost(2)), (3, lost(1)), (4, FRESH)] {
+        lane.on_due(key(0, event), progress, Position(event));
+    }
+    assert_eq!(receive(&mut lane, 1, 10, at(0)), [due(0, 1)]);
+    assert_eq!(receive(&mut lane, 2, 10, at(0)), [due(0, 2)]);
+    assert_eq!(receive(&mut lane, 3, 10, at(0)), [due(0, 3), due(0, 4)], "once is chance");
+    for (event, progress) in [(1, FRESH), (2, lost(3)), (3, lost(1)), (4, FRESH)] {
+        lane.on_taken(due(0, event), Some(HeldLease { progress, ..held(10, 0, 100, 1) }), at(0));
+    }
+    assert_eq!(receive(&mut lane, 4, 10, at(100)), [again(1, 10)]);
+    assert_eq!(receive(&mut lane, 5, 10, at(100)), [again(2, 10)]);
+    assert_eq!(receive(&mut lane, 6, 10, at(100)), [again(3, 10), again(4, 10)]);
+}
+
+#[test]
+fn old_message_is_given_up_when_it_is_due_without_a_worker() {
+    let policy = QueuePolicy { age_max: Some(Duration::from_secs(60)), ..queue_policy() };
+    let mut lane = QueueLane::new(policy, Backlog::None);
+    let progress = Progress { series_started: at(0).wall, ..FRESH };
+    lane.on_due(key(70_000, 1), progress, Position(1));
+    assert_eq!(lane.next_action(Some(1), at(0)), None);
+    assert_eq!(lane.next_wakeup(at(0)), Some(at(70_000).monotonic));
+    let reason = DeadReason::MaxAge;
+    let given_up = QueueAction::GiveUp { message: due(70_000, 1), reason };
+    assert_eq!(lane.next_action(Some(1), at(70_000)), Some(given_up));
+}
+
+#[test]
 fn receive_that_does_not_wait_is_answered_after_the_search() {
     let mut lane = QueueLane::new(queue_policy(), Backlog::OnDisk);
     lane.on_receive(WaiterNumber(1), 1, at(0));

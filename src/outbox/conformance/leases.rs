@@ -48,10 +48,12 @@ impl<S: Store> Work<S> {
             self.count("extended");
             return Some(vec![Command::Record(Record::LeasesExtended { queue, leases, until, at })]);
         }
-        let end = match self.random.u32(0..6) {
+        let end = match self.random.u32(0..9) {
             0 | 1 => LeaseEnd::Acked,
             2 => LeaseEnd::Released,
             3 | 4 => LeaseEnd::Requeued(until),
+            5 | 6 => LeaseEnd::Lost(None),
+            7 => LeaseEnd::Lost(Some(until)),
             _ => LeaseEnd::Dead(DeadReason::Refused),
         };
         self.count("leases ended");

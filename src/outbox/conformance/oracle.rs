@@ -278,6 +278,7 @@ impl Oracle {
             series_started: due,
             first_attempt: None,
             trigger: Trigger::Publish,
+            lost_answers: 0,
         };
         for endpoint in &event.targets {
             let key = DeliveryKey { event: position, endpoint: *endpoint };
@@ -436,8 +437,10 @@ impl Oracle {
             return;
         }
         let attempts = known.as_ref().map_or(0, |known| known.progress.attempts);
-        let (attempts_in_series, first_attempt) = (0, None);
-        let progress = Progress { attempts, attempts_in_series, series_started: at, first_attempt, trigger };
+        let (attempts_in_series, lost_answers, first_attempt) = (0, 0, None);
+        let series_started = at;
+        let progress =
+            Progress { attempts, attempts_in_series, series_started, first_attempt, trigger, lost_answers };
         match known {
             Some(known) if known.state == DeliveryState::Pending => {
                 if let Some(known) = self.deliveries.get_mut(&key) {

@@ -108,11 +108,15 @@ impl Step<'_> {
     }
 
     fn end_held(&mut self, key: DeliveryKey, lease: &LeaseRow, end: LeaseEnd, at: Timestamp) {
-        if end == LeaseEnd::Released && lease.is_released {
+        // The message has returned already.
+        if matches!(end, LeaseEnd::Released | LeaseEnd::Lost(_)) && lease.is_released {
             return;
         }
         let mut detail = self.leased_detail(key, lease);
         push_attempt(&mut detail.attempts, self.position);
+        if matches!(end, LeaseEnd::Lost(_)) && !failpoints::is_active(Mutation::ForgetLostAnswers) {
+            detail.progress.lost_answers += 1;
+        }
         let place = Place { due: lease.until, kind: PlaceKind::Leased(*lease), row: lease.row };
         match end {
             LeaseEnd::Acked => {
@@ -122,8 +126,8 @@ impl Step<'_> {
                 let change = DeliveryChange::Attempted(Next::Delivered);
                 self.settle(key, lease.row.place, PENDING, change, at, &detail);
             }
-            LeaseEnd::Released => self.release_lease(key, lease, detail, at),
-            LeaseEnd::Requeued(due) => {
+            LeaseEnd::Released | LeaseEnd::Lost(None) => self.release_lease(key, lease, detail, at),
+            LeaseEnd::Requeued(due) | LeaseEnd::Lost(Some(due)) => {
                 self.count_lease(key, lease, at);
                 detail.progress.trigger = Trigger::Retry;
                 self.requeue_leased(key, &place, due, &mut detail);

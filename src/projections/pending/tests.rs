@@ -250,3 +250,20 @@ fn due_behind_step_is_bounded_and_names_the_next_queue() {
     world.event(99, None, None);
     assert_eq!((world.due_behind(999), world.due_behind(1_000)), (None, Some(1_000)));
 }
+
+#[test]
+fn row_keeps_its_number_of_lost_answers() {
+    for (place, order) in
+        [(StatePlace::Page, None), (StatePlace::Part(300), Some(7)), (StatePlace::Page, Some(7))]
+    {
+        let mut sizes = Vec::new();
+        for lost_answers in [0, 1, 300] {
+            let progress = Progress { lost_answers, ..Progress::begin(2, at(5), Trigger::Replay) };
+            let (row, mut bytes) = (Row { progress, order, place }, Vec::new());
+            row.encode(&mut bytes);
+            assert_eq!(Row::decode(&mut Reader::new(&bytes)), Ok(row));
+            sizes.push(bytes.len());
+        }
+        assert_eq!((sizes[1] - sizes[0], sizes[2] - sizes[0]), (1, 2), "{place:?}");
+    }
+}

@@ -49,3 +49,21 @@ fn golden_bytes_of_an_erased_event() {
     assert_eq!(hex(&encoded(&erased)), golden);
     assert_eq!(decode(&unhex(golden)), Ok(erased));
 }
+
+/// As in `golden.txt`: these bytes never change.
+#[test]
+fn golden_bytes_of_lost_answers() {
+    let golden = unhex("17020402ac02ae020500ad02ae020501a846e80700");
+    assert_eq!(hex(&encoded(&lost_answers())), hex(&golden));
+    assert_eq!(decode(&golden), Ok(lost_answers()));
+    let early = [&[23, 1], &golden[2..]].concat();
+    assert_eq!(decode(&early), Err(CodecError::UnknownValue { what: "end of a lease", found: 5 }));
+    let without = encoded(&Record::LeasesEnded {
+        queue: EndpointNumber(4),
+        ends: Vec::new(),
+        at: time(1_000),
+        reason: None,
+    });
+    let without = [&[23, 2], &without[2..]].concat();
+    assert!(decode(&without).is_err(), "layout 2 has a lost answer");
+}

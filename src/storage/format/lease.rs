@@ -5,6 +5,7 @@ use super::fields::{
     CodecError, get_list, get_name, get_number, get_option, get_text, get_time, put_list, put_option,
     put_text, put_time,
 };
+use super::record::LOST_ANSWER_LAYOUT;
 use crate::codec::{Reader, put_u8, put_varint};
 use crate::domain::{
     EndedLease, EndpointNumber, LeaseEnd, LeaseKey, Position, Record, TakenFrom, TakenMessage, Timestamp,
@@ -47,7 +48,8 @@ fn get_lease_key(r: &mut Reader<'_>) -> Result<LeaseKey, CodecError> {
     Ok(LeaseKey { event: Position(r.get_varint()?), lease: Position(r.get_varint()?) })
 }
 
-/// Event and lease; 1 acked, 2 released, 3 requeued (due time), 4 dead (reason).
+/// Event and lease; 1 acked, 2 released, 3 requeued (due time), 4 dead (reason), 5 answer lost (due
+/// time?; layout 2 only).
 fn put_ended(out: &mut Vec<u8>, ended: &EndedLease) {
     put_lease_key(out, &ended.key);
     match ended.end {
@@ -61,16 +63,21 @@ fn put_ended(out: &mut Vec<u8>, ended: &EndedLease) {
             put_u8(out, 4);
             put_u8(out, reason.code());
         }
+        LeaseEnd::Lost(due) => {
+            put_u8(out, 5);
+            put_option(out, due.as_ref(), |out, due| put_time(out, *due));
+        }
     }
 }
 
-fn get_ended(r: &mut Reader<'_>) -> Result<EndedLease, CodecError> {
+fn get_ended(r: &mut Reader<'_>, layout: u8) -> Result<EndedLease, CodecError> {
     let key = get_lease_key(r)?;
     let end = match r.get_u8()? {
         1 => LeaseEnd::Acked,
         2 => LeaseEnd::Released,
         3 => LeaseEnd::Requeued(get_time(r)?),
         4 => LeaseEnd::Dead(get_dead_reason(r)?),
+        5 if layout >= LOST_ANSWER_LAYOUT => LeaseEnd::Lost(get_option(r, get_time)?),
         found => return Err(CodecError::UnknownValue { what: "end of a lease", found: u64::from(found) }),
     };
     Ok(EndedLease { key, end })
@@ -113,13 +120,18 @@ pub(super) fn put_leases_ended(
     put_option(out, reason.as_ref(), |out, reason| put_text(out, reason));
 }
 
-pub(super) fn get_leases_ended(r: &mut Reader<'_>) -> Result<Record, CodecError> {
-    Ok(Record::LeasesEnded {
-        queue: get_number(r)?,
-        ends: get_list(r, 3, get_ended)?,
-        at: get_time(r)?,
-        reason: get_option(r, get_text)?,
-    })
+/// Whether the record has an end that layout 1 does not know.
+pub(super) fn has_lost_answer(ends: &[EndedLease]) -> bool {
+    ends.iter().any(|ended| matches!(ended.end, LeaseEnd::Lost(_)))
+}
+
+pub(super) fn get_leases_ended(r: &mut Reader<'_>, layout: u8) -> Result<Record, CodecError> {
+    let queue = get_number(r)?;
+    let ends = get_list(r, 3, |r| get_ended(r, layout))?;
+    if layout >= LOST_ANSWER_LAYOUT && !has_lost_answer(&ends) {
+        return Err(CodecError::UnknownValue { what: "number of lost answers", found: 0 });
+    }
+    Ok(Record::LeasesEnded { queue, ends, at: get_time(r)?, reason: get_option(r, get_text)? })
 }
 
 pub(super) fn put_leases_extended(

@@ -7,8 +7,9 @@
 //!
 //! A record is a tag byte, a layout version byte and the fields below, in this order. The layout
 //! version is 5 for `AttemptFinished`, 2 for `EndpointPut`, `KeyPut`, `EventRejected`, the
-//! `EventAccepted` of an erased event, a `ConsumerPut` with pins, a `TypePut` with state rules and
-//! a `JobPut` with a search, 3 for an event with labels, and 1 for all others.
+//! `EventAccepted` of an erased event, a `ConsumerPut` with pins, a `TypePut` with state rules, a
+//! `JobPut` with a search and a `LeasesEnded` with a lost answer, 3 for an event with labels, and 1
+//! for all others.
 //!
 //! | tag | record | fields |
 //! |---|---|---|
@@ -34,7 +35,7 @@
 //! | 20 | `ConsumerMoved` | tenant?, name, position, at |
 //! | 21 | `ConsumerDeleted` | tenant?, name, at |
 //! | 22 | `MessagesLeased` | queue, messages (event, place), until, at, worker? |
-//! | 23 | `LeasesEnded` | queue, ends (event, lease, end), at, reason? |
+//! | 23 | `LeasesEnded` | queue, ends (event, lease, end; a lost answer in layout 2 only), at, reason? |
 //! | 24 | `LeasesExtended` | queue, leases (event, lease), until, at |
 //! | 25 | `TypePut` | name, description, compatibility, transitive, versions (version, schema, deprecated, sunset?, examples), migrations (from, to, patch), created at, updated at, revision, state rules (layout 2 only) |
 //! | 26 | `TypeDeleted` | name, at |
@@ -68,8 +69,8 @@ use super::fields::{
 };
 use super::job::{get_audit_entry, get_job, get_move, put_audit_entry, put_job, put_move};
 use super::lease::{
-    get_leases_ended, get_leases_extended, get_messages_leased, put_leases_ended, put_leases_extended,
-    put_messages_leased,
+    get_leases_ended, get_leases_extended, get_messages_leased, has_lost_answer, put_leases_ended,
+    put_leases_extended, put_messages_leased,
 };
 use super::source::{get_source, put_source};
 use super::tenant::{get_tenant, put_tenant};
@@ -94,6 +95,8 @@ pub(super) const PINNED_CONSUMER_LAYOUT: u8 = 2;
 pub(super) const SEARCH_JOB_LAYOUT: u8 = 2;
 /// Layout version of types with state rules, which follow the fields of layout 1.
 pub(super) const STATE_TYPE_LAYOUT: u8 = 2;
+/// Layout version of ends of leases with a lost answer. Layout 1, of all others, has none.
+pub(super) const LOST_ANSWER_LAYOUT: u8 = 2;
 /// Layout version of endpoints. Layout 1 stays readable: its secrets have a single kind and plain
 /// bytes, and it has no options.
 const ENDPOINT_LAYOUT: u8 = 2;
@@ -296,7 +299,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
         },
         CONSUMER_DELETED => Record::ConsumerDeleted { key: get_consumer_key(r)?, at: get_time(r)? },
         MESSAGES_LEASED => get_messages_leased(r)?,
-        LEASES_ENDED => get_leases_ended(r)?,
+        LEASES_ENDED => get_leases_ended(r, found)?,
         LEASES_EXTENDED => get_leases_extended(r)?,
         TYPE_PUT => Record::TypePut(Arc::new(get_type(r, found)?)),
         TYPE_DELETED => Record::TypeDeleted { name: get_name(r)?, at: get_time(r)? },
@@ -329,6 +332,7 @@ fn layout_of(tag: u8) -> Option<u8> {
         CONSUMER_PUT => Some(PINNED_CONSUMER_LAYOUT),
         JOB_PUT => Some(SEARCH_JOB_LAYOUT),
         TYPE_PUT => Some(STATE_TYPE_LAYOUT),
+        LEASES_ENDED => Some(LOST_ANSWER_LAYOUT),
         EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=SOURCE_DELETED => Some(LAYOUT),
         _ => None,
     }
@@ -341,8 +345,8 @@ fn put_horizon(out: &mut Vec<u8>, horizon: Horizon, at: Timestamp) {
 }
 
 /// The layout version that a record is written in: the latest, but the first for an event that is
-/// neither erased nor labelled, a consumer without pins, a type without state rules, and a job
-/// without a search.
+/// neither erased nor labelled, a consumer without pins, a type without state rules, a job without a
+/// search, and ends of leases without a lost answer.
 fn written_layout(record: &Record) -> u8 {
     match record {
         Record::EventAccepted(event) if event.erased_at.is_some() => ERASED_EVENT_LAYOUT,
@@ -350,6 +354,7 @@ fn written_layout(record: &Record) -> u8 {
         Record::ConsumerPut(consumer) if consumer.versions.is_empty() => LAYOUT,
         Record::JobPut(job) if job.selection.search == DeliverySearch::default() => LAYOUT,
         Record::TypePut(definition) if definition.state.is_none() => LAYOUT,
+        Record::LeasesEnded { ends, .. } if !has_lost_answer(ends) => LAYOUT,
         _ => layout_of(record_tag(record)).expect("every record has a layout"),
     }
 }

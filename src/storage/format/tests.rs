@@ -242,8 +242,16 @@ fn lease_records() -> Vec<Record> {
         Record::MessagesLeased { queue, messages, until: time(31_000), at, worker: None },
         Record::LeasesEnded { queue, ends, at, reason: Some("no such user".into()) },
         Record::LeasesEnded { queue, ends: Vec::new(), at, reason: None },
+        lost_answers(),
         Record::LeasesExtended { queue, leases: vec![key(300), key(301)], until: time(61_000), at },
     ]
+}
+
+fn lost_answers() -> Record {
+    let key = |event| LeaseKey { event: Position(event), lease: Position(302) };
+    let end = |(event, due)| EndedLease { key: key(event), end: LeaseEnd::Lost(due) };
+    let ends = [(300, None), (301, Some(time(9_000)))].map(end).into();
+    Record::LeasesEnded { queue: EndpointNumber(4), ends, at: time(1_000), reason: None }
 }
 
 /// Samples with every variant of every type in a record.

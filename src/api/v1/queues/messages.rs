@@ -52,7 +52,7 @@ pub async fn receive(
         Ok(MessageBody {
             receipt: message.receipt.to_string(),
             delivery_id: DeliveryId(message.delivery).to_string(),
-            delivery_count: message.delivery_count,
+            delivery_count: message.progress.attempts_in_series,
             leased_until: Time(message.leased_until),
             event,
         })
@@ -62,11 +62,9 @@ pub async fn receive(
     if received.is_empty() {
         return Ok(response);
     }
-    let (api, number) = (call.api.clone(), queue.number);
-    let receipts: Vec<_> = received.iter().map(|message| message.receipt).collect();
-    Ok(response.undo_unless_written(move || {
-        Queues(&api.context).release_unheard(number, receipts.into_iter());
-    }))
+    let api = call.api.clone();
+    let sent: Vec<_> = received.iter().map(|message| (message.receipt, message.progress)).collect();
+    Ok(response.undo_unless_written(move || Queues(&api.context).return_lost(&queue, &sent)))
 }
 
 fn receive_options(queue: &Endpoint, input: &ReceiveInput) -> Result<ReceiveOptions, Problem> {

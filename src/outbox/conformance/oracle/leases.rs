@@ -146,9 +146,10 @@ impl Oracle {
     }
 
     fn end_held(&mut self, position: Position, key: DeliveryKey, held: Lease, end: LeaseEnd, at: Timestamp) {
-        if end == LeaseEnd::Released && held.is_released {
+        if matches!(end, LeaseEnd::Released | LeaseEnd::Lost(_)) && held.is_released {
             return;
         }
+        let is_free = matches!(end, LeaseEnd::Released | LeaseEnd::Lost(None));
         let queue = match self.orderings.contains_key(&key.endpoint) {
             true => self.queue(key),
             false => self.deliveries[&key].queue.clone(),
@@ -156,22 +157,23 @@ impl Oracle {
         let known = self.deliveries.get_mut(&key).expect("it has a lease");
         known.attempts = known.attempts_with_lease();
         push(&mut known.attempts, position);
-        if end != LeaseEnd::Released {
+        if !is_free {
             self.count_lease(key.endpoint, held, at);
         }
         let known = self.deliveries.get_mut(&key).expect("it has a lease");
+        known.progress.lost_answers += u32::from(matches!(end, LeaseEnd::Lost(_)));
         match end {
             LeaseEnd::Acked => {
                 self.successes.push((key.endpoint, at));
                 self.settle_pending(key, DeliveryState::Delivered, at, position);
             }
             LeaseEnd::Dead(reason) => self.settle_pending(key, DeliveryState::Dead(reason), at, position),
-            LeaseEnd::Released => {
+            LeaseEnd::Released | LeaseEnd::Lost(None) => {
                 known.progress.attempts = known.progress.attempts.saturating_sub(1);
                 known.progress.attempts_in_series = known.progress.attempts_in_series.saturating_sub(1);
                 known.lease = Some(Lease { until: at, is_released: true, ..held });
             }
-            LeaseEnd::Requeued(due) => {
+            LeaseEnd::Requeued(due) | LeaseEnd::Lost(Some(due)) => {
                 (known.due, known.progress.trigger) = (due, Trigger::Retry);
                 if known.queue == queue {
                     (known.lease, known.sendable) = (None, true);

@@ -124,6 +124,33 @@ fn released_lease_does_not_count() {
 }
 
 #[test]
+fn lost_answers_are_counted_in_their_series() {
+    let mut journal = queue(Ordering::None);
+    let key = journal.event();
+    let counts = |journal: &Journal| {
+        let progress = journal.held(key).unwrap().row.progress;
+        (progress.attempts, progress.attempts_in_series, progress.lost_answers)
+    };
+    let first = journal.take(key, 1_000);
+    for (now, due) in [(1_001, None), (1_002, None), (1_003, Some(at(9_000)))] {
+        journal.end(key, first, LeaseEnd::Lost(due), now);
+        let held = journal.held(key).unwrap();
+        assert_eq!((held.is_released, held.until, counts(&journal)), (true, at(1_001), (0, 0, 1)), "{now}");
+    }
+    let second = journal.take_from(key, TakenFrom::Lease(first), 1_003);
+    assert_eq!(counts(&journal), (1, 1, 1));
+    journal.end(key, second, LeaseEnd::Lost(Some(at(5_000))), 1_004);
+    assert_eq!((journal.held(key), journal.facts(key).due), (None, Some(at(5_000))));
+    let third = journal.take_from(key, TakenFrom::Due(at(5_000)), 5_000);
+    assert_eq!(counts(&journal), (2, 2, 2));
+    let deliveries = vec![key];
+    journal.apply(&Record::DeliveriesRevived { deliveries, trigger: Trigger::Manual, at: at(5_001) });
+    assert_eq!(counts(&journal), (2, 0, 0), "a new series");
+    journal.end(key, third, LeaseEnd::Acked, 5_002);
+    assert_eq!(journal.facts(key).state, DeliveryState::Delivered);
+}
+
+#[test]
 fn requeued_message_is_due_again_and_dead_one_is_a_letter() {
     let mut journal = queue(Ordering::None);
     let key = journal.event();
@@ -235,4 +262,5 @@ fn injected_bugs_of_leases_are_caught() {
     fails_with(Mutation::LeaseTwice, leased_message_is_taken_by_naming_its_last_lease_only);
     fails_with(Mutation::AckStale, stale_receipt_ends_nothing);
     fails_with(Mutation::CountRelease, released_lease_does_not_count);
+    fails_with(Mutation::ForgetLostAnswers, lost_answers_are_counted_in_their_series);
 }
