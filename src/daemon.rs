@@ -39,7 +39,7 @@ use crate::context::environment::Environment;
 use crate::context::source::SealingSource;
 use crate::courier::Courier;
 use crate::delivery::{Dispatcher, Run, assemble};
-use crate::delivery::{bulk_jobs, erasure, rebuilding, resealing, retention};
+use crate::delivery::{erasure, jobs, rebuilding, resealing, retention};
 use crate::metrics::Metrics;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::{AdmissionLimits, DiskWrite, Outbox};
@@ -230,7 +230,7 @@ fn spawn_tasks(
     background.spawn(beat(dispatcher.heartbeat(), move || supervisor.tell(DaemonState::Alive)));
     background.spawn(retention::run(context.clone(), keep(&setup.config)));
     background.spawn(erasure::run(context.clone()));
-    background.spawn(bulk_jobs::run(context.clone()));
+    background.spawn(jobs::run(context.clone()));
     background.spawn(rebuilding::run(context.clone()));
     background.spawn(resealing::run(context.clone()));
     let delivery = tokio::spawn(dispatcher.run(run.subscribe(), setup.config.delivery.drain_timeout));

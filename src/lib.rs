@@ -21,7 +21,7 @@
 //! | [`courier`] | outbound requests and messages, behind the address guard | the outbox |
 //! | [`context`] | clock, randomness, settings and handles shared by the next two | wire formats |
 //! | [`service`] | one small type for each API resource: decide, commit, then act | wire formats |
-//! | [`delivery`] | the delivery loop, attempts, background jobs | wire formats |
+//! | [`delivery`] | the delivery loop, attempts, background tasks | wire formats |
 //! | [`sources`] | brokers whose messages become events | HTTP |
 //! | [`api`] | HTTP shape, authentication, status codes | the outbox |
 //! | `nearest` | which known name is nearest to an unknown one | anything |

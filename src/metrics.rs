@@ -57,7 +57,7 @@ const REFUSALS: [&str; 19] = [
 
 closed_list! {
     /// Work in the background that begins again when it panics.
-    pub enum BackgroundJob {
+    pub enum BackgroundTask {
         Retention => "retention",
         /// The content of erased events leaves the disk.
         Erasure => "erasure",
@@ -248,8 +248,8 @@ impl Metrics {
             handshakes: counters("balto_handshakes_total", "Endpoint handshakes, by outcome.", &["outcome"]),
             background_panics: counters(
                 "balto_background_panics_total",
-                "Panics of background jobs, each of which began again.",
-                &["job"],
+                "Panics of background tasks, each of which began again.",
+                &["task"],
             ),
             jobs_running: gauge("balto_jobs_running", "Jobs that run: bulk work with further steps."),
             job_steps: counters("balto_job_steps_total", "Steps of jobs, of one commit each.", &["kind"]),
@@ -303,8 +303,8 @@ impl Metrics {
                 self.attempts.with_label_values(&[status, class.as_str()]);
             }
         }
-        for job in BackgroundJob::ALL {
-            self.background_panics.with_label_values(&[job.as_str()]);
+        for task in BackgroundTask::ALL {
+            self.background_panics.with_label_values(&[task.as_str()]);
         }
         for kind in JobKind::ALL {
             self.job_steps.with_label_values(&[kind.as_str()]);
@@ -514,8 +514,8 @@ impl Metrics {
         self.job_steps.with_label_values(&[kind.as_str()]).inc();
     }
 
-    pub fn job_panicked(&self, job: BackgroundJob) {
-        self.background_panics.with_label_values(&[job.as_str()]).inc();
+    pub fn task_panicked(&self, task: BackgroundTask) {
+        self.background_panics.with_label_values(&[task.as_str()]).inc();
     }
 
     pub fn rate_waited(&self, time: Duration) {

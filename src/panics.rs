@@ -3,7 +3,7 @@
 //! By default a thread or task is essential, and its panic ends the process at once. Otherwise a
 //! daemon without one of its parts would look alive and do nothing. Work for one request or one
 //! attempt runs in [`contained`] or [`contain`]; its panic fails only that request or attempt. A
-//! background job runs in [`caught`] and begins again after its panic. Any layer may contain its
+//! background task runs in [`caught`] and begins again after its panic. Any layer may contain its
 //! work. Only the daemon installs the hook.
 
 use std::cell::Cell;

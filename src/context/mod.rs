@@ -178,7 +178,7 @@ impl Context {
         &self.shared.consumers
     }
 
-    /// Asks the background job to remove erased content from the disk.
+    /// Asks the background task to remove erased content from the disk.
     pub(crate) fn request_erasure_pass(&self) {
         self.shared.erasure_requested.notify_one();
     }

@@ -251,7 +251,7 @@ fn report_panic(panic: &PanicHookInfo<'_>, effect: PanicEffect) {
         .then(|| tracing::field::display(backtrace));
     match effect {
         PanicEffect::Contained => {
-            tracing::error!(target: NOTICE, thread, location, reason, backtrace, "internal error, request, attempt or job aborted");
+            tracing::error!(target: NOTICE, thread, location, reason, backtrace, "internal error, request, attempt or task aborted");
         }
         PanicEffect::Fatal => {
             tracing::error!(target: NOTICE, thread, location, reason, backtrace, "internal error, process ends");

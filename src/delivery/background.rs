@@ -1,30 +1,30 @@
-//! Background jobs: restartable work that blocks no request and no attempt.
+//! Background tasks: restartable work that blocks no request and no attempt.
 //!
-//! Owns the handling of a job's panic: counts it, logs it, and restarts the job after a pause, so
-//! that a bug in retention does not stop deliveries. Essential loops and threads are not jobs:
+//! Owns the handling of a task's panic: counts it, logs it, and restarts the task after a pause, so
+//! that a bug in retention does not stop deliveries. Essential loops and threads are not such tasks:
 //! their panic ends the process ([`crate::panics`]).
 
 use std::time::Duration;
 
 use crate::context::Context;
-use crate::metrics::BackgroundJob;
+use crate::metrics::BackgroundTask;
 use crate::panics;
 
 /// Pause between a panic and the restart.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Runs a job until it returns. Restarts it after a panic.
-pub(super) async fn run_job<F: Future>(
+/// Runs a task until it returns. Restarts it after a panic.
+pub(super) async fn run_task<F: Future>(
     context: &Context,
-    job: BackgroundJob,
+    task: BackgroundTask,
     start: impl Fn(Context) -> F,
 ) -> F::Output {
     loop {
         if let Ok(done) = panics::caught(start(context.clone())).await {
             return done;
         }
-        context.metrics().job_panicked(job);
-        tracing::error!(job = job.as_str(), pause = ?PAUSE, "background job panicked, restarting");
+        context.metrics().task_panicked(task);
+        tracing::error!(task = task.as_str(), pause = ?PAUSE, "background task panicked, restarting");
         tokio::time::sleep(PAUSE).await;
     }
 }
@@ -36,16 +36,16 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn panicked_job_is_counted_and_restarted() {
+    async fn panicked_task_is_counted_and_restarted() {
         let (context, _dispatcher, _directory) = crate::service::tests::context();
         let runs = AtomicU32::new(0);
-        let done = run_job(&context, BackgroundJob::Retention, async |_| {
+        let done = run_task(&context, BackgroundTask::Retention, async |_| {
             assert!(runs.fetch_add(1, Ordering::Relaxed) == 2, "on purpose");
             "done"
         });
         assert_eq!(done.await, "done");
         let metrics = String::from_utf8(context.metrics().encode()).unwrap();
-        let counted = r#"balto_background_panics_total{job="retention"} 2"#;
+        let counted = r#"balto_background_panics_total{task="retention"} 2"#;
         assert!(metrics.contains(counted), "{metrics}");
     }
 }

@@ -16,18 +16,18 @@ use crate::context::home::Home;
 use crate::context::overdue::Behind;
 use crate::context::signal::{LaneAnswer, Signal};
 use crate::delivery::attempt::{Assignment, attempt};
-use crate::delivery::background::run_job;
+use crate::delivery::background::run_task;
 use crate::delivery::gauges::update_gauges;
 use crate::delivery::intake::Intake;
-use crate::delivery::jobs::{
-    PendingJob, disabled_at, expire_all, is_finished, next_to_check, refill, reorder_all, run_until_done,
-};
 use crate::delivery::lane_policy::{config, policy};
+use crate::delivery::lane_upkeep::{
+    PendingWork, disabled_at, expire_all, is_finished, next_to_check, refill, reorder_all, run_until_done,
+};
 use crate::delivery::payload_cache::Payloads;
 use crate::delivery::stalls::StallLog;
 use crate::domain::{Endpoint, EndpointNumber, Now, Ordering, Position, Record};
 use crate::lanes::{Action, Backlog, LanePolicy, Lanes, Promises, SendHold};
-use crate::metrics::BackgroundJob;
+use crate::metrics::BackgroundTask;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::unit::Unit;
 use crate::outbox::{Health, Notice, ReadModel};
@@ -78,22 +78,22 @@ pub struct Dispatcher {
     signals: mpsc::UnboundedReceiver<Signal>,
     /// Attempts and handshake requests.
     tasks: JoinSet<()>,
-    /// Background jobs.
-    jobs: JoinSet<()>,
+    /// Background tasks.
+    background: JoinSet<()>,
     health: watch::Receiver<Health>,
     /// Failures since the last success, per failing endpoint.
     failing: HashMap<EndpointNumber, Failing>,
     /// Overdue deliveries that the lanes do not know, for the gauges.
     behind: Behind,
     known: HashMap<EndpointNumber, KnownEndpoint>,
-    /// Reorder jobs of endpoints with a changed ordering, and the one that runs after the start.
-    reorder_jobs: HashMap<EndpointNumber, AbortHandle>,
-    reorder_all_job: Option<AbortHandle>,
+    /// Reordering of endpoints with a changed ordering, and the one that runs after the start.
+    reorder_tasks: HashMap<EndpointNumber, AbortHandle>,
+    reorder_all_task: Option<AbortHandle>,
     /// Endpoints whose handshake request is due and has not started, the longest due first.
     due_handshakes: Vec<EndpointNumber>,
-    /// At most one job of each kind runs, so that an unresponsive outbox gets no duplicates.
-    gauges_job: Option<AbortHandle>,
-    expiry_job: Option<AbortHandle>,
+    /// At most one task of each kind runs, so that an unresponsive outbox gets no duplicates.
+    gauges_task: Option<AbortHandle>,
+    expiry_task: Option<AbortHandle>,
     /// The closed endpoint that was checked last.
     last_checked: EndpointNumber,
     draining: bool,
@@ -118,16 +118,16 @@ impl Dispatcher {
             stalls: StallLog::default(),
             signals,
             tasks: JoinSet::new(),
-            jobs: JoinSet::new(),
+            background: JoinSet::new(),
             health,
             failing: HashMap::new(),
             behind: Behind::default(),
             known: HashMap::new(),
-            reorder_jobs: HashMap::new(),
-            reorder_all_job: None,
+            reorder_tasks: HashMap::new(),
+            reorder_all_task: None,
             due_handshakes: Vec::new(),
-            gauges_job: None,
-            expiry_job: None,
+            gauges_task: None,
+            expiry_task: None,
             last_checked: EndpointNumber(0),
             draining: false,
             desk: QueueDesk::default(),
@@ -175,7 +175,7 @@ impl Dispatcher {
                 }
                 Some(signal) = self.signals.recv() => self.on_signal(signal, self.context.now()),
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => log_panic(&ended),
-                Some(ended) = self.jobs.join_next(), if !self.jobs.is_empty() => log_panic(&ended),
+                Some(ended) = self.background.join_next(), if !self.background.is_empty() => log_panic(&ended),
                 _ = tick.tick() => self.on_tick(),
                 () = &mut alarm, if !alarm.is_elapsed() => {}
                 health = &mut health_changed => health_changed.set(changed(health)),
@@ -257,9 +257,9 @@ impl Dispatcher {
                 self.failing.insert(endpoint.number, failing);
             }
         }
-        // The previous process may have ended during a reorder job.
+        // The previous process may have ended during a reordering.
         let reorder_all = move |context| reorder_all(context, backlogs.clone());
-        self.reorder_all_job = Some(self.spawn_job(BackgroundJob::Reorder, reorder_all));
+        self.reorder_all_task = Some(self.spawn_task(BackgroundTask::Reorder, reorder_all));
         let deleted: Vec<_> =
             self.context.outbox_of(Home::All).registry(|registry| registry.deleted_endpoints().collect());
         for endpoint in deleted {
@@ -307,7 +307,7 @@ impl Dispatcher {
         match signal {
             Signal::Finished { endpoint, key, outcome, failure } => {
                 if let Some(turn) = self.lanes.on_finished(endpoint, key, outcome, now) {
-                    self.spawn_job(BackgroundJob::OperatorEvent, move |context: Context| {
+                    self.spawn_task(BackgroundTask::OperatorEvent, move |context: Context| {
                         let failure = failure.clone();
                         async move { SystemEvents(&context).publish_turn(endpoint, turn, failure).await }
                     });
@@ -368,7 +368,7 @@ impl Dispatcher {
                     self.context.outbox_of(endpoint).record(Unit::of_record(record));
                 }
                 Action::Refill { endpoint, after, limit } => {
-                    self.spawn_job(BackgroundJob::Refill, move |context| {
+                    self.spawn_task(BackgroundTask::Refill, move |context| {
                         refill(context, endpoint, after, limit)
                     });
                 }
@@ -376,26 +376,26 @@ impl Dispatcher {
         }
     }
 
-    fn spawn_job<F: Future<Output = ()> + Send>(
+    fn spawn_task<F: Future<Output = ()> + Send>(
         &mut self,
-        job: BackgroundJob,
+        task: BackgroundTask,
         work: impl Fn(Context) -> F + Send + Sync + 'static,
     ) -> AbortHandle {
         let context = self.context.clone();
-        self.jobs.spawn(async move { run_job(&context, job, work).await })
+        self.background.spawn(async move { run_task(&context, task, work).await })
     }
 
     fn sweep(&mut self, endpoint: EndpointNumber) {
-        self.spawn_job(BackgroundJob::Sweep, move |context| {
-            run_until_done(context, endpoint, PendingJob::Sweep)
+        self.spawn_task(BackgroundTask::Sweep, move |context| {
+            run_until_done(context, endpoint, PendingWork::Sweep)
         });
     }
 
-    /// Requeues pending deliveries after an ordering change. Restarts a job in progress.
+    /// Requeues pending deliveries after an ordering change. Restarts one in progress.
     fn reorder(&mut self, endpoint: EndpointNumber) {
-        let reorder = move |context| run_until_done(context, endpoint, PendingJob::Reorder);
-        let job = self.spawn_job(BackgroundJob::Reorder, reorder);
-        if let Some(before) = self.reorder_jobs.insert(endpoint, job) {
+        let reorder = move |context| run_until_done(context, endpoint, PendingWork::Reorder);
+        let task = self.spawn_task(BackgroundTask::Reorder, reorder);
+        if let Some(before) = self.reorder_tasks.insert(endpoint, task) {
             before.abort();
         }
     }
@@ -409,11 +409,11 @@ impl Dispatcher {
         self.context.metrics().lanes(&summary);
         self.context.metrics().queues(self.desk.lanes.reports(now), now.wall);
         self.context.metrics().rate_waited(self.lanes.take_rate_waited());
-        self.reorder_jobs.retain(|_, job| !job.is_finished());
-        if is_finished(self.gauges_job.as_ref()) {
+        self.reorder_tasks.retain(|_, task| !task.is_finished());
+        if is_finished(self.gauges_task.as_ref()) {
             let behind = self.behind.clone();
             let update = move |context| update_gauges(context, behind.clone());
-            self.gauges_job = Some(self.spawn_job(BackgroundJob::Gauges, update));
+            self.gauges_task = Some(self.spawn_task(BackgroundTask::Gauges, update));
         }
         let (closed, due) = self.context.outbox_of(Home::All).registry(|registry| {
             let closed = registry.endpoints().filter(|endpoint| disabled_at(endpoint).is_some());
@@ -423,12 +423,12 @@ impl Dispatcher {
             });
             (closed.cloned().collect::<Vec<_>>(), due.collect::<BTreeSet<_>>())
         });
-        if !self.is_held() && is_finished(self.expiry_job.as_ref()) {
+        if !self.is_held() && is_finished(self.expiry_task.as_ref()) {
             let closed = next_to_check(closed, self.last_checked);
             if let Some(last) = closed.last() {
                 self.last_checked = last.number;
                 let expire = move |context| expire_all(context, closed.clone(), now.wall);
-                self.expiry_job = Some(self.spawn_job(BackgroundJob::Expiry, expire));
+                self.expiry_task = Some(self.spawn_task(BackgroundTask::Expiry, expire));
             }
         }
         self.due_handshakes = due.into_iter().map(|(_, endpoint)| endpoint).collect();

@@ -1,4 +1,4 @@
-//! The erasure job: removes the content of erased events from the disk, soon after each erasure.
+//! The erasure task: removes the content of erased events from the disk, soon after each erasure.
 //!
 //! A pass may rewrite a segment for one event. So passes have a pause between them, and erasures
 //! that arrive in the pause share the next pass.
@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use crate::context::Context;
 use crate::context::home::Home;
-use crate::delivery::background::run_job;
+use crate::delivery::background::run_task;
 use crate::maintenance::erasure::{ErasureReport, Erasures};
-use crate::metrics::BackgroundJob;
+use crate::metrics::BackgroundTask;
 use crate::panics;
 
 /// Pause after a pass.
@@ -19,7 +19,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(10);
 
 /// Runs erasure passes forever. The first pass continues the work of the previous process.
 pub async fn run(context: Context) {
-    run_job(&context, BackgroundJob::Erasure, run_passes).await;
+    run_task(&context, BackgroundTask::Erasure, run_passes).await;
 }
 
 async fn run_passes(context: Context) {

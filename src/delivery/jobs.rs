@@ -1,133 +1,114 @@
-//! Background jobs: sweeps, reordering, expiry at disabled endpoints, lane refills.
+//! Runs the steps of jobs: bulk work of operators that survives a restart.
+//!
+//! Jobs that run take turns, one step each. The registry has the jobs and their progress, so the
+//! first turn after a start continues the jobs of the previous process. A paced job rests after
+//! each step.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::time::Duration;
 
-use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use crate::context::Context;
-use crate::context::signal::Signal;
-use crate::domain::{
-    DeadReason, DeliveryKey, DueKey, Endpoint, EndpointNumber, EndpointStatus, Progress, RetryPolicy,
-    Timestamp,
-};
-use crate::failpoints::Bound;
-use crate::outbox::ReadModel;
-use crate::outbox::draft::Unavailable;
-use crate::service::bulk::{Deaths, deliveries_per_step};
-use crate::service::deliveries::Deliveries;
-use crate::{failpoints, limits};
+use crate::delivery::background::run_task;
+use crate::domain::JobId;
+use crate::metrics::BackgroundTask;
+use crate::outbox::Health;
+use crate::outbox::draft::{ChangeError, Unavailable};
+use crate::outbox::registry::KnownJob;
+use crate::panics;
+use crate::service::Jobs;
+use crate::service::jobs::is_temporary;
 
-/// Pause before a job continues after the outbox rejects a commit.
+/// Pause of a job whose step failed for a reason that may end.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// An idempotent job on all pending deliveries of an endpoint, in bounded steps.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum PendingJob {
-    /// Turns the deliveries of a deleted endpoint into dead letters.
-    Sweep,
-    /// Requeues the deliveries by the endpoint's ordering.
-    Reorder,
+/// Pause of a paced job before its first background step.
+const FIRST_REST: Duration = Duration::from_secs(1);
+
+/// Runs jobs until the outbox has stopped.
+pub async fn run(context: Context) {
+    run_task(&context, BackgroundTask::Jobs, run_steps).await;
 }
 
-pub(super) async fn reorder_all(context: Context, endpoints: Vec<EndpointNumber>) {
-    for endpoint in endpoints {
-        run_until_done(context.clone(), endpoint, PendingJob::Reorder).await;
-    }
-}
-
-/// Runs a job until it is done. Waits while the disk is full or the outbox is overloaded.
-pub(super) async fn run_until_done(context: Context, endpoint: EndpointNumber, job: PendingJob) {
+pub(crate) async fn run_steps(context: Context) {
+    panics::test_point("jobs");
+    let mut rests: HashMap<JobId, Instant> = HashMap::new();
     loop {
-        let done = match job {
-            PendingJob::Sweep => Deliveries(&context).sweep_deleted(endpoint).await,
-            PendingJob::Reorder => Deliveries(&context).reorder_pending(endpoint).await,
-        };
-        match done {
-            Ok(()) => return,
-            Err(_) if context.waits().have_ended() => return,
-            Err(Unavailable::DiskFull | Unavailable::Overloaded { .. }) => {
-                tokio::time::sleep(RETRY_PAUSE).await;
+        let running = Jobs(&context).running();
+        context.metrics().jobs_running(running.len());
+        rests.retain(|id, _| running.iter().any(|known| known.job.id == *id));
+        let mut is_idle = true;
+        for known in running {
+            let now = Instant::now();
+            // A paced job has just made its first step, or the process has started.
+            let first_rest = if known.job.rate.is_some() { FIRST_REST } else { Duration::ZERO };
+            if *rests.entry(known.job.id.clone()).or_insert(now + first_rest) > now {
+                continue;
             }
-            Err(error @ (Unavailable::Stopping | Unavailable::Failed(_))) => {
-                tracing::warn!(%error, ?job, endpoint = endpoint.0, "background job ended, continuing at the next start");
-                return;
+            is_idle = false;
+            let rest = match step(&context, &known).await {
+                Ok(rest) => rest,
+                Err(error) if has_ended(&context, &error) => {
+                    tracing::warn!(%error, "jobs stopped, continuing at the next start");
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(job = %known.job.id, %error, "job step failed, retrying");
+                    RETRY_PAUSE
+                }
+            };
+            rests.insert(known.job.id.clone(), Instant::now() + rest);
+        }
+        if is_idle {
+            let next = rests.values().min().copied();
+            tokio::select! {
+                () = context.job_started() => {}
+                () = sleep_until(next) => {}
             }
         }
     }
 }
 
-pub(super) async fn refill(context: Context, endpoint: EndpointNumber, after: Option<DueKey>, limit: usize) {
-    let read = context
-        .outbox_of(endpoint)
-        .read(move |state| {
-            let (entries, exhausted) = state.sendable(endpoint, after, limit);
-            Signal::Refilled { endpoint, entries, exhausted, as_of: state.applied() }
-        })
-        .await;
-    if let Ok(signal) = read {
-        context.signal(signal);
+/// Whether the outbox has stopped or failed. Otherwise a read of one record may have failed.
+fn has_ended(context: &Context, error: &Unavailable) -> bool {
+    *error == Unavailable::Stopping
+        || context.waits().have_ended()
+        || matches!(&*context.health().borrow(), Health::Failed(_))
+}
+
+async fn sleep_until(next: Option<Instant>) {
+    match next {
+        Some(next) => tokio::time::sleep_until(next).await,
+        None => std::future::pending().await,
     }
 }
 
-/// When the endpoint was disabled. Only these deliveries expire here, because no retry ends them.
-/// Deliveries of a paused endpoint, or one without consent, are left to retention.
-pub(super) fn disabled_at(endpoint: &Endpoint) -> Option<Timestamp> {
-    match endpoint.status {
-        EndpointStatus::Disabled { at, .. } => Some(at),
-        EndpointStatus::Active | EndpointStatus::Paused => None,
-    }
-}
-
-pub(super) fn is_finished(task: Option<&AbortHandle>) -> bool {
-    task.is_none_or(AbortHandle::is_finished)
-}
-
-/// Selects the next closed endpoints to check, round robin by number, starting after `last`.
-pub(super) fn next_to_check(mut closed: Vec<Arc<Endpoint>>, last: EndpointNumber) -> Vec<Arc<Endpoint>> {
-    closed.sort_unstable_by_key(|endpoint| (endpoint.number <= last, endpoint.number));
-    closed.truncate(failpoints::bound(Bound::ClosedEndpointsChecked, limits::CLOSED_ENDPOINTS_CHECKED_MAX));
-    closed
-}
-
-pub(super) async fn expire_all(context: Context, closed: Vec<Arc<Endpoint>>, now: Timestamp) {
-    for endpoint in closed {
-        expire(&context, &endpoint, now).await;
-    }
-}
-
-/// Gives up deliveries that have waited at a disabled endpoint for longer than its policy's age.
-pub(super) async fn expire(context: &Context, endpoint: &Endpoint, now: Timestamp) {
-    let settings = context.settings();
-    let (&RetryPolicy::Exponential { max_age, .. }, Some(disabled_at)) =
-        (endpoint.retry(&settings.defaults), disabled_at(endpoint))
-    else {
-        return;
-    };
-    let number = endpoint.number;
-    let expired = move |state: &dyn ReadModel| {
-        let (entries, _) = state.sendable(number, None, deliveries_per_step());
-        let since = |progress: &Progress| progress.series_started.max(disabled_at);
-        let old = entries.into_iter().filter(|(_, progress)| now.since(since(progress)) > max_age);
-        let old: Vec<_> = old.map(|(key, _)| DeliveryKey { event: key.event, endpoint: number }).collect();
-        let is_last = old.is_empty();
-        (old, is_last)
-    };
-    // After a concurrent resume, the deliveries must not expire.
-    let still_closed = || {
-        let known = context.outbox_of(number).endpoint(number);
-        known.is_some_and(|known| self::disabled_at(&known) == Some(disabled_at))
-    };
-    let mut deaths = Deaths::new(DeadReason::EndpointDisabled);
-    let given_up = loop {
-        match Deliveries(context).give_up_if(&mut deaths, expired, still_closed).await {
-            Ok(is_last) if is_last || !still_closed() || context.waits().have_ended() => break Ok(()),
-            Ok(_) => {}
-            Err(error) => break Err(error),
+/// Makes a step. Returns how long the job rests.
+async fn step(context: &Context, known: &KnownJob) -> Result<Duration, Unavailable> {
+    let jobs = Jobs(context);
+    let error = match jobs.step(known).await {
+        Ok(deliveries) => return Ok(rest(known, deliveries)),
+        // It was cancelled, or another request changed the tenant that it deletes.
+        Err(ChangeError::Conflict) => return Ok(Duration::ZERO),
+        Err(error) if is_temporary(&error) => {
+            tracing::debug!(job = %known.job.id, %error, "job step failed, retrying");
+            return Ok(RETRY_PAUSE);
         }
+        Err(ChangeError::Store(error)) => return Err(error),
+        Err(error) => error,
     };
-    Deliveries(context).report(deaths).await;
-    if let Err(error) = given_up {
-        tracing::warn!(%error, "giving up expired deliveries failed, retrying at the next check");
+    match jobs.fail(known, &error).await {
+        Ok(()) | Err(ChangeError::Conflict) => Ok(Duration::ZERO),
+        Err(ChangeError::Store(error)) if !is_temporary(&error.clone().into()) => Err(error),
+        Err(_) => Ok(RETRY_PAUSE),
+    }
+}
+
+/// The time in which a paced job may make this many deliveries.
+fn rest(known: &KnownJob, deliveries: u64) -> Duration {
+    match known.job.rate {
+        Some(rate) => Duration::from_secs_f64(deliveries as f64 / f64::from(rate.max(1))),
+        None => Duration::ZERO,
     }
 }

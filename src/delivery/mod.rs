@@ -1,18 +1,18 @@
-//! The delivery loop and its tasks: attempts, handshake requests, gauges, background jobs.
+//! The delivery loop and its tasks: attempts, handshake requests, gauges, background tasks.
 //!
 //! [`dispatcher`] owns the lanes and starts every task. Tasks report to it by signals
 //! ([`context::signal`](crate::context)). The loop itself must never wait for the outbox.
 
 mod attempt;
 mod background;
-pub mod bulk_jobs;
 mod dispatcher;
 pub mod erasure;
 mod gauges;
 mod handshake;
 mod intake;
-mod jobs;
+pub mod jobs;
 mod lane_policy;
+mod lane_upkeep;
 mod payload_cache;
 pub mod rebuilding;
 pub mod resealing;

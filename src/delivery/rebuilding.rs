@@ -1,17 +1,17 @@
-//! The job that rebuilds the state when an operator requests it.
+//! The task that rebuilds the state when an operator requests it.
 
 use crate::context::Context;
 use crate::context::home::Home;
-use crate::delivery::background::run_job;
+use crate::delivery::background::run_task;
 use crate::domain::Position;
 use crate::maintenance::rebuild::rebuild;
-use crate::metrics::BackgroundJob;
+use crate::metrics::BackgroundTask;
 use crate::outbox::rebuild::RebuildError;
 use crate::panics;
 
 /// Runs requested rebuilds forever.
 pub async fn run(context: Context) {
-    run_job(&context, BackgroundJob::Rebuild, run_requests).await;
+    run_task(&context, BackgroundTask::Rebuild, run_requests).await;
 }
 
 async fn run_requests(context: Context) {

@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use crate::context::Context;
-use crate::delivery::background::run_job;
+use crate::delivery::background::run_task;
 use crate::domain::{Endpoint, EndpointNumber, Source};
-use crate::metrics::BackgroundJob;
+use crate::metrics::BackgroundTask;
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::service::endpoints::Endpoints;
 use crate::service::secrets::Secrets;
@@ -28,7 +28,7 @@ pub fn count(context: &Context) {
 /// Reseals all outdated endpoints and sources. Ends early if the outbox fails. Does nothing without
 /// a key.
 pub async fn run(context: Context) {
-    run_job(&context, BackgroundJob::Resealing, reseal_all).await;
+    run_task(&context, BackgroundTask::Resealing, reseal_all).await;
 }
 
 async fn reseal_all(context: Context) {

@@ -1,4 +1,4 @@
-//! The retention job: gives up overdue deliveries, purges dead letters, deletes old events.
+//! The retention task: gives up overdue deliveries, purges dead letters, deletes old events.
 //!
 //! A pending delivery keeps its event. At a paused endpoint, or under a retry schedule without a
 //! maximum age, it could stay pending forever. So a delivery expires when it has been due for
@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use crate::context::Context;
 use crate::context::home::Home;
-use crate::delivery::background::run_job;
+use crate::delivery::background::run_task;
 use crate::domain::{DeadReason, Timestamp};
 use crate::failpoints::Bound;
 use crate::maintenance::retention::{Retention, RetentionPolicy, RetentionReport};
-use crate::metrics::BackgroundJob;
+use crate::metrics::BackgroundTask;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::projections::reads::Filter;
@@ -51,10 +51,10 @@ impl Keep {
 /// Runs retention passes forever. Returns at once if no retention period is set.
 pub async fn run(context: Context, keep: Keep) {
     let Some(pause) = keep.pause() else { return };
-    run_job(&context, BackgroundJob::Retention, |context| run_passes(context, keep, pause)).await;
+    run_task(&context, BackgroundTask::Retention, |context| run_passes(context, keep, pause)).await;
 }
 
-/// Runs passes until a panic. Completed work stays; the restarted job continues from the disk.
+/// Runs passes until a panic. Completed work stays; the restarted task continues from the disk.
 async fn run_passes(context: Context, keep: Keep, pause: Duration) {
     panics::test_point("retention");
     let mut retention = retention(&context, keep);

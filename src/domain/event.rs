@@ -53,7 +53,7 @@ closed_list! {
 closed_list! {
     /// Whether the content of an erased event has left the files of the journal.
     pub enum OnDisk {
-        /// A background job removes it.
+        /// A background task removes it.
         Pending => "pending",
         Done => "done",
     }

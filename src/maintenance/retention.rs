@@ -329,7 +329,7 @@ pub(super) async fn run_blocking<R: Send + 'static>(
     on_blocking_thread(work).await
 }
 
-/// A panic of the work is one of the job that waits for it.
+/// A panic of the work is one of the task that waits for it.
 async fn on_blocking_thread<R: Send + 'static>(
     work: impl FnOnce() -> R + Send + 'static,
 ) -> Result<R, Unavailable> {

@@ -159,7 +159,7 @@ impl Endpoints<'_> {
         }
     }
 
-    /// Deletes an endpoint. A background job turns its pending deliveries into dead letters.
+    /// Deletes an endpoint. A background task turns its pending deliveries into dead letters.
     ///
     /// # Errors
     /// When the scope lacks the endpoint, or the commit failed.

@@ -158,7 +158,7 @@ impl Queues<'_> {
         super::leases::end_lost(self.0, queue, &leased);
     }
 
-    /// Deletes a queue. A background job turns its messages into dead letters.
+    /// Deletes a queue. A background task turns its messages into dead letters.
     ///
     /// # Errors
     /// When the queue was deleted before, or the commit failed.

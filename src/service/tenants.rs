@@ -156,7 +156,7 @@ impl Tenants<'_> {
         }
     }
 
-    /// Deletes the keys, consumers, endpoints and settings of a tenant, as a job. A background job
+    /// Deletes the keys, consumers, endpoints and settings of a tenant, as a job. A background task
     /// turns its pending deliveries into dead letters. Events stay until retention removes them.
     /// Waits for a short time, so that small work has ended.
     ///

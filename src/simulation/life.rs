@@ -16,7 +16,7 @@ use super::receivers::{Behavior, CALLBACK_BASE, Receivers};
 use super::world::{self, World, wall};
 use crate::context::environment::Environment;
 use crate::context::{Context, Settings};
-use crate::delivery::{Run, assemble, bulk_jobs};
+use crate::delivery::{Run, assemble, jobs};
 use crate::domain::{DeadReason, Position, Quotas, Record, Tenant, Timestamp};
 use crate::metrics::Metrics;
 use crate::outbox::decide::CommitEnvironment;
@@ -159,7 +159,7 @@ impl Life {
         let (context, dispatcher) = assemble(opened, environment, vault, world::clock(), metrics(), settings);
         let (stop, stopped) = watch::channel(Run::On);
         let drain = Duration::from_millis(world.chance(|chance| chance.within(0, 3_000)));
-        let jobs = tokio::spawn(bulk_jobs::run_steps(context.clone()));
+        let jobs = tokio::spawn(jobs::run_steps(context.clone()));
         Self {
             world: world.clone(),
             context,
@@ -323,7 +323,7 @@ impl Life {
         progressed
     }
 
-    /// Compares the state between two steps of a reorder job, too.
+    /// Compares the state between two steps of a reordering, too.
     fn check_ordering(&mut self) {
         let state = self.state.state();
         if self.reordered && self.world.with(|inner| inner.model.last()) == state.applied() {

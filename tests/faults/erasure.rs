@@ -78,7 +78,7 @@ async fn erased_content_leaves_all_files_despite_kills() {
     for (round, id) in ids.iter().enumerate() {
         let answer = daemon.post(&format!("/events/{id}/erase"), r#"{"reason": "a test"}"#).await;
         assert_eq!(answer["count"], 1, "{answer}");
-        // Before, within and after the work of the background job.
+        // Before, within and after the work of the background task.
         tokio::time::sleep(std::time::Duration::from_millis(60 * round as u64)).await;
         daemon.kill();
         daemon = Daemon::spawn(serve(data.path(), &["--dev"]));

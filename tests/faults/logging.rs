@@ -306,7 +306,7 @@ async fn panicked_attempt_costs_one_delivery() {
     assert!(daemon.is_ready().await);
     assert_eq!(daemon.terminate(), Some(0));
     let panics = panics_in(&log);
-    assert!(panics.iter().all(|line| line["message"] == "internal error, request, attempt or job aborted"));
+    assert!(panics.iter().all(|line| line["message"] == "internal error, request, attempt or task aborted"));
 }
 
 #[tokio::test]
@@ -321,7 +321,7 @@ async fn panicked_background_job_is_counted_and_begins_again() {
     assert!(daemon.is_ready().await);
     assert_eq!(daemon.terminate(), Some(0));
     let text = std::fs::read_to_string(&log).unwrap();
-    assert!(text.contains("background job panicked, restarting"), "{text}");
+    assert!(text.contains("background task panicked, restarting"), "{text}");
 }
 
 #[tokio::test]

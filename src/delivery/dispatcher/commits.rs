@@ -7,7 +7,7 @@ use crate::context::Context;
 use crate::delivery::intake::Intake;
 use crate::domain::{Attempt, DisabledReason, Endpoint, EndpointNumber, Now, Position, Record, Tenant};
 use crate::lanes::Backlog;
-use crate::metrics::BackgroundJob;
+use crate::metrics::BackgroundTask;
 use crate::outbox::Notice;
 use crate::outbox::decide::CommittedGroup;
 use crate::projections::LaneChange;
@@ -152,7 +152,7 @@ impl Dispatcher {
         let failing = Failing::after(known, attempt);
         self.failing.insert(endpoint, failing);
         if health::should_disable(&failing, self.context.settings().disable_after) {
-            self.spawn_job(BackgroundJob::Disabling, move |context: Context| async move {
+            self.spawn_task(BackgroundTask::Disabling, move |context: Context| async move {
                 // A change of the endpoint, such as a resume, restarts its failing time.
                 Endpoints(&context)
                     .disable(endpoint, DisabledReason::Failing, |now| now.revision == revision)

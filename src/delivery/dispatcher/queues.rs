@@ -12,8 +12,8 @@ use super::Dispatcher;
 use crate::context::Context;
 use crate::context::queue_signal::{LeasedMessage, QueueSignal, ReceiveAnswer, ReceiveEnd, ReceiveRequest};
 use crate::context::signal::Signal;
-use crate::delivery::jobs::refill;
 use crate::delivery::lane_policy::queue_policy;
+use crate::delivery::lane_upkeep::refill;
 use crate::domain::{
     DeadReason, DeliveryKey, Endpoint, EndpointNumber, HeldLease, LeaseKey, Now, Position, Record, TakenFrom,
     TakenMessage,
@@ -22,7 +22,7 @@ use crate::lanes::Backlog;
 use crate::lanes::leases::JudgedLease;
 use crate::lanes::queue::{QueueAction, QueueLane, WaiterNumber};
 use crate::lanes::queues::QueueLanes;
-use crate::metrics::BackgroundJob;
+use crate::metrics::BackgroundTask;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::unit::Command;
@@ -180,7 +180,7 @@ impl Dispatcher {
                 }
                 QueueAction::Empty { waiter } => self.answer_receive(queue, waiter, Ok(Vec::new())),
                 QueueAction::Refill { after, limit } => {
-                    self.spawn_job(BackgroundJob::Refill, move |context| {
+                    self.spawn_task(BackgroundTask::Refill, move |context| {
                         refill(context, queue, after, limit)
                     });
                 }

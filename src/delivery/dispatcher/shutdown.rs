@@ -1,5 +1,5 @@
 //! The end of the delivery loop: running attempts finish within a limit, or are aborted.
-//! Background jobs end after their current step, and continue at the next start.
+//! Background tasks end after their current step, and continue at the next start.
 
 use std::time::Duration;
 
@@ -18,18 +18,22 @@ impl Dispatcher {
         self.lanes.hold(SendHold::Shutdown);
         self.desk.lanes.hold(SendHold::Shutdown);
         self.end_receives();
-        // The next start repeats these jobs.
-        self.reorder_jobs.values().chain(&self.reorder_all_job).for_each(AbortHandle::abort);
+        // The next start repeats these tasks.
+        self.reorder_tasks.values().chain(&self.reorder_all_task).for_each(AbortHandle::abort);
         let deadline = Instant::now() + limit;
         let mut tick = tokio::time::interval(TICK_INTERVAL);
-        tracing::debug!(attempts = self.tasks.len(), jobs = self.jobs.len(), "waiting for attempts and jobs");
-        while !(self.tasks.is_empty() && self.jobs.is_empty()) || self.desk.has_pending_receives() {
+        tracing::debug!(
+            attempts = self.tasks.len(),
+            background = self.background.len(),
+            "waiting for attempts and background tasks"
+        );
+        while !(self.tasks.is_empty() && self.background.is_empty()) || self.desk.has_pending_receives() {
             tokio::select! {
                 biased;
                 () = wait_for_cut(&mut run) => self.abort_tasks().await,
                 () = tokio::time::sleep_until(deadline) => self.abort_tasks().await,
                 Some(ended) = self.tasks.join_next() => log_panic(&ended),
-                Some(ended) = self.jobs.join_next() => log_panic(&ended),
+                Some(ended) = self.background.join_next() => log_panic(&ended),
                 // The lanes send nothing more, so they need no further deliveries.
                 Some(notice) = self.notices.recv() => {
                     self.on_notice(notice, self.context.now());
@@ -49,14 +53,14 @@ impl Dispatcher {
     }
 
     async fn abort_tasks(&mut self) {
-        let (attempts, jobs) = (self.tasks.len(), self.jobs.len());
+        let (attempts, background) = (self.tasks.len(), self.background.len());
         tracing::warn!(
             attempts,
-            jobs,
-            "aborting attempts and background jobs, repeating them at the next start"
+            background,
+            "aborting attempts and background tasks, repeating them at the next start"
         );
         self.tasks.shutdown().await;
-        self.jobs.shutdown().await;
+        self.background.shutdown().await;
     }
 }
 

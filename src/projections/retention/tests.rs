@@ -32,7 +32,7 @@ impl World {
         position
     }
 
-    /// As the retention job does before it forgets.
+    /// As the retention task does before it forgets.
     fn move_horizon(&mut self, cutoffs: Cutoffs) {
         let wanted = horizon(&self.rows, cutoffs, 0, usize::MAX);
         self.fold.horizon.horizon = self.fold.horizon.horizon.max(wanted);

@@ -187,7 +187,7 @@ async fn endpoint_resumed_during_the_expiry_read_loses_nothing() {
         run_without_state(&mut life, disabling).await;
         // At a disabled endpoint, the age counts from the time of disabling.
         life.run_for(Duration::from_millis(9_900)).await;
-        // The expiry job reads the state, which does not respond.
+        // The expiry task reads the state, which does not respond.
         tokio::time::sleep(Duration::from_secs(5)).await;
         if reopens {
             let opened = Endpoint { status: EndpointStatus::Active, ..known(&life, number).unwrap() };
