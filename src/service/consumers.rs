@@ -23,6 +23,7 @@ use crate::outbox::unit::{Command, Outcome};
 use crate::projections::lag::Lag;
 use crate::rules::feed::FeedFilter;
 use crate::service::feed::Feed;
+use crate::service::pages::cut;
 use crate::service::system_events::SystemEvents;
 use crate::service::types::{FeedStart, WaitError};
 
@@ -127,8 +128,7 @@ impl Consumers<'_> {
             let own = all.filter(|known| tenant.is_none() || known.consumer.key.tenant.as_ref() == tenant);
             own.take(limit + 1).cloned().collect()
         });
-        let more = found.len() > limit;
-        found.truncate(limit);
+        let more = cut(&mut found, limit);
         let mut views = Vec::with_capacity(found.len());
         for status in found {
             views.push(self.view(status).await?);

@@ -20,6 +20,7 @@ use crate::outbox::unit::{Command, Outcome};
 use crate::projections::counters;
 use crate::projections::reads::Cursor;
 use crate::rules::matching::NoRoomForPatterns;
+use crate::service::pages::cut;
 use crate::service::secrets::Secrets;
 use crate::service::system_events::SystemEvents;
 use crate::service::types::{EndpointStats, LaneView, Page, Scope};
@@ -40,9 +41,9 @@ pub struct EndpointFilter {
 }
 
 impl EndpointFilter {
+    /// Whether the endpoint meets the conditions, except the one on the tenant.
     fn includes(&self, endpoint: &Endpoint) -> bool {
-        self.tenant.as_ref().is_none_or(|tenant| *tenant == endpoint.tenant)
-            && self.status.is_none_or(|status| status == status_name(&endpoint.status))
+        self.status.is_none_or(|status| status == status_name(&endpoint.status))
             && self.uid.as_ref().is_none_or(|uid| endpoint.uid.as_ref() == Some(uid))
             && self.label.as_ref().is_none_or(|label| endpoint.selection.labels.contains(label))
     }
@@ -104,17 +105,29 @@ impl Endpoints<'_> {
         after: Option<Cursor>,
         limit: usize,
     ) -> Page<Arc<Endpoint>> {
-        let wanted = |endpoint: &&Arc<Endpoint>| {
-            endpoint.queue().is_none()
-                && scope.covers(&endpoint.tenant)
-                && filter.includes(endpoint)
+        let is_wanted = |endpoint: &Endpoint| endpoint.queue().is_none() && filter.includes(endpoint);
+        self.page(scope, filter.tenant.as_ref(), after, limit, is_wanted)
+    }
+
+    /// Endpoints and queues of the scope, and of the tenant if there is one, newest first.
+    pub(crate) fn page(
+        self,
+        scope: &Scope,
+        tenant: Option<&Tenant>,
+        after: Option<Cursor>,
+        limit: usize,
+        is_wanted: impl Fn(&Endpoint) -> bool,
+    ) -> Page<Arc<Endpoint>> {
+        let is_listed = |endpoint: &&Arc<Endpoint>| {
+            scope.covers(&endpoint.tenant)
+                && tenant.is_none_or(|tenant| *tenant == endpoint.tenant)
                 && after.is_none_or(|cursor| endpoint.number < cursor.endpoint)
+                && is_wanted(endpoint)
         };
-        let mut items: Vec<_> = self.0.outbox_of(filter.tenant.as_ref()).registry(|registry| {
-            registry.endpoints().rev().filter(wanted).take(limit + 1).cloned().collect()
+        let mut items: Vec<_> = self.0.outbox_of(tenant).registry(|registry| {
+            registry.endpoints().rev().filter(is_listed).take(limit + 1).cloned().collect()
         });
-        let more = items.len() > limit;
-        items.truncate(limit);
+        let more = cut(&mut items, limit);
         let last = items.last().filter(|_| more).map(|endpoint| endpoint.number);
         let next = last.map(|endpoint| Cursor { endpoint, ..Cursor::at(Position(0)) });
         Page { items, next, as_of: self.0.outbox_of(Home::All).journal().last_position() }

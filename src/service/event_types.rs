@@ -21,7 +21,7 @@ use crate::projections::reads::Filter;
 use crate::projections::type_usage::TypeUsage;
 use crate::schemas::registered::VersionIncompatibility;
 use crate::schemas::{DefinitionError, RegisteredType, TypeRefusal, json};
-use crate::service::pages::Pages;
+use crate::service::pages::{Pages, cut};
 use crate::service::types::Scope;
 
 /// A pin of an endpoint, a queue or a consumer.
@@ -198,8 +198,7 @@ impl EventTypes<'_> {
             .0
             .outbox_of(Home::All)
             .registry(|registry| registry.event_types_after(after).take(limit + 1).cloned().collect());
-        let more = types.len() > limit;
-        types.truncate(limit);
+        let more = cut(&mut types, limit);
         let mut views = Vec::with_capacity(types.len());
         for registered in types {
             views.push(self.view(scope, registered).await?);

@@ -20,6 +20,7 @@ use crate::outbox::registry::KnownJob;
 use crate::outbox::unit::{Command, Outcome};
 use crate::projections::reads::Cursor;
 use crate::service::bulk::deliveries_per_step;
+use crate::service::pages::cut;
 use crate::service::types::Scope;
 
 mod steps;
@@ -101,8 +102,7 @@ impl Jobs<'_> {
         let mut found: Vec<_> = self.0.outbox_of(Home::All).registry(|registry| {
             registry.jobs().iter().rev().filter(is_wanted).take(limit + 1).cloned().collect()
         });
-        let more = found.len() > limit;
-        found.truncate(limit);
+        let more = cut(&mut found, limit);
         (found, more)
     }
 

@@ -12,6 +12,7 @@ use crate::limits;
 use crate::outbox::draft::Unavailable;
 use crate::projections::stats::Hour;
 use crate::service::endpoints::Endpoints;
+use crate::service::pages::cut;
 use crate::service::types::{LaneView, Scope};
 
 /// Counts of one hour.
@@ -156,8 +157,7 @@ impl Overview<'_> {
                 candidates.by_ref().take(wanted.min(limits::LANES_EXPLAINED_AT_ONCE)).collect();
             lanes.extend(self.explain(some, reason).await?);
         }
-        let more = lanes.len() > limit;
-        lanes.truncate(limit);
+        let more = cut(&mut lanes, limit);
         Ok((lanes, more))
     }
 

@@ -79,6 +79,13 @@ impl Pages<'_> {
     }
 }
 
+/// Cuts a list to its limit. Returns whether it was longer.
+pub(crate) fn cut<T>(items: &mut Vec<T>, limit: usize) -> bool {
+    let is_longer = items.len() > limit;
+    items.truncate(limit);
+    is_longer
+}
+
 /// Whether to return the page after this number of steps and this search time.
 pub(crate) fn is_done<T>(page: &Page<T>, limit: usize, steps: usize, searched: Duration) -> bool {
     let is_partial =

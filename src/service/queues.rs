@@ -8,9 +8,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::context::Context;
-use crate::context::home::Home;
 use crate::context::queue_signal::{LeasedMessage, QueueSignal, ReceiveEnd, ReceiveRequest};
-use crate::context::responses::Remember;
 use crate::context::signal::Signal;
 use crate::courier::body::message_body;
 use crate::domain::{
@@ -25,6 +23,7 @@ use crate::projections::reads::Cursor;
 use crate::service::conversions::Conversions;
 use crate::service::deliveries::Deliveries;
 use crate::service::endpoints::Endpoints;
+use crate::service::pages::cut;
 use crate::service::receipts::Receipt;
 use crate::service::types::{Page, Scope};
 
@@ -118,38 +117,12 @@ impl Queues<'_> {
         after: Option<Cursor>,
         limit: usize,
     ) -> Page<Arc<Endpoint>> {
-        let wanted = |queue: &&Arc<Endpoint>| {
-            queue.queue().is_some()
-                && scope.covers(&queue.tenant)
-                && tenant.is_none_or(|tenant| *tenant == queue.tenant)
-                && after.is_none_or(|cursor| queue.number < cursor.endpoint)
-        };
-        let mut items: Vec<_> = self.0.outbox_of(tenant).registry(|registry| {
-            registry.endpoints().rev().filter(wanted).take(limit + 1).cloned().collect()
-        });
-        let more = items.len() > limit;
-        items.truncate(limit);
-        let last = items.last().filter(|_| more).map(|queue| queue.number);
-        let next = last.map(|endpoint| Cursor { endpoint, ..Cursor::at(Position(0)) });
-        Page { items, next, as_of: self.0.outbox_of(Home::All).journal().last_position() }
+        Endpoints(self.0).page(scope, tenant, after, limit, |endpoint| endpoint.queue().is_some())
     }
 
     #[must_use]
     pub fn new_id(self) -> EndpointId {
         self.0.new_id(QUEUE_ID).parse().expect("a ULID contains only letters and digits")
-    }
-
-    /// Creates a queue, or changes one that is based on its current revision.
-    ///
-    /// # Errors
-    /// [`ChangeError::Conflict`] when the queue has changed, or the name is taken.
-    pub async fn put(
-        self,
-        mut queue: Endpoint,
-        remember: Option<Remember>,
-    ) -> Result<Arc<Endpoint>, ChangeError> {
-        queue.updated_at = self.0.now().wall;
-        Endpoints(self.0).put(queue, remember).await
     }
 
     /// Returns messages whose answer could not be sent whole: free the first time, charged later.
@@ -195,7 +168,7 @@ impl Queues<'_> {
         report.await.map_err(|_| Unavailable::Stopping)
     }
 
-    /// Messages under lease after an event, by event.
+    /// Messages under lease after an event, by event. The cursor is an event's.
     ///
     /// # Errors
     /// When the outbox is unavailable.
@@ -204,8 +177,11 @@ impl Queues<'_> {
         queue: EndpointNumber,
         after: Position,
         limit: usize,
-    ) -> Result<Vec<LeaseView>, Unavailable> {
-        let leases = self.0.outbox_of(queue).read(move |state| state.leases(queue, after, limit)).await?;
+    ) -> Result<Page<LeaseView>, Unavailable> {
+        let mut leases =
+            self.0.outbox_of(queue).read(move |state| state.leases(queue, after, limit + 1)).await?;
+        let more = cut(&mut leases, limit);
+        let next = leases.last().filter(|_| more).map(|(event, _)| Cursor::at(*event));
         let mut views = Vec::with_capacity(leases.len());
         for (event, lease) in leases {
             let worker = match self.0.record_at(lease.position).await? {
@@ -222,7 +198,7 @@ impl Queues<'_> {
                 is_released: lease.is_released,
             });
         }
-        Ok(views)
+        Ok(Page { items: views, next, as_of: self.0.last_position() })
     }
 
     /// Takes messages under lease. Answers as soon as there is one. Messages of a client that has

@@ -12,6 +12,7 @@ use crate::domain::{Sealed, Source, SourceName};
 use crate::limits;
 use crate::outbox::draft::ChangeError;
 use crate::outbox::unit::{Command, Outcome};
+use crate::service::pages::cut;
 use crate::vault::{SealContext, VaultError};
 
 /// A source, and what it does now.
@@ -44,8 +45,7 @@ impl Sources<'_> {
     pub fn list(self, after: Option<&SourceName>, limit: usize) -> (Vec<SourceView>, bool) {
         let later = |source: &Arc<Source>| after.is_none_or(|after| source.name > *after);
         let mut found: Vec<_> = self.all().into_iter().filter(later).take(limit + 1).collect();
-        let more = found.len() > limit;
-        found.truncate(limit);
+        let more = cut(&mut found, limit);
         (found.into_iter().map(|source| self.view(source)).collect(), more)
     }
 

@@ -15,6 +15,7 @@ use crate::outbox::tail::FeedEvent;
 use crate::projections::streams::Head;
 use crate::rules::matching::want;
 use crate::service::conversions::Conversions;
+use crate::service::pages::cut;
 use crate::service::types::{Scope, WaitError};
 use crate::storage::journal::JournalReader;
 use crate::{failpoints, limits};
@@ -161,8 +162,7 @@ impl Streams<'_> {
         let owner = tenant.clone();
         let list = move |state: &dyn ReadModel| state.streams(&owner, &prefix, after.as_ref(), limit + 1);
         let mut found = self.0.outbox_of(tenant).read_of(Some(tenant), list).await?;
-        let has_more = found.len() > limit;
-        found.truncate(limit);
+        let has_more = cut(&mut found, limit);
         Ok((found, has_more))
     }
 

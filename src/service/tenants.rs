@@ -16,6 +16,7 @@ use crate::projections::stats::{HOUR_MILLIS, hour_of};
 use crate::projections::tenant_hours::TenantHour;
 use crate::projections::usage::Usage;
 use crate::service::jobs::{Jobs, NewJob};
+use crate::service::pages::cut;
 
 /// How long a request for a deletion waits for its end.
 const DELETION_WAIT_MAX: Duration = Duration::from_secs(2);
@@ -120,8 +121,7 @@ impl Tenants<'_> {
                 all.insert(place, (tenant, Usage::default()));
             }
         }
-        let more = all.len() > limit;
-        all.truncate(limit);
+        let more = cut(&mut all, limit);
         let now = self.0.now().wall;
         let read = move |state: &dyn ReadModel| {
             let of = |(tenant, usage)| {

@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod backup;
+pub mod changes;
 pub mod cloudevents;
 pub mod consumers;
 pub mod dead_letters;
@@ -23,12 +24,31 @@ pub mod sources;
 pub mod streams;
 pub mod tenants;
 
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::api::http::response::Accepted;
+use crate::api::text::Span;
 use crate::context::responses::Keyed;
 use crate::domain::Idempotency;
+
+/// Percentiles of a time.
+#[derive(Serialize, JsonSchema)]
+pub struct PercentilesBody {
+    pub p50: Option<Span>,
+    pub p95: Option<Span>,
+    pub p99: Option<Span>,
+}
+
+impl PercentilesBody {
+    #[must_use]
+    pub fn of_millis([p50, p95, p99]: [Option<u64>; 3]) -> Self {
+        let span = |millis: Option<u64>| millis.map(|millis| Span(Duration::from_millis(millis)));
+        Self { p50: span(p50), p95: span(p95), p99: span(p99) }
+    }
+}
 
 /// The number of deliveries that an operation created, redrove or purged.
 #[derive(Serialize, JsonSchema)]

@@ -9,11 +9,11 @@ use super::model::{EndpointBody, EndpointInput, NewEndpointInput};
 use super::outgoing::{TOKEN_URL, check_header_names, merge_auth};
 use super::secrets::{RequestedSecret, live_keys, requested_secret, to_secret};
 use super::selection::check_filter_room;
-use super::settings::{self, EndpointSettings};
-use crate::api::http::body;
+use super::settings::EndpointSettings;
 use crate::api::http::problem::{Errors, Problem, pointer};
 use crate::api::http::request::{MergePatch, Nothing, Required};
 use crate::api::http::response::{Created, Json, NoContent};
+use crate::api::v1::changes::{patched, unless_interrupted, until_written};
 use crate::api::v1::event_types;
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
@@ -27,11 +27,8 @@ use crate::limits;
 use crate::rules::handshake;
 use crate::rules::headers::is_secret;
 use crate::service::endpoints::EndpointFilter;
-use crate::service::types::{ChangeError, IdentityError, RefusedUrl, is_broker_url, is_same_origin};
+use crate::service::types::{IdentityError, RefusedUrl, is_broker_url, is_same_origin};
 use crate::service::{Endpoints, Secrets, Tenants};
-
-/// Tries of a change that conflicts with concurrent changes.
-pub(in crate::api::v1) const CHANGE_TRIES_MAX: usize = 5;
 
 /// Does not check unchanged headers in `kept`: they were legal when they were stored.
 fn check_settings(
@@ -359,14 +356,12 @@ pub async fn patch(
     call: &Call,
     MergePatch { patch, .. }: MergePatch<EndpointInput>,
 ) -> Result<Json<EndpointBody>, Problem> {
-    for _ in 0..CHANGE_TRIES_MAX {
+    let written = until_written(|| async {
         let endpoint = find_writable(call)?;
         let changed = apply_patch(call, &endpoint, &patch).await?;
-        if let Some(written) = write(call, endpoint, changed, None).await? {
-            return Ok(Json::new(&endpoint_body(call, &written)));
-        }
-    }
-    Err(ChangeError::Conflict.into())
+        write(call, endpoint, changed, None).await
+    });
+    Ok(Json::new(&endpoint_body(call, &*written.await?)))
 }
 
 /// Checks that the live secrets suit the signature schemes.
@@ -386,11 +381,7 @@ fn check_keys(
 
 /// The members of the endpoint after a merge patch.
 fn merged_input(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<EndpointInput, Problem> {
-    let current = endpoint_body(call, endpoint).into_input(endpoint);
-    let mut value = serde_json::to_value(current)
-        .map_err(|_| Problem::Unavailable("the endpoint could not be serialised".to_owned()))?;
-    settings::merge(&mut value, patch);
-    body::parse_value(value)
+    patched(endpoint_body(call, endpoint).into_input(endpoint), patch)
 }
 
 /// Reports members that no patch can change.
@@ -489,20 +480,18 @@ fn with_status(endpoint: Endpoint, status: EndpointStatus) -> Result<Endpoint, P
 /// Reads the endpoint, decides and writes. Retries after concurrent changes.
 pub async fn change(
     call: &Call,
-    decide: impl Fn(&Endpoint) -> Result<Endpoint, Problem> + Send,
+    decide: impl Fn(&Endpoint) -> Result<Endpoint, Problem> + Send + Sync,
 ) -> Result<Arc<Endpoint>, Problem> {
-    for _ in 0..CHANGE_TRIES_MAX {
+    until_written(|| async {
         let endpoint = find_writable(call)?;
         let changed = decide(&endpoint)?;
-        if let Some(written) = write(call, endpoint, changed, None).await? {
-            return Ok(written);
-        }
-    }
-    Err(ChangeError::Conflict.into())
+        write(call, endpoint, changed, None).await
+    })
+    .await
 }
 
-/// Writes a change; `None` if the endpoint was changed concurrently.
-pub(super) async fn write(
+/// Writes a change of an endpoint or a queue; `None` if it was changed concurrently.
+pub(in crate::api::v1) async fn write(
     call: &Call,
     endpoint: Arc<Endpoint>,
     mut changed: Endpoint,
@@ -512,10 +501,7 @@ pub(super) async fn write(
         return Ok(Some(endpoint));
     }
     changed.updated_at = call.api.context.now().wall;
-    match Endpoints(&call.api.context).update(changed, remember).await {
-        Err(ChangeError::Conflict) => Ok(None),
-        other => Ok(Some(other?)),
-    }
+    unless_interrupted(Endpoints(&call.api.context).update(changed, remember).await)
 }
 
 /// `DELETE /v1/endpoints/{id}`

@@ -16,9 +16,9 @@ use super::settings::{FORMATS, ORDERINGS, word_of};
 use crate::api::EndpointDefaults;
 use crate::api::http::body::object;
 use crate::api::http::unique::members;
-use crate::api::text::{Span, Time, Word, format_duration};
-use crate::api::v1::disclosure;
+use crate::api::text::{Time, Word, format_duration};
 use crate::api::v1::event_types::pins;
+use crate::api::v1::{PercentilesBody, disclosure};
 use crate::domain::{
     Audience, ClientCertificate, DisabledReason, Endpoint, EndpointStatus, EndpointStatusName, Format,
     Handshake, Ordering, RetryPolicy,
@@ -498,16 +498,9 @@ pub struct StatsBody {
     pub cancelled: u64,
     /// Share of successful attempts, 0 to 1; null without attempts.
     pub success_rate: Option<f64>,
-    pub latency: LatencyBody,
+    /// Of the attempts; null without attempts.
+    pub latency: PercentilesBody,
     /// Pending deliveries now.
     pub backlog: u64,
     pub oldest_pending_at: Option<Time>,
-}
-
-/// Latency percentiles of attempts; null without attempts.
-#[derive(Serialize, JsonSchema)]
-pub struct LatencyBody {
-    pub p50: Option<Span>,
-    pub p95: Option<Span>,
-    pub p99: Option<Span>,
 }

@@ -6,13 +6,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::handlers::{find, find_writable};
-use super::model::{LatencyBody, StatsBody};
+use super::model::StatsBody;
 use super::settings;
 use crate::api::Call;
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::Required;
 use crate::api::http::response::{Accepted, Json};
 use crate::api::text::{self, Time, Word};
+use crate::api::v1::PercentilesBody;
 use crate::api::v1::jobs::handlers::start;
 use crate::api::v1::jobs::model::{StartedBody, check_rate};
 use crate::api::v1::lists;
@@ -90,9 +91,7 @@ pub(in crate::api::v1) fn stats_window(call: &Call) -> Result<(Timestamp, Timest
     let now = call.api.context.now().wall;
     let (since, until) = call.query.window()?;
     let until = until.unwrap_or(now);
-    let window_start =
-        Timestamp::from_millis(until.since(Timestamp::default().plus(STATS_WINDOW)).as_millis() as u64);
-    let since = since.unwrap_or(window_start);
+    let since = since.unwrap_or_else(|| until.minus(STATS_WINDOW));
     if since > until {
         return Err(Problem::parameter("since", "must not be after `until`, which is now by default"));
     }
@@ -104,7 +103,6 @@ pub async fn stats(call: &Call) -> Result<Json<StatsBody>, Problem> {
     let endpoint = find(call)?;
     let (since, until) = stats_window(call)?;
     let stats = Endpoints(&call.api.context).stats(endpoint.number, since, until).await?;
-    let span = |millis: Option<u64>| millis.map(|millis| text::Span(Duration::from_millis(millis)));
     let body = StatsBody {
         endpoint_id: endpoint.id.to_string(),
         since: Time(stats.since),
@@ -116,11 +114,7 @@ pub async fn stats(call: &Call) -> Result<Json<StatsBody>, Problem> {
         cancelled: stats.cancelled,
         success_rate: (stats.attempts > 0)
             .then(|| stats.attempts.saturating_sub(stats.failed_attempts) as f64 / stats.attempts as f64),
-        latency: LatencyBody {
-            p50: span(stats.latency_p50),
-            p95: span(stats.latency_p95),
-            p99: span(stats.latency_p99),
-        },
+        latency: PercentilesBody::of_millis([stats.latency_p50, stats.latency_p95, stats.latency_p99]),
         backlog: stats.backlog,
         oldest_pending_at: stats.oldest_pending.map(Time),
     };

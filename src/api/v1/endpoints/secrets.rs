@@ -5,16 +5,16 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::handlers::{CHANGE_TRIES_MAX, find, find_writable, write};
+use super::handlers::{find, find_writable, write};
 use super::settings;
 use crate::api::Call;
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::Optional;
 use crate::api::http::response::Json;
 use crate::api::text::Time;
+use crate::api::v1::changes::until_written;
 use crate::domain::{Endpoint, Sealed, Secret, SecretKind, SignatureScheme, Timestamp};
 use crate::rules::signature::{self, SecretError, SigningKey};
-use crate::service::types::ChangeError;
 use crate::service::{Audits, Secrets};
 
 const OVERLAP_DEFAULT: Duration = Duration::from_secs(24 * 3600);
@@ -152,15 +152,14 @@ pub async fn rotate(
 ) -> Result<Json<SecretBody>, Problem> {
     let now = call.api.context.now().wall;
     call.run_once(call.principal.scope_text(), async |key| {
-        for _ in 0..CHANGE_TRIES_MAX {
+        until_written(|| async {
             let endpoint = find_writable(call)?;
             let changed = rotate_secret(call, &endpoint, &input, now)?;
             let response = secret_response(call, &changed)?;
-            if write(call, endpoint, changed, response.to_stored(key.clone())).await?.is_some() {
-                return Ok(response);
-            }
-        }
-        Err(ChangeError::Conflict.into())
+            let written = write(call, endpoint, changed, response.to_stored(key.clone())).await?;
+            Ok(written.map(|_| response))
+        })
+        .await
     })
     .await
 }

@@ -12,6 +12,7 @@ use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found, text};
 use crate::domain::{ApiKey, Idempotency, KeyId, Role, Tenant, Timestamp};
 use crate::service::Keys;
+use crate::service::pages::cut;
 
 const SECRET_BYTES: usize = 32;
 const DESCRIPTION_BYTES_MAX: usize = 1_024;
@@ -97,8 +98,7 @@ pub async fn list(call: &Call) -> Result<Json<ListBody<KeyBody>>, Problem> {
     let mut keys = Keys(&call.api.context).list();
     keys.retain(|key| after.as_ref().is_none_or(|after| sort_key(key) < *after));
     keys.sort_by_cached_key(|key| std::cmp::Reverse(sort_key(key)));
-    let more = keys.len() > limit;
-    keys.truncate(limit);
+    let more = cut(&mut keys, limit);
     let next = keys.last().filter(|_| more).map(|key| lists::encode(List::Keys, &sort_key(key)));
     let data = keys.iter().map(|key| shown(call, key)).collect();
     Ok(lists::list_reply(&call.path, &call.query, data, next))

@@ -6,9 +6,9 @@ use super::model::{BucketBody, LanesBody, OverviewBody};
 use crate::api::Call;
 use crate::api::http::problem::Problem;
 use crate::api::http::response::Json;
-use crate::api::text::{Span, Time};
-use crate::api::v1::endpoints::model::LatencyBody;
-use crate::api::v1::endpoints::reports::LaneBody;
+use crate::api::text::Time;
+use crate::api::v1::PercentilesBody;
+use crate::api::v1::endpoints::reports::{LaneBody, stats_window};
 use crate::api::v1::lists;
 use crate::domain::{Tenant, Timestamp};
 use crate::limits;
@@ -16,7 +16,6 @@ use crate::service::Overview;
 use crate::service::overview::{LaneOrder, OverviewHour};
 use crate::service::types::{Scope, WaitReason};
 
-const STATS_WINDOW: Duration = Duration::from_secs(24 * 3600);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// The tenant of the request, within the key's scope.
@@ -27,19 +26,13 @@ fn scope(call: &Call) -> Result<Scope, Problem> {
 /// `GET /v1/stats`
 pub async fn stats(call: &Call) -> Result<Json<OverviewBody>, Problem> {
     let scope = scope(call)?;
-    let (since, until) = call.query.window()?;
-    let until = until.unwrap_or_else(|| call.api.context.now().wall);
-    let since = since.unwrap_or_else(|| until.minus(STATS_WINDOW));
-    if since > until {
-        return Err(Problem::parameter("since", "must not be after `until`, which is now by default"));
-    }
+    let (since, until) = stats_window(call)?;
     if until.since(since).as_secs() > limits::STATS_HOURS_MAX * HOUR.as_secs() {
         let days = limits::STATS_HOURS_MAX / 24;
         return Err(Problem::parameter("since", format!("must be at most {days} days before `until`")));
     }
     let with_buckets = call.query.word("bucket", lists::BUCKETS)?.is_some();
     let stats = Overview(&call.api.context).stats(&scope, since, until).await?;
-    let span = |part| stats.sum.percentile(part).map(|millis| Span(Duration::from_millis(millis)));
     let sum = &stats.sum;
     let body = OverviewBody {
         tenant: scope.0.as_ref().map(Tenant::to_string),
@@ -52,7 +45,7 @@ pub async fn stats(call: &Call) -> Result<Json<OverviewBody>, Problem> {
         dead: sum.dead,
         cancelled: sum.cancelled,
         success_rate: (sum.attempts > 0).then(|| sum.delivered as f64 / sum.attempts as f64),
-        latency: LatencyBody { p50: span(0.50), p95: span(0.95), p99: span(0.99) },
+        latency: PercentilesBody::of_millis([0.50, 0.95, 0.99].map(|part| sum.percentile(part))),
         backlog: stats.pending,
         dead_letters: stats.dead_letters,
         buckets: with_buckets.then(|| stats.hours.iter().map(bucket).collect()),

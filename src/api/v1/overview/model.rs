@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::api::text::Time;
-use crate::api::v1::endpoints::model::LatencyBody;
+use crate::api::v1::PercentilesBody;
 use crate::api::v1::endpoints::reports::LaneBody;
 
 /// Statistics over all endpoints of a tenant, or of all tenants.
@@ -26,7 +26,8 @@ pub struct OverviewBody {
     pub cancelled: u64,
     /// Share of successful attempts, 0 to 1; null without attempts.
     pub success_rate: Option<f64>,
-    pub latency: LatencyBody,
+    /// Of the attempts; null without attempts.
+    pub latency: PercentilesBody,
     /// Pending deliveries now.
     pub backlog: u64,
     /// Dead letters now.

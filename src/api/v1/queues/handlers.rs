@@ -4,21 +4,18 @@ use std::sync::Arc;
 
 use super::model::{NewQueueInput, QueueBody, QueueInput};
 use super::settings::QueueSettings;
-use crate::api::http::body;
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::{MergePatch, Nothing, Required};
 use crate::api::http::response::{Created, Json, NoContent};
+use crate::api::v1::changes::{patched, unless_interrupted, until_written};
+use crate::api::v1::endpoints::handlers::write;
 use crate::api::v1::endpoints::selection::check_filter_room;
-use crate::api::v1::endpoints::settings;
 use crate::api::v1::event_types::pins;
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::domain::{Endpoint, EndpointStatus, Idempotency, QueueName, QueueOwner, Tenant};
 use crate::service::types::ChangeError;
 use crate::service::{Endpoints, Queues};
-
-/// Tries of a change that concurrent changes interrupt.
-const CHANGE_TRIES_MAX: usize = 5;
 
 pub(super) fn queue_body(call: &Call, queue: &Endpoint) -> QueueBody {
     QueueBody::new(queue, &call.config.defaults.policy)
@@ -73,22 +70,19 @@ async fn register(
     let queues = Queues(&call.api.context);
     let present = queues.get(&call.principal.scope, &tenant, &name);
     check_context(call, &tenant, &settings, present.as_deref())?;
-    for _ in 0..CHANGE_TRIES_MAX {
+    until_written(|| async {
         if let Some(present) = queues.get(&call.principal.scope, &tenant, &name) {
-            return repeated(call, &present, settings);
+            return repeated(call, &present, settings.clone()).map(Some);
         }
         let now = call.api.context.now().wall;
         let queue = settings.clone().into_queue(queues.new_id(), tenant.clone(), name.clone(), now);
         let response =
             Created::new(&queue_body(call, &queue)).with_header("location", &format!("/v1/queues/{name}"));
-        match queues.put(queue, response.to_stored(idempotency.clone())).await {
-            Ok(_) => return Ok(response),
-            // Another request was first.
-            Err(ChangeError::Conflict) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Err(ChangeError::Conflict.into())
+        let remember = response.to_stored(idempotency.clone());
+        let created = Endpoints(&call.api.context).create(queue, remember).await;
+        Ok(unless_interrupted(created)?.map(|_| response))
+    })
+    .await
 }
 
 /// The same queue again is 200; another one with its name is a conflict.
@@ -158,11 +152,7 @@ pub async fn patch(
     MergePatch { patch, .. }: MergePatch<QueueInput>,
 ) -> Result<Json<QueueBody>, Problem> {
     change(call, |queue| {
-        let current = queue_body(call, queue).into_input();
-        let mut value = serde_json::to_value(current)
-            .map_err(|_| Problem::Unavailable("the queue could not be serialised".to_owned()))?;
-        settings::merge(&mut value, &patch);
-        let input: QueueInput = body::parse_value(value)?;
+        let input: QueueInput = patched(queue_body(call, queue).into_input(), &patch)?;
         let mut errors = Errors::default();
         let target = queue.queue().map(|target| target.name.clone());
         if input.name.as_deref() != target.as_ref().map(QueueName::as_str) {
@@ -184,20 +174,14 @@ pub async fn patch(
 /// Reads the queue, decides and writes. Retries after concurrent changes.
 async fn change(
     call: &Call,
-    decide: impl Fn(&Endpoint) -> Result<Endpoint, Problem> + Send,
+    decide: impl Fn(&Endpoint) -> Result<Endpoint, Problem> + Send + Sync,
 ) -> Result<Json<QueueBody>, Problem> {
-    for _ in 0..CHANGE_TRIES_MAX {
+    let written = until_written(|| async {
         let queue = find_writable(call)?;
         let changed = decide(&queue)?;
-        if changed == *queue {
-            return Ok(Json::new(&queue_body(call, &queue)));
-        }
-        match Queues(&call.api.context).put(changed, None).await {
-            Err(ChangeError::Conflict) => {}
-            written => return Ok(Json::new(&queue_body(call, &*written?))),
-        }
-    }
-    Err(ChangeError::Conflict.into())
+        write(call, queue, changed, None).await
+    });
+    Ok(Json::new(&queue_body(call, &*written.await?)))
 }
 
 /// `DELETE /v1/queues/{name}`

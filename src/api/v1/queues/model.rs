@@ -9,7 +9,8 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::api::http::body::object;
-use crate::api::text::{Span, Time, Word, format_duration};
+use crate::api::text::{Time, Word, format_duration};
+use crate::api::v1::PercentilesBody;
 use crate::api::v1::endpoints::selection::{filter_body, filter_member, labels_body};
 use crate::api::v1::endpoints::settings::word_of;
 use crate::api::v1::event_types::pins;
@@ -375,19 +376,12 @@ pub struct QueueStatsBody {
     /// Share of acknowledged deliveries, 0 to 1; null without deliveries.
     pub success_rate: Option<f64>,
     /// Percentiles of the time from lease to end; null without deliveries.
-    pub lease_time: LeaseTimeBody,
+    pub lease_time: PercentilesBody,
     /// Messages that have not ended, leased ones included, now.
     pub backlog: u64,
     /// Messages under a running lease now.
     pub leased: u64,
     pub oldest_pending_at: Option<Time>,
-}
-
-#[derive(Serialize, JsonSchema)]
-pub struct LeaseTimeBody {
-    pub p50: Option<Span>,
-    pub p95: Option<Span>,
-    pub p99: Option<Span>,
 }
 
 #[derive(Serialize, JsonSchema)]

@@ -4,21 +4,21 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::handlers::{find, find_writable};
-use super::model::{LeaseBody, LeaseTimeBody, QueueLaneBody, QueueStatsBody};
+use super::model::{LeaseBody, QueueLaneBody, QueueStatsBody};
 use crate::api::Call;
 use crate::api::http::problem::Problem;
 use crate::api::http::request::{Optional, Required};
 use crate::api::http::response::{Accepted, Json};
-use crate::api::text::{Span, Time};
+use crate::api::text::Time;
+use crate::api::v1::PercentilesBody;
 use crate::api::v1::endpoints::reports::{EndpointReplayInput, replay_to, stats_window};
 use crate::api::v1::endpoints::selection::{FilterTrialBody, FilterTrialInput, try_filter};
 use crate::api::v1::jobs::handlers::start;
 use crate::api::v1::jobs::model::StartedBody;
 use crate::api::v1::lists::{self, List, ListBody};
-use crate::domain::{DeliveryId, Endpoint, EndpointNumber, JobKind, JobSelection, Position};
+use crate::domain::{DeliveryId, Endpoint, JobKind, JobSelection, Position};
 use crate::service::jobs::NewJob;
 use crate::service::queues::LeaseView;
-use crate::service::types::{Cursor, Page};
 use crate::service::{Endpoints, Queues};
 
 fn name(queue: &Endpoint) -> String {
@@ -31,11 +31,7 @@ pub async fn leases(call: &Call) -> Result<Json<ListBody<LeaseBody>>, Problem> {
     let (after, limit) = (call.query.cursor(List::Leases)?, call.query.limit()?);
     let context = &call.api.context;
     let after = after.map_or(Position(0), |cursor| cursor.position);
-    let mut items = Queues(context).leases(queue.number, after, limit + 1).await?;
-    let more = items.len() > limit;
-    items.truncate(limit);
-    let last = items.last().filter(|_| more).map(|lease| lease.delivery.event);
-    let next = last.map(|position| Cursor { endpoint: EndpointNumber(0), ..Cursor::at(position) });
+    let page = Queues(context).leases(queue.number, after, limit).await?;
     let now = context.now().wall;
     let body = |lease: &LeaseView| LeaseBody {
         delivery_id: DeliveryId(lease.delivery).to_string(),
@@ -51,9 +47,7 @@ pub async fn leases(call: &Call) -> Result<Json<ListBody<LeaseBody>>, Problem> {
             (false, false) => "leased",
         },
     };
-    let data = items.iter().map(body).collect();
-    let as_of = context.last_position();
-    let page: Page<LeaseView> = Page { items, next, as_of };
+    let data = page.items.iter().map(body).collect();
     Ok(lists::page_reply(&call.path, &call.query, List::Leases, &page, data))
 }
 
@@ -64,7 +58,6 @@ pub async fn stats(call: &Call) -> Result<Json<QueueStatsBody>, Problem> {
     let context = &call.api.context;
     let stats = Endpoints(context).stats(queue.number, since, until).await?;
     let lane = Queues(context).lane(queue.number).await?;
-    let span = |millis: Option<u64>| millis.map(|millis| Span(std::time::Duration::from_millis(millis)));
     Ok(Json::new(&QueueStatsBody {
         queue: name(&queue),
         tenant: queue.tenant.to_string(),
@@ -76,11 +69,7 @@ pub async fn stats(call: &Call) -> Result<Json<QueueStatsBody>, Problem> {
         dead: stats.dead,
         cancelled: stats.cancelled,
         success_rate: (stats.attempts > 0).then(|| stats.delivered as f64 / stats.attempts as f64),
-        lease_time: LeaseTimeBody {
-            p50: span(stats.latency_p50),
-            p95: span(stats.latency_p95),
-            p99: span(stats.latency_p99),
-        },
+        lease_time: PercentilesBody::of_millis([stats.latency_p50, stats.latency_p95, stats.latency_p99]),
         backlog: stats.backlog,
         leased: lane.leased,
         oldest_pending_at: stats.oldest_pending.map(Time),

@@ -3,12 +3,11 @@
 use serde_json::Value;
 
 use super::model::{NewSourceInput, SourceBody, SourceInput};
-use crate::api::http::body;
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::{MergePatch, Nothing, Required};
 use crate::api::http::response::{Created, Json, NoContent};
-use crate::api::v1::endpoints::handlers::{CHANGE_TRIES_MAX, refused_url};
-use crate::api::v1::endpoints::settings;
+use crate::api::v1::changes::{patched, unless_interrupted, until_written};
+use crate::api::v1::endpoints::handlers::refused_url;
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::domain::{Source, SourceName, SourceStatus};
@@ -84,10 +83,7 @@ async fn write(call: &Call, view: SourceView, changed: Source) -> Result<Option<
     if changed == *view.source {
         return Ok(Some(view));
     }
-    match Sources(&call.api.context).put(changed, None).await {
-        Err(ChangeError::Conflict) => Ok(None),
-        written => Ok(Some(written?)),
-    }
+    unless_interrupted(Sources(&call.api.context).put(changed, None).await)
 }
 
 /// `PATCH /v1/sources/{name}`
@@ -95,23 +91,17 @@ pub async fn patch(
     call: &Call,
     MergePatch { patch, .. }: MergePatch<SourceInput>,
 ) -> Result<Json<SourceBody>, Problem> {
-    for _ in 0..CHANGE_TRIES_MAX {
+    let written = until_written(|| async {
         let view = find(call)?;
         let changed = apply_patch(call, &view, &patch).await?;
-        if let Some(written) = write(call, view, changed).await? {
-            return Ok(Json::new(&SourceBody::new(&written)));
-        }
-    }
-    Err(ChangeError::Conflict.into())
+        write(call, view, changed).await
+    });
+    Ok(Json::new(&SourceBody::new(&written.await?)))
 }
 
 async fn apply_patch(call: &Call, view: &SourceView, patch: &Value) -> Result<Source, Problem> {
     let current = &*view.source;
-    let input = SourceBody::new(view).into_input(current);
-    let mut value = serde_json::to_value(input)
-        .map_err(|_| Problem::Unavailable("the source could not be serialised".to_owned()))?;
-    settings::merge(&mut value, patch);
-    let mut input: SourceInput = body::parse_value(value)?;
+    let mut input: SourceInput = patched(SourceBody::new(view).into_input(current), patch)?;
     let mut errors = Errors::default();
     input.lift_credentials(&mut errors);
     let changed = input.source(Some(current), call.api.context.now().wall, &mut errors);
@@ -141,14 +131,12 @@ pub async fn delete(call: &Call) -> Result<NoContent, Problem> {
 }
 
 async fn set_status(call: &Call, status: SourceStatus) -> Result<Json<SourceBody>, Problem> {
-    for _ in 0..CHANGE_TRIES_MAX {
+    let written = until_written(|| async {
         let view = find(call)?;
         let changed = Source { status, ..Source::clone(&view.source) };
-        if let Some(written) = write(call, view, changed).await? {
-            return Ok(Json::new(&SourceBody::new(&written)));
-        }
-    }
-    Err(ChangeError::Conflict.into())
+        write(call, view, changed).await
+    });
+    Ok(Json::new(&SourceBody::new(&written.await?)))
 }
 
 /// `POST /v1/sources/{name}/pause`

@@ -7,16 +7,13 @@ use crate::api::http::body;
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::{MergePatch, Required};
 use crate::api::http::response::{Accepted, CreatedOrReplaced, Json, Success};
+use crate::api::v1::changes::{unless_interrupted, until_written};
 use crate::api::v1::endpoints::settings;
 use crate::api::v1::jobs::model::StartedBody;
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::domain::{Tenant, TenantSettings};
-use crate::service::types::ChangeError;
 use crate::service::{Jobs, Tenants};
-
-/// Tries of a change that conflicts with concurrent changes.
-const CHANGE_TRIES_MAX: usize = 5;
 
 /// # Errors
 /// 404 for a malformed name.
@@ -63,23 +60,16 @@ pub async fn put(
     let mut errors = Errors::default();
     let wanted = input.settings(tenant.clone(), &call.config.defaults, now, &mut errors);
     errors.finish()?;
-    for _ in 0..CHANGE_TRIES_MAX {
+    let was_there = until_written(|| async {
         let current = tenants.settings(&tenant);
-        match tenants.put(based_on(wanted.clone(), current.as_deref())).await {
-            Err(ChangeError::Conflict) => {}
-            other => {
-                other?;
-                return Ok(if current.is_some() {
-                    CreatedOrReplaced::Replaced(reply(call, &tenant).await?)
-                } else {
-                    CreatedOrReplaced::Created(
-                        reply(call, &tenant).await?.with_header("location", &call.path),
-                    )
-                });
-            }
-        }
-    }
-    Err(ChangeError::Conflict.into())
+        let written = tenants.put(based_on(wanted.clone(), current.as_deref())).await;
+        Ok(unless_interrupted(written)?.map(|_| current.is_some()))
+    });
+    Ok(if was_there.await? {
+        CreatedOrReplaced::Replaced(reply(call, &tenant).await?)
+    } else {
+        CreatedOrReplaced::Created(reply(call, &tenant).await?.with_header("location", &call.path))
+    })
 }
 
 /// The settings as a change of the current ones.
@@ -99,19 +89,14 @@ pub async fn patch(
 ) -> Result<Json<TenantBody>, Problem> {
     let tenant = named(call)?;
     let tenants = Tenants(&call.api.context);
-    for _ in 0..CHANGE_TRIES_MAX {
+    let written = until_written(|| async {
         let view = tenants.get(&tenant).await?.ok_or_else(|| not_found("tenant", tenant.as_str()))?;
         let current = view.settings.as_deref();
         let wanted = apply_patch(call, &tenant, current, &patch)?;
-        match tenants.put(based_on(wanted, current)).await {
-            Err(ChangeError::Conflict) => {}
-            other => {
-                other?;
-                return reply(call, &tenant).await;
-            }
-        }
-    }
-    Err(ChangeError::Conflict.into())
+        unless_interrupted(tenants.put(based_on(wanted, current)).await)
+    });
+    written.await?;
+    reply(call, &tenant).await
 }
 
 fn apply_patch(
