@@ -191,6 +191,12 @@ pub const COMPILED_TEMPLATES_MAX: usize = 1_000;
 pub const CONTENT_TYPE_BYTES_MAX: usize = 255;
 /// Longest user name, password, client id, client secret, scope or audience, in bytes.
 pub const AUTH_TEXT_BYTES_MAX: usize = 1_024;
+/// Further parameters of a token request.
+pub const TOKEN_PARAMETERS_MAX: usize = 16;
+/// Longest name of a further parameter of a token request, in bytes.
+pub const TOKEN_PARAMETER_NAME_BYTES_MAX: usize = 64;
+/// All further parameters of a token request, names and values, in bytes.
+pub const TOKEN_PARAMETERS_BYTES_MAX: usize = 4 * 1024;
 /// Longest access token, in bytes.
 pub const ACCESS_TOKEN_BYTES_MAX: usize = 8 * 1024;
 /// Endpoints whose access token is kept.

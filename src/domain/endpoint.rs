@@ -380,14 +380,20 @@ impl Endpoint {
         self.event_types.iter().map(|pattern| pattern.as_str().len() as u64).sum()
     }
 
-    /// Bytes of the custom headers, names and plain values, of the body template and the filter.
+    /// Bytes of the custom headers, names and plain values, of the parameters of a token request,
+    /// of the body template and the filter.
     #[must_use]
     pub fn header_bytes(&self) -> u64 {
         let plain = self.headers.iter().map(|(name, value)| name.len() + value.len());
         let sensitive = self.sensitive_headers.iter().map(|(name, value)| name.len() + value.plain_bytes());
         let template = self.request.body.as_ref().map(|body| body.len());
         let filter = self.selection.filter.as_ref().map(|filter| filter.len());
-        plain.chain(sensitive).chain(template).chain(filter).map(|bytes| bytes as u64).sum()
+        let parameters = match &self.auth {
+            Some(EndpointAuth::OAuth2(client)) => &*client.parameters,
+            _ => &[],
+        };
+        let parameters = parameters.iter().map(|(name, value)| name.len() + value.len());
+        plain.chain(sensitive).chain(parameters).chain(template).chain(filter).map(|bytes| bytes as u64).sum()
     }
 
     /// The version that deliveries of a type are converted to.

@@ -143,4 +143,6 @@ pub struct OAuthClient {
     /// RFC 8707.
     pub resource: Option<Box<str>>,
     pub authentication: ClientAuthentication,
+    /// Further parameters of the token request, by name.
+    pub parameters: Vec<(Box<str>, Box<str>)>,
 }

@@ -135,6 +135,9 @@ fn token_form(client: &OAuthClient, secret: &str) -> String {
             form.append_pair(name, value);
         }
     }
+    for (name, value) in &client.parameters {
+        form.append_pair(name, value);
+    }
     if client.authentication == ClientAuthentication::Post {
         form.append_pair("client_id", &client.id).append_pair("client_secret", secret);
     }

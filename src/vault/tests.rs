@@ -34,6 +34,7 @@ fn endpoint() -> Endpoint {
             audience: None,
             resource: None,
             authentication: ClientAuthentication::Basic,
+            parameters: Vec::new(),
         })),
         ..crate::rules::tests::endpoint(1, "acme", &[])
     }

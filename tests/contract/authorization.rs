@@ -135,27 +135,29 @@ async fn client_may_authenticate_in_the_body() {
     auth["oauth2"]["clientAuthentication"] = json!("post");
     auth["oauth2"]["audience"] = json!("https://hooks.example/");
     auth["oauth2"]["resource"] = json!("urn:a b");
+    auth["oauth2"]["parameters"] = json!({"organization": "a&b", "X.login-hint": "c"});
     let made = endpoint(&daemon, &receiver, json!({"auth": auth})).await;
     let shown = &made["auth"]["oauth2"];
     assert_eq!((&shown["clientAuthentication"], &shown["resource"]), (&json!("post"), &json!("urn:a b")));
+    assert_eq!(shown["parameters"], json!({"X.login-hint": "c", "organization": "a&b"}));
     publish(&daemon, json!({"type": "a", "data": 1})).await;
     assert_eq!(receiver.until(1).await[0].headers["authorization"], "Bearer token-0");
     let asked = tokens.got();
     assert_eq!(
         asked[0].body,
         "grant_type=client_credentials&scope=a+b&audience=https%3A%2F%2Fhooks.example%2F&resource=urn%3Aa+b\
-         &client_id=the+client&client_secret=hush%3Ahush"
+         &X.login-hint=c&organization=a%26b&client_id=the+client&client_secret=hush%3Ahush"
     );
     assert!(!asked[0].headers.contains_key("authorization"));
     // A change to Basic keeps the secret and drops the token.
-    let basic =
-        json!({"auth": {"oauth2": {"clientAuthentication": null, "resource": null, "audience": null}}});
+    let basic = json!({"auth": {"oauth2": {"clientAuthentication": null, "resource": null, "audience": null,
+        "parameters": {"X.login-hint": null, "organization": null, "audience": "urn:c"}}}});
     let (status, shown) = patched(&daemon, &made, basic).await;
     assert_eq!((status, &shown["auth"]["oauth2"]["clientAuthentication"]), (200, &json!("basic")), "{shown}");
     publish(&daemon, json!({"type": "a", "data": 1})).await;
     assert_eq!(receiver.until(2).await[1].headers["authorization"], "Bearer token-1");
     let again = &tokens.got()[1];
-    assert_eq!(again.body, "grant_type=client_credentials&scope=a+b");
+    assert_eq!(again.body, "grant_type=client_credentials&scope=a+b&audience=urn%3Ac");
     assert!(again.headers["authorization"].starts_with("Basic "));
 }
 
@@ -272,9 +274,39 @@ async fn bad_authorization_error_points_to_the_member() {
         assert_eq!((status, &problem["errors"][0]["pointer"]), (422, &json!(place)), "{auth}: {problem}");
         assert!(!problem.to_string().contains(&long), "{problem}");
     }
+    refuse_bad_parameters(&daemon).await;
     for headers in ["headers", "sensitiveHeaders"] {
         let body = json!({"url": "http://127.0.0.1:9000/", headers: {"Authorization": "x"}, "auth": basic("u", "p")});
         let (status, problem, _) = daemon.call("POST", "/endpoints", &[], &body.to_string()).await;
         assert_eq!((status, &problem["errors"][0]["pointer"]), (422, &json!("/auth")), "{problem}");
+    }
+}
+
+/// Parameters that Balto sets itself, in any case, and those out of bounds.
+async fn refuse_bad_parameters(daemon: &Daemon) {
+    let place = |name: &str| format!("/auth/oauth2/parameters/{name}");
+    let many: serde_json::Map<_, _> = (0..17).map(|number| (format!("n{number}"), json!("v"))).collect();
+    let large: serde_json::Map<_, _> =
+        (0..5).map(|number| (format!("n{number}"), json!("v".repeat(1_000)))).collect();
+    let all = place("").trim_end_matches('/').to_owned();
+    let mut rows = vec![(json!(many), all.clone()), (json!(large), all.clone()), (json!([]), all)];
+    let long = "n".repeat(65);
+    let own = ["grant_type", "Client_ID", "client_secret", "scope", "RESOURCE", "client_assertion_type"];
+    for name in own.into_iter().chain(["audience", "", "a b", "a=b", "ü", &long]) {
+        rows.push((json!({name: "v"}), place(name)));
+    }
+    for value in [json!(""), json!("a\nb"), json!("v".repeat(1_025)), json!(1), json!(null)] {
+        rows.push((json!({"name": value}), place("name")));
+    }
+    for (parameters, expected) in rows {
+        let client = json!({"tokenUrl": "http://127.0.0.1:9000/", "clientId": "a", "clientSecret": "b",
+            "audience": "c", "parameters": parameters});
+        let body = json!({"url": "http://127.0.0.1:9000/", "auth": {"oauth2": client}}).to_string();
+        let (status, problem, _) = daemon.call("POST", "/endpoints", &[], &body).await;
+        assert_eq!(
+            (status, &problem["errors"][0]["pointer"]),
+            (422, &json!(expected)),
+            "{parameters}: {problem}"
+        );
     }
 }

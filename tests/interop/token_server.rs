@@ -117,6 +117,7 @@ async fn client_secret_in_the_body_is_accepted() {
     let server = TokenServer::start(600, "client_secret_post");
     let mut endpoint = server.endpoint(SECRET);
     endpoint["auth"]["oauth2"]["clientAuthentication"] = json!("post");
+    endpoint["auth"]["oauth2"]["parameters"] = json!({"organization": "a&b=c+ü"});
     let made = daemon.post("/endpoints", &endpoint.to_string()).await;
     assert_eq!(delivered(&daemon).await["status"], "delivered");
     let log = server.log().await;
@@ -125,6 +126,7 @@ async fn client_secret_in_the_body_is_accepted() {
         (&json!(1), &json!(1), &json!(0)),
         "{log}"
     );
+    assert_eq!(log["organizations"], json!(["a&b=c+ü"]), "{log}");
     let path = format!("/endpoints/{}", made["id"].as_str().unwrap());
     let wrong = json!({"auth": {"oauth2": {"clientSecret": "another secret"}}}).to_string();
     assert_eq!(daemon.call("PATCH", &path, &[], &wrong).await.0, 200);

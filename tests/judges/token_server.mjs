@@ -9,7 +9,7 @@ const { default: Provider } = await import(require.resolve("oidc-provider"));
 
 const [lifetime, method] = [Number(process.argv[2]), process.argv[3]];
 const issued = [];
-const log = { tokens: 0, accepted: 0, rejected: 0, scopes: [], headers: 0 };
+const log = { tokens: 0, accepted: 0, rejected: 0, scopes: [], organizations: [], headers: 0 };
 
 const server = createServer();
 server.listen(0, "127.0.0.1", () => {
@@ -33,6 +33,11 @@ server.listen(0, "127.0.0.1", () => {
     issued.push(token);
     log.tokens += 1;
     log.scopes.push(token.scope);
+  });
+  // The body as the provider has parsed it.
+  provider.use(async (context, next) => {
+    await next();
+    if (context.oidc?.route === "token") log.organizations.push(context.oidc.body?.organization ?? null);
   });
   const oauth = provider.callback();
   server.on("request", async (request, response) => {

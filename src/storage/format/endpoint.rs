@@ -15,8 +15,8 @@ use super::record::LAYOUT;
 use crate::codec::{Reader, put_bytes, put_u8, put_u64, put_varint};
 use crate::domain::{
     Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointAuth, EndpointStatus,
-    EndpointTransport, EventSelection, EventType, Format, Handshake, Network, Ordering, Position,
-    QueueTarget, RateLimit, RequestShape, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
+    EndpointTransport, EventSelection, EventType, Format, Handshake, Network, OAuthClient, Ordering,
+    Position, QueueTarget, RateLimit, RequestShape, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
     SignatureScheme, VersionPin,
 };
 
@@ -162,6 +162,8 @@ const OPTION_LABELS: u8 = 23;
 const OPTION_AMQP: u8 = 24;
 /// Further members of a client of a token server: its authentication, resource?.
 const OPTION_TOKEN_REQUEST: u8 = 25;
+/// Further parameters (name, value) of the requests of a client of a token server.
+const OPTION_TOKEN_PARAMETERS: u8 = 26;
 
 /// Placeholder of an inherited retry policy.
 const NO_RETRY: RetryPolicy = RetryPolicy::Schedule(Vec::new());
@@ -221,17 +223,26 @@ fn put_endpoint_options(out: &mut Vec<u8>, endpoint: &Endpoint) {
         put_amqp(&mut bytes, target);
         options.push((OPTION_AMQP, bytes));
     }
-    if let Some(EndpointAuth::OAuth2(client)) = &endpoint.auth
-        && has_token_request(client)
-    {
-        let mut bytes = Vec::new();
-        put_token_request(&mut bytes, client);
-        options.push((OPTION_TOKEN_REQUEST, bytes));
+    if let Some(EndpointAuth::OAuth2(client)) = &endpoint.auth {
+        put_token_options(&mut options, client);
     }
     put_list(out, &options, |out, (tag, bytes)| {
         put_u8(out, *tag);
         put_bytes(out, bytes);
     });
+}
+
+fn put_token_options(options: &mut Vec<(u8, Vec<u8>)>, client: &OAuthClient) {
+    if has_token_request(client) {
+        let mut bytes = Vec::new();
+        put_token_request(&mut bytes, client);
+        options.push((OPTION_TOKEN_REQUEST, bytes));
+    }
+    if !client.parameters.is_empty() {
+        let mut bytes = Vec::new();
+        put_list(&mut bytes, &client.parameters, put_pair);
+        options.push((OPTION_TOKEN_PARAMETERS, bytes));
+    }
 }
 
 fn put_outgoing_options(options: &mut Vec<(u8, Vec<u8>)>, endpoint: &Endpoint) {
@@ -325,10 +336,9 @@ fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(
                 }
             }
             OPTION_AMQP => endpoint.transport = EndpointTransport::Amqp(get_amqp(&mut reader)?),
-            OPTION_TOKEN_REQUEST => {
+            OPTION_TOKEN_REQUEST | OPTION_TOKEN_PARAMETERS => {
                 let Some(EndpointAuth::OAuth2(client)) = &mut endpoint.auth else { return Err(unknown) };
-                get_token_request(&mut reader, client)?;
-                if !has_token_request(client) {
+                if !get_token_option(tag, &mut reader, client)? {
                     return Err(unknown);
                 }
             }
@@ -337,6 +347,16 @@ fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(
         reader.finish()?;
     }
     Ok(())
+}
+
+/// Whether the option sets a value.
+fn get_token_option(tag: u8, reader: &mut Reader<'_>, client: &mut OAuthClient) -> Result<bool, CodecError> {
+    if tag == OPTION_TOKEN_REQUEST {
+        get_token_request(reader, client)?;
+        return Ok(has_token_request(client));
+    }
+    client.parameters = get_list(reader, 2, get_pair)?;
+    Ok(!client.parameters.is_empty())
 }
 
 /// Pinned versions: a list of type and version; an empty version is the latest.

@@ -102,6 +102,7 @@ pub(super) fn get_auth(r: &mut Reader<'_>) -> Result<EndpointAuth, CodecError> {
             audience: get_option(r, get_text)?,
             resource: None,
             authentication: ClientAuthentication::Basic,
+            parameters: Vec::new(),
         })),
         found => Err(CodecError::UnknownValue { what: "authorization", found: u64::from(found) }),
     }
@@ -179,6 +180,7 @@ pub(super) mod tests {
             audience: None,
             resource: None,
             authentication: ClientAuthentication::Basic,
+            parameters: Vec::new(),
         };
         Endpoint {
             signatures: vec![
@@ -197,6 +199,15 @@ pub(super) mod tests {
         if let Some(EndpointAuth::OAuth2(client)) = &mut endpoint.auth {
             client.authentication = ClientAuthentication::Post;
             client.resource = Some("urn:a".into());
+        }
+        endpoint
+    }
+
+    /// An endpoint whose client sends a further parameter.
+    pub(crate) fn parametric_endpoint(endpoint: Endpoint) -> Endpoint {
+        let mut endpoint = sample_endpoint(endpoint);
+        if let Some(EndpointAuth::OAuth2(client)) = &mut endpoint.auth {
+            client.parameters = vec![("a".into(), "1".into())];
         }
         endpoint
     }

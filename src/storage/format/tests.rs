@@ -19,7 +19,7 @@ use crate::storage::format::endpoint::{get_handshake, put_handshake};
 use crate::storage::format::event_type::tests::{sample_type, type_with_rules};
 use crate::storage::format::exchange::tests::{bare_exchange, exchange};
 use crate::storage::format::job::tests::work_records;
-use crate::storage::format::outgoing::tests::{posting_endpoint, sample_endpoint};
+use crate::storage::format::outgoing::tests::{parametric_endpoint, posting_endpoint, sample_endpoint};
 use crate::storage::format::selection_tests::{labelled_event, sample_selection};
 use crate::storage::format::source::tests::sample_source;
 
@@ -396,10 +396,10 @@ fn endpoints_with_options() -> Vec<Record> {
     let broker = Endpoint { transport: EndpointTransport::Amqp(target), ..endpoint() };
     let named = Endpoint { uid: Some("crm.main".parse().unwrap()), ..endpoint() };
     let selective = Endpoint { selection: sample_selection(), ..endpoint() };
-    let posting = posting_endpoint(endpoint());
+    let (posting, parametric) = (posting_endpoint(endpoint()), parametric_endpoint(endpoint()));
     [
         full, github, pending, certified, partly, open, inside, alone, queue, pinned, outgoing, basic, svix,
-        named, selective, broker, posting,
+        named, selective, broker, posting, parametric,
     ]
     .map(|endpoint| Record::EndpointPut(Arc::new(endpoint)))
     .into()
@@ -509,6 +509,7 @@ fn unknown_or_unordered_endpoint_options_are_rejected() {
         &[2, 2, 0, 1, 0],
         &[1, 2, 0],
         &[1, 25, 2, 2, 0],
+        &[1, 26, 5, 1, 1, 0x61, 1, 0x31],
     ] {
         let bytes = [head, options].concat();
         assert!(decode(&bytes).is_err(), "{options:?}");
@@ -565,6 +566,8 @@ fn golden_bytes_of_options() {
     assert_eq!(hex(&broker[plain.len() - 1..]), "01180b04706574730403616c6c01");
     let posting = encoded(&endpoints_with_options()[16]);
     assert!(hex(&posting).ends_with("190802010575726e3a61"), "{}", hex(&posting));
+    let parametric = encoded(&endpoints_with_options()[17]);
+    assert!(hex(&parametric).ends_with("1a050101610131"), "{}", hex(&parametric));
 }
 
 fn unhex(line: &str) -> Vec<u8> {

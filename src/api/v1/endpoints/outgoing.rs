@@ -1,6 +1,6 @@
 //! The members of an endpoint's request: `signature`, `request` and `auth`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use schemars::JsonSchema;
@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::settings::{SIGNATURES, Words, parse_word, word_of};
 use crate::api::http::body::object;
 use crate::api::http::problem::{Errors, pointer};
+use crate::api::http::unique::members;
 use crate::api::text::Word;
 use crate::domain::{
     ClientAuthentication, CustomSignature, Endpoint, EndpointAuth, OAuthClient, RequestMethod, RequestShape,
@@ -301,6 +302,12 @@ pub struct OAuthInput {
     /// request body. Default: `basic`.
     #[schemars(extend("enum" = ["basic", "post", null]))]
     client_authentication: Option<String>,
+    /// Further parameters of the token request, at most 16 with 4 KiB in all. Names have 1 to 64
+    /// characters of `[A-Za-z0-9_.-]`. Not `grant_type`, `scope`, `resource`, `client_id`,
+    /// `client_secret` and `client_assertion...`; not `audience` beside the member of this name.
+    #[serde(default, deserialize_with = "members", skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxProperties" = 16))]
+    parameters: Option<BTreeMap<String, String>>,
 }
 
 impl fmt::Debug for OAuthInput {
@@ -335,6 +342,46 @@ pub(in crate::api::v1) fn check_auth_text(text: &str, bytes_min: usize, errors: 
     }
 }
 
+fn pair(name: &str, value: &str) -> (Box<str>, Box<str>) {
+    (name.into(), value.into())
+}
+
+/// Parameters of a token request that Balto sets itself. Some servers ignore the case of names.
+const OWN_PARAMETERS: [&str; 5] = ["grant_type", "client_id", "client_secret", "scope", "resource"];
+/// Start of the names of another client authentication (RFC 7521).
+const ASSERTION: &str = "client_assertion";
+
+fn check_parameters<'a>(
+    parameters: impl Iterator<Item = (&'a String, &'a String)> + Clone,
+    has_audience: bool,
+    errors: &mut Errors,
+) {
+    const AT: &str = "/auth/oauth2/parameters";
+    if parameters.clone().count() > limits::TOKEN_PARAMETERS_MAX {
+        errors.push(AT, format!("at most {} parameters", limits::TOKEN_PARAMETERS_MAX));
+    }
+    let bytes: usize = parameters.clone().map(|(name, value)| name.len() + value.len()).sum();
+    if bytes > limits::TOKEN_PARAMETERS_BYTES_MAX {
+        errors.push(AT, format!("at most {} bytes in all", limits::TOKEN_PARAMETERS_BYTES_MAX));
+    }
+    for (name, value) in parameters.take(limits::TOKEN_PARAMETERS_MAX) {
+        let location = pointer(AT, name);
+        let is_character = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+        let lower = name.to_ascii_lowercase();
+        if !(1..=limits::TOKEN_PARAMETER_NAME_BYTES_MAX).contains(&name.len())
+            || !name.bytes().all(is_character)
+        {
+            let most = limits::TOKEN_PARAMETER_NAME_BYTES_MAX;
+            errors.push(&location, format!("a name has 1 to {most} characters of `[A-Za-z0-9_.-]`"));
+        } else if OWN_PARAMETERS.contains(&&*lower) || lower.starts_with(ASSERTION) {
+            errors.push(&location, "Balto sets this parameter itself");
+        } else if has_audience && lower == "audience" {
+            errors.push(&location, "is also set by the member `audience`");
+        }
+        check_auth_text(value, 1, errors, &location);
+    }
+}
+
 impl AuthInput {
     /// The caller checks the token URL.
     pub(super) fn check(&self, errors: &mut Errors) -> Option<AuthSettings> {
@@ -364,6 +411,9 @@ impl AuthInput {
                     let location = pointer("/auth/oauth2", name);
                     text.into_iter().for_each(|text| check_auth_text(text, 1, errors, &location));
                 }
+                let parameters = client.parameters.as_ref();
+                check_parameters(parameters.into_iter().flatten(), client.audience.is_some(), errors);
+                let parameters = parameters.into_iter().flatten();
                 let auth = EndpointAuth::OAuth2(OAuthClient {
                     token_url: client.token_url.as_str().into(),
                     id: client.client_id.as_str().into(),
@@ -377,6 +427,7 @@ impl AuthInput {
                         client.client_authentication.as_deref(),
                         CLIENT_AUTHENTICATIONS,
                     ),
+                    parameters: parameters.map(|(name, value)| pair(name, value)).collect(),
                 });
                 let has_secret = client.client_secret.is_some();
                 Some(AuthSettings { auth, has_secret, secret_at: "/auth/oauth2/clientSecret" })
@@ -404,6 +455,11 @@ impl AuthInput {
                     audience: client.audience.as_ref().map(ToString::to_string),
                     resource: client.resource.as_ref().map(ToString::to_string),
                     client_authentication: Some(client.authentication.as_str().to_owned()),
+                    parameters: (!client.parameters.is_empty()).then(|| {
+                        let text =
+                            |(name, value): &(Box<str>, Box<str>)| (name.to_string(), value.to_string());
+                        client.parameters.iter().map(text).collect()
+                    }),
                 }),
             },
         }
