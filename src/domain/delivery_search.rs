@@ -1,7 +1,7 @@
 //! The conditions of lists and jobs on the last attempt and the ids of deliveries.
 
 use super::closed_list::closed_list;
-use super::{ClosedList, ErrorClass, EventId, LastAttempt, Network};
+use super::{ClosedList, ErrorClass, EventId, LastAttempt, Network, Position};
 
 closed_list! {
     /// The reader of a response. Tenants must not see replies from the operator's network.
@@ -110,6 +110,21 @@ pub struct DeliverySearch {
     pub last_attempt: Option<LastAttemptFilter>,
     /// An id of a delivery, an event or an endpoint, or the start of a generated id.
     pub id_start: Option<EventId>,
+}
+
+/// The meaning of an id or of the start of one, once it was looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdMeaning {
+    /// The id of the event at this position.
+    Event(Position),
+    /// The start of ids of events from the first to the second position.
+    Events(Position, Position),
+    /// The start of ids of deliveries.
+    Deliveries,
+    /// The start of ids of endpoints.
+    Endpoints,
+    /// Nothing has such an id.
+    Nothing,
 }
 
 #[cfg(test)]

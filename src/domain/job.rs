@@ -1,7 +1,9 @@
 //! Jobs: bulk work that an operator started, done in steps that survive a restart.
 
 use super::closed_list::closed_list;
-use super::{Actor, DeadReason, DeliverySearch, EndpointNumber, JobId, Pattern, Position, Tenant, Timestamp};
+use super::{
+    Actor, DeadReason, DeliverySearch, EndpointNumber, IdMeaning, JobId, Pattern, Position, Tenant, Timestamp,
+};
 
 closed_list! {
     /// The work of a job. The word is the operation that starts it.
@@ -39,6 +41,10 @@ pub struct JobSelection {
     pub only_undelivered: bool,
     /// Of dead letters.
     pub search: DeliverySearch,
+    /// The meaning of the search's id at the start of the job: an event that is published later,
+    /// with an id that its publisher chose, does not change it. `None` without an id, and for jobs
+    /// of earlier versions.
+    pub id_meaning: Option<IdMeaning>,
 }
 
 /// Start of a job's next step: everything that it covers from there on is strictly older.

@@ -44,7 +44,7 @@ pub use delivery::{
     Attempt, AttemptRef, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DeliveryStatus, DueKey,
     ErrorClass, Hold, Network, Next, Progress, ReceiverAnswer, Trigger, Verdict,
 };
-pub use delivery_search::{Audience, DeliverySearch, LastAttemptFilter, ShownClass};
+pub use delivery_search::{Audience, DeliverySearch, IdMeaning, LastAttemptFilter, ShownClass};
 pub use endpoint::{
     Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, EndpointStatusName, Format,
     Handshake, Ordering, PolicyDefaults, RateLimit, Reservation, RetryPolicy, Sealed, Secret, SecretKind,

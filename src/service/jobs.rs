@@ -20,7 +20,8 @@ use crate::outbox::registry::KnownJob;
 use crate::outbox::unit::{Command, Outcome};
 use crate::projections::reads::Cursor;
 use crate::service::bulk::deliveries_per_step;
-use crate::service::pages::cut;
+use crate::service::pages::{Pages, cut};
+use crate::service::search::Searches;
 use crate::service::types::Scope;
 
 mod steps;
@@ -117,7 +118,7 @@ impl Jobs<'_> {
     /// # Errors
     /// When a read failed.
     pub async fn count(self, new: &NewJob) -> Result<u64, ChangeError> {
-        self.count_all(&self.draft(new)).await
+        self.count_all(&self.draft(new).await?).await
     }
 
     /// Begins a job with its first step. The commit stores the response.
@@ -126,7 +127,7 @@ impl Jobs<'_> {
     /// When too many jobs run, the first step would exceed a quota, or a read or the commit failed.
     /// Nothing is changed then.
     pub async fn start(self, new: &NewJob, keyed: Option<Keyed<Job>>) -> Result<Arc<Job>, ChangeError> {
-        let mut job = self.draft(new);
+        let mut job = self.draft(new).await?;
         job.count = self.count_all(&job).await?;
         let job = self.advance(&job, &job.progress, StepNumber::First(keyed)).await?;
         self.0.metrics().job_step(job.kind);
@@ -137,7 +138,7 @@ impl Jobs<'_> {
         Ok(job)
     }
 
-    fn draft(self, new: &NewJob) -> Job {
+    async fn draft(self, new: &NewJob) -> Result<Job, Unavailable> {
         let last = self.0.outbox_of(Home::All).journal().last_position();
         let cursor = match new.kind {
             // Later events are not past ones.
@@ -151,7 +152,7 @@ impl Jobs<'_> {
         };
         let tenant = new.tenant.clone().or_else(|| new.selection.endpoint.and_then(of_endpoint));
         let at = self.0.now().wall;
-        Job {
+        let mut job = Job {
             id: self.0.new_id("job_").parse().expect("a ULID contains only letters and digits"),
             number: Position(0),
             kind: new.kind,
@@ -162,7 +163,11 @@ impl Jobs<'_> {
             rate: new.rate,
             selection: new.selection.clone(),
             progress: JobProgress::begin(cursor.map(Into::into), at),
-        }
+        };
+        let filter = Pages(self.0).with_owners(steps::filter(&job));
+        let meaning = Searches(self.0).meaning(&job.selection.search, &filter).await?;
+        job.selection.id_meaning = meaning;
+        Ok(job)
     }
 
     /// Makes the next step of a job that runs. Returns the number of deliveries of the step.

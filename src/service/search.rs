@@ -14,7 +14,9 @@ use ulid::Ulid;
 
 use crate::context::Context;
 use crate::context::home::Home;
-use crate::domain::{DeliveryKey, DeliverySearch, EndpointNumber, Event, Position, Tenant, Timestamp};
+use crate::domain::{
+    DeliveryKey, DeliverySearch, EndpointNumber, Event, IdMeaning, Position, Tenant, Timestamp,
+};
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
 use crate::projections::reads::{EndpointChoice, Filter};
@@ -36,41 +38,83 @@ pub(crate) fn has_id_start(event: &Event, start: Option<&str>) -> bool {
     start.is_none_or(|start| event.id.as_str().starts_with(start))
 }
 
+/// The events of a queue of all tenants are anywhere.
+fn scope_of(filter: &Filter) -> Scope {
+    Scope(filter.tenant.clone().filter(|tenant| !tenant.is_every()))
+}
+
 impl Searches<'_> {
-    /// Adds the conditions of a search to a filter. `None` if no delivery has such an id. An id
-    /// that a publisher chose is that of the filter's tenant or endpoint, or of the default tenant.
+    /// Adds the conditions of a search to a filter. `None` if no delivery has such an id.
     ///
     /// # Errors
     /// When the outbox is unavailable.
     pub async fn narrow(
         self,
         search: &DeliverySearch,
-        mut filter: Filter,
+        filter: Filter,
     ) -> Result<Option<Filter>, Unavailable> {
-        filter.last_attempt = search.last_attempt;
-        let Some(text) = &search.id_start else { return Ok(Some(filter)) };
-        // The events of a queue of all tenants are anywhere.
-        let scope = Scope(filter.tenant.clone().filter(|tenant| !tenant.is_every()));
-        let tenant = self.tenant_of(&filter);
+        let meaning = self.meaning(search, &filter).await?;
+        Ok(self.with_meaning(search, meaning, filter))
+    }
+
+    /// Looks an id up. One that a publisher chose is that of the filter's tenant or endpoint, or of
+    /// the default tenant. `None` for a search without an id.
+    ///
+    /// # Errors
+    /// When the outbox is unavailable.
+    pub(crate) async fn meaning(
+        self,
+        search: &DeliverySearch,
+        filter: &Filter,
+    ) -> Result<Option<IdMeaning>, Unavailable> {
+        let Some(text) = &search.id_start else { return Ok(None) };
+        let scope = scope_of(filter);
+        let tenant = self.tenant_of(filter);
         if let Some((position, _)) = Events(self.0).find(&scope, &tenant, text).await? {
-            filter.positions = Some((position, position));
-            return Ok(Some(filter));
+            return Ok(Some(IdMeaning::Event(position)));
         }
         let text = text.as_str();
         if let Some(digits) = text.strip_prefix("dlv_") {
-            let Some((events, endpoints)) = delivery_range(digits) else { return Ok(None) };
-            (filter.positions, filter.endpoints) = (Some(events), Some(endpoints));
-            return Ok(Some(filter));
+            let is_known = delivery_range(digits).is_some();
+            return Ok(Some(if is_known { IdMeaning::Deliveries } else { IdMeaning::Nothing }));
         }
         if let Some(range) = text.strip_prefix("evt_").and_then(ulid_times) {
-            filter.positions = self.accepted_between(range).await?;
-            filter.event_id_start = Some(text.into());
-            return Ok(Some(filter).filter(|filter| filter.positions.is_some()));
+            let found = self.accepted_between(range).await?;
+            let events = |(first, last)| IdMeaning::Events(first, last);
+            return Ok(Some(found.map_or(IdMeaning::Nothing, events)));
         }
-        let endpoints = self.endpoints(&scope, text);
-        let is_empty = endpoints.is_empty();
-        filter.endpoints = Some(EndpointChoice::Listed(Arc::new(endpoints)));
-        Ok(Some(filter).filter(|_| !is_empty))
+        let is_known = !self.endpoints(&scope, text).is_empty();
+        Ok(Some(if is_known { IdMeaning::Endpoints } else { IdMeaning::Nothing }))
+    }
+
+    /// Adds the conditions of a search, whose id has this meaning, to a filter. `None` if no
+    /// delivery has such an id.
+    pub(crate) fn with_meaning(
+        self,
+        search: &DeliverySearch,
+        meaning: Option<IdMeaning>,
+        mut filter: Filter,
+    ) -> Option<Filter> {
+        filter.last_attempt = search.last_attempt;
+        let text = search.id_start.as_ref().map_or("", |start| start.as_str());
+        match meaning {
+            None => {}
+            Some(IdMeaning::Event(position)) => filter.positions = Some((position, position)),
+            Some(IdMeaning::Events(first, last)) => {
+                filter.positions = Some((first, last));
+                filter.event_id_start = Some(text.into());
+            }
+            Some(IdMeaning::Deliveries) => {
+                let (events, endpoints) = text.strip_prefix("dlv_").and_then(delivery_range)?;
+                (filter.positions, filter.endpoints) = (Some(events), Some(endpoints));
+            }
+            Some(IdMeaning::Endpoints) => {
+                let endpoints = self.endpoints(&scope_of(&filter), text);
+                filter.endpoints = Some(EndpointChoice::Listed(Arc::new(endpoints)));
+            }
+            Some(IdMeaning::Nothing) => return None,
+        }
+        Some(filter)
     }
 
     fn tenant_of(self, filter: &Filter) -> Tenant {

@@ -139,6 +139,38 @@ async fn job_continues_after_a_kill_and_cancelled_one_does_not() {
     verify(data.path());
 }
 
+/// During the job, a publisher chooses an id for an event that is the start of other ids.
+#[tokio::test]
+async fn id_of_a_running_job_keeps_its_meaning() {
+    let data = tempfile::tempdir().unwrap();
+    let mut daemon = keyed(data.path()).await;
+    daemon.key = Some(ADMIN.to_owned());
+    let endpoint = paused(&daemon, "default").await;
+    publish_past(&daemon, "default", 9).await;
+    assert_eq!(admin(&daemon, "DELETE", &format!("/endpoints/{endpoint}"), Value::Null).await.0, 204);
+    daemon.until("/dead-letters", |letters| list(letters).len() == 9).await;
+    let id = text(&list(&daemon.get("/events?limit=1").await)[0], "id");
+    let start = &id[.."evt_01M".len()];
+    let (status, started) =
+        admin(&daemon, "POST", "/dead-letters/purge", json!({"q": start, "rate": 4})).await;
+    let members = [&started["count"], &started["done"], &started["status"]];
+    assert_eq!((status, members), (202, [&json!(9), &json!(4), &json!("running")]), "{started}");
+    let chosen = json!({"type": "none", "data": 1, "id": start});
+    assert_eq!(admin(&daemon, "POST", "/events", chosen).await.0, 202);
+    daemon.kill();
+    let mut daemon = keyed(data.path()).await;
+    daemon.key = Some(ADMIN.to_owned());
+    let path = format!("/jobs/{}", text(&started, "id"));
+    let ended = daemon.until(&path, |job| job["status"] != "running").await;
+    assert_eq!((&ended["done"], &ended["filter"]["q"]), (&json!(9), &json!(start)), "{ended}");
+    assert_eq!(list(&daemon.get("/dead-letters").await).len(), 0);
+    // A new job finds the event.
+    let body = json!({"q": start, "dryRun": true});
+    assert_eq!(admin(&daemon, "POST", "/dead-letters/purge", body).await.1["count"], 0);
+    assert_eq!(daemon.terminate(), Some(0));
+    verify(data.path());
+}
+
 #[tokio::test]
 async fn jobs_are_listed_and_hidden_from_other_tenants() {
     let data = tempfile::tempdir().unwrap();

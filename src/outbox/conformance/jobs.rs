@@ -8,7 +8,7 @@ use super::compare::{Moment, same};
 use super::oracle::Oracle;
 use super::work::Work;
 use crate::domain::{
-    ActOutcome, Actor, Audience, AuditEntry, DeliverySearch, Job, JobCursor, JobKind, JobProgress,
+    ActOutcome, Actor, Audience, AuditEntry, DeliverySearch, IdMeaning, Job, JobCursor, JobKind, JobProgress,
     JobSelection, JobStatus, LastAttemptFilter, Position, Record, Role, Timestamp,
 };
 use crate::outbox::ReadModel;
@@ -134,7 +134,13 @@ impl<S: Store> Work<S> {
         let status = self.percent(20).then_some(500);
         let last_attempt = LastAttemptFilter::new(status, None, Audience::Operator);
         let id_start = self.percent(20).then(|| "evt_1".parse().expect("a legal id"));
-        JobSelection { search: DeliverySearch { last_attempt, id_start }, ..JobSelection::default() }
+        let meaning = id_start.is_some() && self.percent(50);
+        let id_meaning = meaning.then(|| IdMeaning::Events(Position(1), Position(self.random.u64(1..9))));
+        JobSelection {
+            search: DeliverySearch { last_attempt, id_start },
+            id_meaning,
+            ..JobSelection::default()
+        }
     }
 
     fn job_progress(&mut self) -> JobProgress {

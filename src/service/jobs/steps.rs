@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Jobs, StepNumber, party, step_limit};
 use crate::context::home::Home;
 use crate::domain::{
-    DeliveryKey, EndpointNumber, Job, JobKind, JobProgress, Record, Tenant, Timestamp, Trigger,
+    DeliveryKey, EndpointNumber, Job, JobKind, JobProgress, JobSelection, Record, Tenant, Timestamp, Trigger,
 };
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
@@ -52,7 +52,7 @@ fn cursor(progress: &JobProgress) -> Option<Cursor> {
 }
 
 /// The filter of a job's deliveries or events.
-fn filter(job: &Job) -> Filter {
+pub(super) fn filter(job: &Job) -> Filter {
     let selection = &job.selection;
     let filter = Filter {
         tenant: job.tenant.clone(),
@@ -140,7 +140,12 @@ impl Jobs<'_> {
     ) -> Result<(Vec<DeliveryKey>, Option<Cursor>), Unavailable> {
         let is_queue = job.kind == JobKind::PurgeQueue;
         let filter = Pages(self.0).with_owners(filter(job));
-        let filter = Searches(self.0).narrow(&job.selection.search, filter).await?;
+        let JobSelection { search, id_meaning, .. } = &job.selection;
+        let filter = match id_meaning {
+            // Of an earlier version.
+            None => Searches(self.0).narrow(search, filter).await?,
+            meaning => Searches(self.0).with_meaning(search, *meaning, filter),
+        };
         let Some(filter) = filter else { return Ok((Vec::new(), None)) };
         let wanted = filter.clone();
         let read = move |state: &dyn ReadModel| {

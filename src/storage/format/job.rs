@@ -8,10 +8,10 @@ use super::fields::{
     CodecError, get_bool, get_coded, get_list, get_name, get_number, get_option, get_owner, get_text,
     get_time, put_list, put_option, put_text, put_time,
 };
-use super::record::SEARCH_JOB_LAYOUT;
+use super::record::{MEANING_JOB_LAYOUT, SEARCH_JOB_LAYOUT};
 use crate::codec::{Reader, put_bytes, put_u8, put_u16, put_varint};
 use crate::domain::{
-    ActOutcome, Actor, Audience, AuditEntry, DeliverySearch, Job, JobCursor, JobKind, JobProgress,
+    ActOutcome, Actor, Audience, AuditEntry, DeliverySearch, IdMeaning, Job, JobCursor, JobKind, JobProgress,
     JobSelection, JobStatus, LastAttemptFilter, Position, Record, Role, ShownClass,
 };
 
@@ -30,7 +30,8 @@ fn get_actor(r: &mut Reader<'_>) -> Result<Actor, CodecError> {
 }
 
 fn put_selection(out: &mut Vec<u8>, selection: &JobSelection) {
-    let JobSelection { endpoint, types, reason, since, until, only_undelivered, search: _ } = selection;
+    let JobSelection { endpoint, types, reason, since, until, only_undelivered, search: _, id_meaning: _ } =
+        selection;
     put_option(out, endpoint.as_ref(), |out, endpoint| put_varint(out, u64::from(endpoint.0)));
     put_list(out, types, |out, pattern| put_text(out, pattern.as_str()));
     put_option(out, reason.as_ref(), |out, reason| put_u8(out, reason.code()));
@@ -48,6 +49,7 @@ fn get_selection(r: &mut Reader<'_>) -> Result<JobSelection, CodecError> {
         until: get_option(r, get_time)?,
         only_undelivered: get_bool(r)?,
         search: DeliverySearch::default(),
+        id_meaning: None,
     })
 }
 
@@ -74,6 +76,35 @@ fn get_search(r: &mut Reader<'_>) -> Result<DeliverySearch, CodecError> {
 
 /// A search without conditions is not written.
 const EMPTY_SEARCH: CodecError = CodecError::UnknownValue { what: "search of a job", found: 0 };
+
+/// 1 event (position), 2 events (first, last), 3 deliveries, 4 endpoints, 5 nothing.
+fn put_id_meaning(out: &mut Vec<u8>, meaning: IdMeaning) {
+    match meaning {
+        IdMeaning::Event(position) => {
+            put_u8(out, 1);
+            put_varint(out, position.0);
+        }
+        IdMeaning::Events(first, last) => {
+            put_u8(out, 2);
+            put_varint(out, first.0);
+            put_varint(out, last.0);
+        }
+        IdMeaning::Deliveries => put_u8(out, 3),
+        IdMeaning::Endpoints => put_u8(out, 4),
+        IdMeaning::Nothing => put_u8(out, 5),
+    }
+}
+
+fn get_id_meaning(r: &mut Reader<'_>) -> Result<IdMeaning, CodecError> {
+    Ok(match r.get_u8()? {
+        1 => IdMeaning::Event(Position(r.get_varint()?)),
+        2 => IdMeaning::Events(Position(r.get_varint()?), Position(r.get_varint()?)),
+        3 => IdMeaning::Deliveries,
+        4 => IdMeaning::Endpoints,
+        5 => IdMeaning::Nothing,
+        found => return Err(CodecError::UnknownValue { what: "meaning of an id", found: u64::from(found) }),
+    })
+}
 
 fn put_progress(out: &mut Vec<u8>, progress: &JobProgress) {
     let JobProgress { status, done, cursor, at, error } = progress;
@@ -125,6 +156,9 @@ pub(super) fn put_job(out: &mut Vec<u8>, job: &Job) {
     put_progress(out, progress);
     if selection.search != DeliverySearch::default() {
         put_search(out, &selection.search);
+        if let Some(meaning) = selection.id_meaning {
+            put_id_meaning(out, meaning);
+        }
     }
 }
 
@@ -143,6 +177,12 @@ pub(super) fn get_job(r: &mut Reader<'_>, layout: u8) -> Result<Arc<Job>, CodecE
     };
     if layout >= SEARCH_JOB_LAYOUT {
         job.selection.search = get_search(r)?;
+    }
+    if layout >= MEANING_JOB_LAYOUT {
+        if job.selection.search.id_start.is_none() {
+            return Err(EMPTY_SEARCH);
+        }
+        job.selection.id_meaning = Some(get_id_meaning(r)?);
     }
     Ok(Arc::new(job))
 }
@@ -215,6 +255,7 @@ pub(super) mod tests {
                 until: Some(time(900)),
                 only_undelivered: true,
                 search: DeliverySearch::default(),
+                id_meaning: None,
             },
             progress: progress(),
         }
@@ -225,6 +266,19 @@ pub(super) mod tests {
         let search = DeliverySearch { last_attempt, id_start: id_start.map(|id| id.parse().unwrap()) };
         Job { selection: JobSelection { search, ..job().selection }, ..job() }
     }
+
+    fn resolved_job(meaning: IdMeaning) -> Job {
+        let job = searching_job(None, Some("evt_1"));
+        Job { selection: JobSelection { id_meaning: Some(meaning), ..job.selection }, ..job }
+    }
+
+    const MEANINGS: [(IdMeaning, &str); 5] = [
+        (IdMeaning::Event(Position(300)), "01ac02"),
+        (IdMeaning::Events(Position(1), Position(300)), "0201ac02"),
+        (IdMeaning::Deliveries, "03"),
+        (IdMeaning::Endpoints, "04"),
+        (IdMeaning::Nothing, "05"),
+    ];
 
     pub(in crate::storage::format) fn bare_job() -> Job {
         Job {
@@ -287,6 +341,9 @@ pub(super) mod tests {
             Record::Audited(Arc::new(bare_audit_entry())),
             Record::Audited(Arc::new(AuditEntry { address: None, ..audit_entry() })),
         ];
+        for (meaning, _) in MEANINGS {
+            all.push(Record::JobPut(Arc::new(resolved_job(meaning))));
+        }
         for kind in JobKind::ALL {
             all.push(Record::JobPut(Arc::new(Job { kind, ..bare_job() })));
         }
@@ -321,6 +378,11 @@ pub(super) mod tests {
             let (tag, fields) = ("1b02", &plain[4..]);
             let bytes = hex(&Record::JobPut(Arc::new(job)));
             assert!(bytes.starts_with(&format!("{tag}{fields}{golden}")), "{bytes}");
+        }
+        for (meaning, golden) in MEANINGS {
+            let bytes = hex(&Record::JobPut(Arc::new(resolved_job(meaning))));
+            let id = "056576745f31";
+            assert!(bytes.starts_with("1b03") && bytes.ends_with(&format!("{id}{golden}")), "{bytes}");
         }
         for (what, search) in [("no condition", &[0, 0][..]), ("no status and class", &[1, 0, 0, 1, 0])] {
             assert_eq!(get_search(&mut Reader::new(search)), Err(EMPTY_SEARCH), "{what}");

@@ -39,7 +39,7 @@
 //! | 24 | `LeasesExtended` | queue, leases (event, lease), until, at |
 //! | 25 | `TypePut` | name, description, compatibility, transitive, versions (version, schema, deprecated, sunset?, examples), migrations (from, to, patch), created at, updated at, revision, state rules (layout 2 only) |
 //! | 26 | `TypeDeleted` | name, at |
-//! | 27 | `JobPut` | id, number, kind, tenant?, started by (actor), started at, count, rate?, selection (endpoint?, types, reason?, since?, until?, only undelivered), progress, search (layout 2 only: last attempt? (status?, class? (0: no reply), audience), id start?) |
+//! | 27 | `JobPut` | id, number, kind, tenant?, started by (actor), started at, count, rate?, selection (endpoint?, types, reason?, since?, until?, only undelivered), progress, search (from layout 2: last attempt? (status?, class? (0: no reply), audience), id start?), meaning of its id (layout 3 only: 1 event (position), 2 events (first, last), 3 deliveries, 4 endpoints, 5 nothing) |
 //! | 28 | `JobMoved` | number, progress (status, done, cursor? (position, endpoint, event), at, error?) |
 //! | 29 | `Audited` | at, actor (key?, role, tenant?), action, target?, tenant?, address? (4 or 16 bytes), outcome |
 //! | 30 | `SourcePut` | kind (1 AMQP), name, URL, user name, password (sealed), queue, type of queue, exchange?, bindings, declares, prefetch, tenant (1 fixed, 2 header), format, stream header?, ordering key header?, fate of invalid messages, recognition of repetitions, status, created at, updated at, revision |
@@ -91,8 +91,11 @@ pub(super) const ERASED_EVENT_LAYOUT: u8 = 2;
 pub(super) const LABELLED_EVENT_LAYOUT: u8 = 3;
 /// Layout version of consumers with pins. Layout 1, of all other consumers, has no pins.
 pub(super) const PINNED_CONSUMER_LAYOUT: u8 = 2;
-/// Layout version of jobs with a search. Layout 1, of all other jobs, has no search.
+/// Layout version of jobs with a search. Layout 1, of jobs without one, has no search.
 pub(super) const SEARCH_JOB_LAYOUT: u8 = 2;
+/// Layout version of jobs whose search has an id, whose meaning follows the search. Layout 2 stays
+/// readable with an id, too.
+pub(super) const MEANING_JOB_LAYOUT: u8 = 3;
 /// Layout version of types with state rules, which follow the fields of layout 1.
 pub(super) const STATE_TYPE_LAYOUT: u8 = 2;
 /// Layout version of ends of leases with a lost answer. Layout 1, of all others, has none.
@@ -330,7 +333,7 @@ fn layout_of(tag: u8) -> Option<u8> {
         KEY_PUT => Some(KEY_LAYOUT),
         EVENT_ACCEPTED => Some(LABELLED_EVENT_LAYOUT),
         CONSUMER_PUT => Some(PINNED_CONSUMER_LAYOUT),
-        JOB_PUT => Some(SEARCH_JOB_LAYOUT),
+        JOB_PUT => Some(MEANING_JOB_LAYOUT),
         TYPE_PUT => Some(STATE_TYPE_LAYOUT),
         LEASES_ENDED => Some(LOST_ANSWER_LAYOUT),
         EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=SOURCE_DELETED => Some(LAYOUT),
@@ -353,6 +356,7 @@ fn written_layout(record: &Record) -> u8 {
         Record::EventAccepted(event) if event.labels.is_empty() => LAYOUT,
         Record::ConsumerPut(consumer) if consumer.versions.is_empty() => LAYOUT,
         Record::JobPut(job) if job.selection.search == DeliverySearch::default() => LAYOUT,
+        Record::JobPut(job) if job.selection.id_meaning.is_none() => SEARCH_JOB_LAYOUT,
         Record::TypePut(definition) if definition.state.is_none() => LAYOUT,
         Record::LeasesEnded { ends, .. } if !has_lost_answer(ends) => LAYOUT,
         _ => layout_of(record_tag(record)).expect("every record has a layout"),

@@ -17,7 +17,7 @@ use crate::api::v1::PercentilesBody;
 use crate::api::v1::jobs::handlers::start;
 use crate::api::v1::jobs::model::{StartedBody, check_rate};
 use crate::api::v1::lists;
-use crate::domain::{DeliverySearch, Endpoint, EndpointId, JobKind, JobSelection, Tenant, Timestamp};
+use crate::domain::{Endpoint, EndpointId, JobKind, JobSelection, Tenant, Timestamp};
 use crate::service::Endpoints;
 use crate::service::jobs::NewJob;
 use crate::service::types::{CircuitState, LaneView, WaitReason};
@@ -158,11 +158,10 @@ pub(in crate::api::v1) async fn replay_to(
     let selection = JobSelection {
         endpoint: Some(endpoint.number),
         types: patterns,
-        reason: None,
         since,
         until,
         only_undelivered: input.only_undelivered.unwrap_or(false),
-        search: DeliverySearch::default(),
+        ..JobSelection::default()
     };
     start(call, NewJob { kind, tenant: Some(endpoint.tenant.clone()), selection, rate }, input.dry_run).await
 }
