@@ -25,6 +25,7 @@
 //! | [`sources`] | brokers whose messages become events | HTTP |
 //! | [`api`] | HTTP shape, authentication, status codes | the outbox |
 //! | `nearest` | which known name is nearest to an unknown one | anything |
+//! | `quantity` | a count with its noun, singular or plural | anything |
 //! | `panics` | which panics end the process | anything |
 //! | `unique_json` | JSON values without duplicate members | their meaning |
 //! | [`templates`] | bodies that endpoints describe | where its output goes |
@@ -111,6 +112,7 @@ mod nearest;
 pub mod outbox;
 mod panics;
 pub mod projections;
+mod quantity;
 pub mod rules;
 pub mod schemas;
 pub mod service;

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::output::{ProgressLine, Session, harmless, line_async, note_async};
 use super::stop::Stop;
+use crate::quantity::quantity;
 use target::{Sink, Target};
 
 /// Back up all data of a running daemon.
@@ -81,7 +82,7 @@ impl BackupArgs {
         let text = if as_json {
             harmless(&json!({"path": path, "bytes": bytes, "position": position}).to_string())
         } else {
-            format!("{path}: {bytes} bytes, up to position {position}")
+            format!("{path}: {}, up to position {position}", quantity(bytes, "byte", "bytes"))
         };
         if on_standard_output {
             note_async(text).await;

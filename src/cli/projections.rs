@@ -7,6 +7,7 @@ use clap::Subcommand;
 use serde_json::Value;
 
 use super::output::{Column, ProgressLine, Session};
+use crate::quantity::quantity;
 
 const COLUMNS: &[Column] = &[
     Column("NAME", &["/name"]),
@@ -67,7 +68,8 @@ async fn until_rebuilt(session: &Session, name: &str) -> anyhow::Result<()> {
         let rebuild = &known["rebuild"];
         match rebuild["status"].as_str() {
             Some("running") => {
-                progress.show(format!("rebuilding: {} of {} records", rebuild["done"], rebuild["total"]));
+                let total = quantity(rebuild["total"].as_u64().unwrap_or_default(), "record", "records");
+                progress.show(format!("rebuilding: {} of {total}", rebuild["done"]));
             }
             Some("completed") => return session.show(&known.to_string()),
             Some(_) => bail!("the rebuild failed: {}", rebuild["error"].as_str().unwrap_or("unknown cause")),

@@ -14,6 +14,7 @@ use super::{Findings, ServeOptions, make_files_private};
 use crate::config::SecretsKey;
 use crate::context::clock;
 use crate::maintenance::backup::{self, BackupKey, BackupTrust, RestoreReport};
+use crate::quantity::quantity;
 use crate::storage::WorkProgress;
 use crate::vault::Vault;
 
@@ -89,7 +90,7 @@ pub fn restore(from: &Path, directory: &Path, wanted: &RestoreKeys) -> anyhow::R
     let RestoreReport { records, last, authenticated } = restored?;
     let remark = (!authenticated).then(|| UNAUTHENTICATED.to_owned());
     let path = directory.display().to_string();
-    let words = format!("{path}: {records} records, up to position {last}");
+    let words = format!("{path}: {}, up to position {last}", quantity(records, "record", "records"));
     let json = json!({"path": path, "records": records, "position": last.0});
     Ok(Findings { words, json, is_good: true, remark })
 }

@@ -14,6 +14,7 @@ use crate::domain::Sealed;
 use crate::maintenance::verify::{
     Problems, StateCheck, VerificationReport, VerifyError, VerifyProblem, VerifyStage, verify as check,
 };
+use crate::quantity::quantity;
 use crate::vault::{self, SealContext, Vault, VaultKeyId};
 
 /// Checks the data directory of a stopped daemon. Of the configuration only the secrets key is
@@ -63,13 +64,18 @@ fn run(directory: &Path, scratch: &Path) -> Result<VerificationReport, VerifyErr
 fn as_text(report: &VerificationReport) -> String {
     let journal = &report.journal;
     let mut words = format!(
-        "journal: {} segments, {} frames, {} records, {} bytes, up to position {}",
-        journal.segments, journal.frames, journal.records, journal.bytes, report.last
+        "journal: {}, {}, {}, {}, up to position {}",
+        quantity(journal.segments, "segment", "segments"),
+        quantity(journal.frames, "frame", "frames"),
+        quantity(journal.records, "record", "records"),
+        quantity(journal.bytes, "byte", "bytes"),
+        report.last
     );
     if journal.torn_bytes > 0 {
         let torn = journal.torn_bytes;
         words.push_str(&format!(
-            "\njournal: {torn} bytes of an incomplete commit at the end; the next start removes them"
+            "\njournal: {} of an incomplete commit at the end; the next start removes them",
+            quantity(torn, "byte", "bytes")
         ));
     }
     words.push_str("\nstate: ");
@@ -80,7 +86,8 @@ fn as_text(report: &VerificationReport) -> String {
         }
         StateCheck::NotCompared => "not compared with the journal".to_owned(),
         StateCheck::Compared { applied, rows } => {
-            format!("{rows} entries compared with the journal up to position {applied}")
+            let rows = quantity(rows, "entry", "entries");
+            format!("{rows} compared with the journal up to position {applied}")
         }
     });
     words

@@ -107,7 +107,7 @@ async fn prune(daemon: &Daemon, data: &tempfile::TempDir) {
     let file = write(data, "tenant = 'acme'\n[[endpoints]]\nuid = 'crm'\n");
     let refused = balto(daemon, &["apply", "-f", &file, "--prune"]);
     assert_eq!(refused.code, 2, "{}", refused.out);
-    assert!(refused.err.contains("would delete 1 endpoints: add --yes"), "{}", refused.err);
+    assert!(refused.err.contains("would delete 1 endpoint: add --yes"), "{}", refused.err);
     let pruned = balto(daemon, &["apply", "-f", &file, "--prune", "--yes"]);
     assert_eq!(
         pruned.out, "- endpoint acme/erp\n0 created, 0 changed, 1 deleted, 1 unchanged.\n",

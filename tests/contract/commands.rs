@@ -269,7 +269,7 @@ async fn commands_accept_a_uid_and_every_member() {
     let published = balto(&daemon, &["events", "publish", file.to_str().unwrap()]);
     assert_eq!(published.code, 1, "{}", published.err);
     assert!(published.err.contains("event 2: ") && published.err.contains("/type: "), "{}", published.err);
-    assert_eq!(published.out, "1 events are accepted, 1 are rejected\n");
+    assert_eq!(published.out, "1 event is accepted, 1 is rejected\n");
     let replay = ["endpoints", "replay", "crm.main", "--since", "1h", "--type", "a"];
     // Its delivery waits at the paused endpoint.
     assert_eq!(answer_of(&daemon, &replay)["count"], 0);

@@ -51,10 +51,11 @@ fn outbox_is_reached_by_the_home_of_the_data() {
 }
 
 /// A layer and its permitted imports.
-const LAYERS: [(&str, &[&str]); 26] = [
+const LAYERS: [(&str, &[&str]); 27] = [
     ("limits", &[]),
     ("nearest", &[]),
     ("panics", &[]),
+    ("quantity", &[]),
     ("codec", &[]),
     ("unique_json", &[]),
     ("domain", &["limits"]),
@@ -138,6 +139,7 @@ const LAYERS: [(&str, &[&str]); 26] = [
         &[
             "limits",
             "panics",
+            "quantity",
             "domain",
             "rules",
             "context",
@@ -154,7 +156,7 @@ const LAYERS: [(&str, &[&str]); 26] = [
             "vault",
         ],
     ),
-    ("cli", &["limits", "nearest", "domain", "rules", "config", "courier", "daemon"]),
+    ("cli", &["limits", "nearest", "quantity", "domain", "rules", "config", "courier", "daemon"]),
 ];
 
 #[test]

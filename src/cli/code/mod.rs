@@ -19,6 +19,7 @@ use serde_json::{Map, Value};
 use super::client::Error;
 use super::output::{Session, clean, note};
 use super::usage;
+use crate::quantity::quantity;
 use document::{Document, suggestion};
 pub(super) use export::ExportArgs;
 pub(super) use plan::{ChangePlan, PlanStep, ResourceKind, Wanted};
@@ -173,8 +174,8 @@ async fn unwanted(session: &Session, document: &Document) -> anyhow::Result<Vec<
 fn confirm(unwanted: &[PlanStep]) -> anyhow::Result<()> {
     if !std::io::stdin().is_terminal() {
         return Err(usage(format!(
-            "--prune would delete {} endpoints: add --yes, or look with --dry-run",
-            unwanted.len()
+            "--prune would delete {}: add --yes, or look with --dry-run",
+            quantity(unwanted.len(), "endpoint", "endpoints")
         )));
     }
     for step in unwanted {
@@ -183,8 +184,8 @@ fn confirm(unwanted: &[PlanStep]) -> anyhow::Result<()> {
         }
     }
     note(&format!(
-        "Delete {} endpoints? Their pending deliveries become dead letters. [y/N]",
-        unwanted.len()
+        "Delete {}? Pending deliveries become dead letters. [y/N]",
+        quantity(unwanted.len(), "endpoint", "endpoints")
     ));
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer).context("cannot read the answer")?;

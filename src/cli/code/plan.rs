@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::compare::{MASK, MemberChange, difference, masked};
 use crate::cli::client::{Client, Error};
 use crate::cli::output::{Session, clean, colour, json_line, line, note};
+use crate::quantity::quantity;
 
 /// A kind of resource, in the order of creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,7 +199,7 @@ impl ChangePlan {
             self.print_end(dry_run, &outcome)?;
         }
         let failed = outcome.failures.len();
-        anyhow::ensure!(failed == 0, "{failed} of {} steps failed", self.steps.len());
+        anyhow::ensure!(failed == 0, "{failed} of {} failed", quantity(self.steps.len(), "step", "steps"));
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use crate::cli::output::{ProgressLine, Session, clean, json_line, line, note};
 use crate::cli::usage;
 use crate::limits::{BATCH_BYTES_MAX, BATCH_EVENTS_MAX};
+use crate::quantity::quantity;
 
 /// Bytes of a batch besides its events: the member `events` and its brackets.
 const FRAME_BYTES: usize = 64;
@@ -87,16 +88,18 @@ impl PublishArgs {
                     "--atomic takes at most {BATCH_EVENTS_MAX} events and {BATCH_BYTES_MAX} bytes"
                 )));
             }
-            post(session, &batch, self.atomic, &mut posted)
-                .await
-                .with_context(|| format!("after {} accepted events", posted.accepted))?;
-            progress.show(format!("{} events", posted.accepted + posted.rejected));
+            post(session, &batch, self.atomic, &mut posted).await.with_context(|| {
+                format!("after {}", quantity(posted.accepted, "accepted event", "accepted events"))
+            })?;
+            progress.show(quantity(posted.accepted + posted.rejected, "event", "events"));
         }
         drop(progress);
         if !session.json {
-            line(&format!("{} events are accepted, {} are rejected", posted.accepted, posted.rejected))?;
+            let accepted = quantity(posted.accepted, "event is", "events are");
+            line(&format!("{accepted} accepted, {} rejected", quantity(posted.rejected, "is", "are")))?;
         }
-        anyhow::ensure!(posted.rejected == 0, "{} events are rejected", posted.rejected);
+        let rejected = quantity(posted.rejected, "event is", "events are");
+        anyhow::ensure!(posted.rejected == 0, "{rejected} rejected");
         Ok(())
     }
 }
@@ -225,7 +228,7 @@ mod tests {
         std::fs::write(&file, "{\"a\": 1.0}\n2").unwrap();
         let session = Session { client: Client::new(&url, None).unwrap(), json: false };
         let error = PublishArgs { file, atomic: true }.run(&session).await.unwrap_err();
-        assert_eq!(error.to_string(), "1 events are rejected");
+        assert_eq!(error.to_string(), "1 event is rejected");
         let request = task.await.unwrap().remove(0);
         assert!(request.ends_with(r#"{"events":[{"a": 1.0},2],"atomic":true}"#), "{request}");
     }
