@@ -68,8 +68,6 @@ pub(crate) struct FoldedStates {
     cached: Mutex<CachedStates>,
     /// Folds in progress: each has a state in memory.
     folds: FairSemaphore<Party>,
-    /// Folds use the processors in turns.
-    turns: FairSemaphore<Party>,
 }
 
 #[derive(Default)]
@@ -113,12 +111,7 @@ impl CachedStates {
 
 impl Default for FoldedStates {
     fn default() -> Self {
-        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self {
-            cached: Mutex::default(),
-            folds: FairSemaphore::new(limits::STATE_FOLDS_MAX),
-            turns: FairSemaphore::new(processors.div_ceil(2)),
-        }
+        Self { cached: Mutex::default(), folds: FairSemaphore::new(limits::STATE_FOLDS_MAX) }
     }
 }
 
@@ -130,11 +123,6 @@ impl FoldedStates {
     /// Waits until a party may have one more state in memory.
     pub(crate) async fn fold(&self, party: &Party) -> FairTurn<Party> {
         self.folds.turn(party).await
-    }
-
-    /// Waits for the turn of a party to fold some events.
-    pub(crate) async fn turn(&self, party: &Party) -> FairTurn<Party> {
-        self.turns.turn(party).await
     }
 
     /// The number of the tenant's erasures so far, for [`Self::insert`].

@@ -99,6 +99,8 @@ struct Shared {
     tenant_rates: TenantRates,
     /// Held from a read of deliveries to the commit of a change that depends on the read.
     exclusive: FairSemaphore<Party>,
+    /// Long computations for requests have turns on half of the processors.
+    processors: FairSemaphore<Party>,
     waits: Waits,
     consumers: Arc<ConsumerWatch>,
     erasure_requested: Notify,
@@ -135,6 +137,7 @@ impl Context {
         let settings = ArcSwap::from_pointee(settings);
         let (tenant_rates, exclusive) = (TenantRates::default(), FairSemaphore::new(1));
         let waits = Waits::default();
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let shared = Shared {
             outbox,
             environment,
@@ -145,6 +148,7 @@ impl Context {
             signals,
             tenant_rates,
             exclusive,
+            processors: FairSemaphore::new(processors.div_ceil(2)),
             waits,
             consumers: Arc::default(),
             erasure_requested: Notify::new(),
@@ -228,6 +232,12 @@ impl Context {
 
     pub(crate) fn converted_events(&self) -> &ConvertedEvents {
         &self.shared.converted_events
+    }
+
+    /// Waits for the turn of a party to compute. The threads of the daemon find a processor beside
+    /// any number of computations.
+    pub(crate) async fn processor_turn(&self, party: &Party) -> FairTurn<Party> {
+        self.shared.processors.turn(party).await
     }
 
     pub(crate) fn folded_states(&self) -> &FoldedStates {

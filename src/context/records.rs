@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use crate::context::Context;
 use crate::context::home::Home;
-use crate::domain::{Event, Position, Record};
+use crate::domain::{Event, Party, Position, Record};
 use crate::failpoints::{self, Bound};
 use crate::limits;
 use crate::outbox::draft::Unavailable;
@@ -27,6 +27,21 @@ impl Context {
         });
         self.shared.environment.reads.run(read).await;
         result.await.map_err(|_| Unavailable::Stopping)
+    }
+
+    /// Runs a long computation on a blocking thread, in the turn of a party. It keeps its turn
+    /// when its caller has gone.
+    pub(crate) async fn compute<R: Send + 'static>(
+        &self,
+        party: &Party,
+        work: impl FnOnce() -> R + Send + 'static,
+    ) -> Result<R, Unavailable> {
+        let turn = self.processor_turn(party).await;
+        self.blocking(move || {
+            let _turn = turn;
+            work()
+        })
+        .await
     }
 
     /// The record at a position; `None` if it was removed or damaged.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use crate::context::Context;
-use crate::domain::{Endpoint, Event, EventId, EventSelection, Pattern, Position, Record, Tenant, Timestamp};
+use crate::domain::{
+    Endpoint, Event, EventId, EventSelection, Party, Pattern, Position, Record, Tenant, Timestamp,
+};
 use crate::filters::{CompiledFilter, EventContent, parse_stored};
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
@@ -139,6 +141,7 @@ impl Filters<'_> {
         limit: usize,
     ) -> Result<FilterTrial, Unavailable> {
         let tenant = Some(endpoint.tenant.clone());
+        let party = Party::of(tenant.as_ref());
         let filter = Filter { tenant: tenant.clone(), since, ..Filter::default() };
         let wanted = Arc::new(StoredSelection::new(self.0, endpoint, &endpoint.event_types));
         let (mut trial, mut after, mut left) = (FilterTrial::default(), None, limit);
@@ -162,7 +165,7 @@ impl Filters<'_> {
                 }
                 Ok(judged)
             };
-            for (is_wanted, event) in self.0.blocking(judge).await?? {
+            for (is_wanted, event) in self.0.compute(&party, judge).await?? {
                 trial.scanned += 1;
                 trial.count += usize::from(is_wanted);
                 trial.oldest = Some(event.accepted_at);

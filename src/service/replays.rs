@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::context::Context;
 use crate::context::responses::Keyed;
 use crate::domain::{
-    DeliveryKey, DeliveryState, EndpointId, EndpointNumber, EventId, Position, Tenant, Trigger,
+    DeliveryKey, DeliveryState, EndpointId, EndpointNumber, EventId, Party, Position, Tenant, Trigger,
 };
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
@@ -68,7 +68,7 @@ impl Replays<'_> {
     }
 
     /// The past events of a step that a replay delivers, and the start of the next step. Their
-    /// selection works on a blocking thread.
+    /// selection works in the turn of its tenant.
     pub(crate) async fn find(
         self,
         range: &PastRange,
@@ -87,7 +87,7 @@ impl Replays<'_> {
             }
             Ok((selected, found.next))
         };
-        self.0.blocking(select).await?
+        self.0.compute(&Party::of(range.filter.tenant.as_ref()), select).await?
     }
 
     /// The deliveries of these events that are still to be made.

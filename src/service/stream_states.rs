@@ -105,7 +105,7 @@ impl StreamStates<'_> {
                 ..StreamRead::default()
             };
             // Before the read, so that few pages are in memory.
-            let turn = cache.turn(&scope.party()).await;
+            let turn = self.0.processor_turn(&scope.party()).await;
             let page = Streams(self.0).read(tenant, stream, wanted).await?;
             if page.events.is_empty() {
                 let reason = format!("stream {stream} has no version {}", fold.version + 1);

@@ -7,14 +7,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::jobs::NewJob;
 use super::types::Scope;
-use super::{DeadLetters, Deliveries, Endpoints, Events, Replays};
+use super::{DeadLetters, Deliveries, Endpoints, Events, Jobs, Replays};
 use crate::context::clock::{Clock, SystemSource};
 use crate::context::environment::{BlockingPool, Environment, FileReads};
 use crate::context::{Context, Settings};
 use crate::courier::{Courier, CourierSettings};
 use crate::delivery::{Dispatcher, assemble};
-use crate::domain::{DeadReason, DeliveryKey, PolicyDefaults, Quotas, Record, RetryPolicy, Tenant};
+use crate::domain::{
+    DeadReason, DeliveryKey, JobKind, JobSelection, PolicyDefaults, Quotas, Record, RetryPolicy, Tenant,
+};
 use crate::metrics::Metrics;
 use crate::outbox::draft::{ChangeError, EventDraft};
 use crate::outbox::{AdmissionLimits, Outbox};
@@ -32,6 +35,22 @@ impl FileReads for CountedReads {
     async fn run(&self, read: Box<dyn FnOnce() + Send>) {
         self.0.fetch_add(1, SeqCst);
         BlockingPool.run(read).await;
+    }
+}
+
+/// Counts the blocking calls at once.
+#[derive(Default)]
+struct ConcurrentReads {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+#[async_trait]
+impl FileReads for ConcurrentReads {
+    async fn run(&self, read: Box<dyn FnOnce() + Send>) {
+        self.most.fetch_max(self.now.fetch_add(1, SeqCst) + 1, SeqCst);
+        BlockingPool.run(read).await;
+        self.now.fetch_sub(1, SeqCst);
     }
 }
 
@@ -69,6 +88,24 @@ fn context_with_reads(reads: Arc<dyn FileReads>) -> (Context, Dispatcher, tempfi
     let (vault, metrics) = (Arc::new(Vault::new([])), Arc::new(Metrics::new()));
     let (context, dispatcher) = assemble(opened, environment, vault, Clock::default(), metrics, settings);
     (context, dispatcher, directory)
+}
+
+#[tokio::test]
+async fn replays_at_once_use_half_of_the_processors() {
+    let reads = Arc::new(ConcurrentReads::default());
+    let (context, _dispatcher, _directory) = context_with_reads(reads.clone());
+    let endpoint = crate::rules::tests::endpoint(1, "acme", &[]);
+    let number = Endpoints(&context).create(endpoint, None).await.unwrap().number;
+    let selection = JobSelection { endpoint: Some(number), ..JobSelection::default() };
+    let tenant = Some("acme".parse().unwrap());
+    let replay = NewJob { kind: JobKind::ReplayEndpoint, tenant, selection, rate: None };
+    let counts = (0..64).map(|_| Jobs(&context).count(&replay));
+    for count in futures_util::future::join_all(counts).await {
+        assert_eq!(count, Ok(0));
+    }
+    let processors = std::thread::available_parallelism().unwrap().get();
+    let most = reads.most.load(SeqCst);
+    assert!((1..=processors.div_ceil(2)).contains(&most), "{most} of {processors} processors");
 }
 
 #[tokio::test]
