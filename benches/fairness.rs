@@ -11,16 +11,14 @@
 mod support;
 
 use std::collections::HashMap;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use support::{ChildGuard, answering, connect, free_port, judge, message_length};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use support::{answering, judge};
+use support::tenants::{ADMIN, Caller, Daemon, Probe, REQUESTS, percentiles};
+use tokio::net::TcpListener;
 
-const ADMIN: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 const TENANTS: usize = 1_000;
 const RUN: Duration = Duration::from_secs(10);
 /// Endpoints of the flooding tenant.
@@ -41,75 +39,13 @@ fn main() {
     });
 }
 
-struct Daemon {
-    port: u16,
-    _child: ChildGuard,
-    _data: tempfile::TempDir,
-}
-
-async fn daemon() -> Daemon {
-    let data = tempfile::tempdir().unwrap();
-    let port = free_port();
-    let child = Command::new(env!("CARGO_BIN_EXE_balto"))
-        .args(["serve", "--data-dir"])
-        .arg(data.path())
-        .env("BALTO__SERVER__API_LISTEN", format!("127.0.0.1:{port}"))
-        .env("BALTO__SERVER__OPS_LISTEN", format!("127.0.0.1:{}", free_port()))
-        .env("BALTO__AUTH__ADMIN_KEY", ADMIN)
-        .env("BALTO__EGRESS__ALLOW_HTTP", "true")
-        .env("BALTO__EGRESS__ALLOW_NETWORKS", "127.0.0.0/8")
-        .env("BALTO__HANDSHAKE__ORIGIN", "balto.example.com")
-        .env("BALTO__LOG__LEVEL", "error")
-        .spawn();
-    connect(port).await;
-    Daemon { port, _child: ChildGuard(child.unwrap()), _data: data }
-}
-
-/// A caller with its key and its connection.
-struct Caller {
-    stream: TcpStream,
-    key: String,
-}
-
-impl Caller {
-    async fn new(port: u16, key: &str) -> Self {
-        Self { stream: connect(port).await, key: key.to_owned() }
-    }
-
-    async fn call(&mut self, line: &str, headers: &str, body: &str) -> (u16, String) {
-        let (key, length) = (&self.key, body.len());
-        let request = format!(
-            "{line} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\n{headers}content-length: {length}\r\n\r\n{body}"
-        );
-        self.stream.write_all(request.as_bytes()).await.unwrap();
-        let mut buffer = Vec::new();
-        while message_length(&buffer).is_none() {
-            assert!(self.stream.read_buf(&mut buffer).await.unwrap() > 0, "the connection was closed");
-        }
-        let text = String::from_utf8_lossy(&buffer).into_owned();
-        let status = text.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, text.split_once("\r\n\r\n").unwrap().1.to_owned())
-    }
-
-    async fn expect(&mut self, status: u16, line: &str, headers: &str, body: &str) -> String {
-        let (found, answer) = self.call(line, headers, body).await;
-        assert_eq!(found, status, "{line}: {answer}");
-        answer
-    }
-
-    async fn key_for(&mut self, tenant: &str) -> String {
-        let body = format!(r#"{{"role":"admin","tenant":"{tenant}"}}"#);
-        let made = self.expect(201, "POST /v1/keys", "", &body).await;
-        made.split_once(r#""secret":"#).unwrap().1.split('"').nth(1).unwrap().to_owned()
-    }
-}
-
 /// Posts, reads and deliveries of a tenant.
 #[derive(Clone, Copy, Default)]
 struct Counts([u64; 3]);
 
 async fn equal_tenants() {
-    let daemon = daemon().await;
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
     let counts: Arc<Mutex<HashMap<String, Counts>>> = Arc::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let target = listener.local_addr().unwrap();
@@ -127,7 +63,7 @@ async fn equal_tenants() {
     let mut callers = Vec::new();
     for number in 0..TENANTS {
         let name = format!("t{number}");
-        let key = operator.key_for(&name).await;
+        let key = operator.key_for("admin", &name).await;
         let mut caller = Caller::new(daemon.port, &key).await;
         let endpoint = format!(r#"{{"url":"http://{target}/{name}"}}"#);
         caller.expect(201, "POST /v1/endpoints", "", &endpoint).await;
@@ -169,79 +105,18 @@ async fn equal_tenants() {
     judge(within, "each tenant is within 20 % of the mean");
 }
 
-/// Latencies of one tenant by request, in milliseconds.
-struct Probe {
-    daemon: u16,
-    key: String,
-    received: Arc<Mutex<HashMap<u64, Instant>>>,
-    last: u64,
-}
-
-const REQUESTS: [&str; 4] = ["plain post", "post with a key", "list after an own post", "delivery"];
-
-impl Probe {
-    async fn run(&mut self) -> [Vec<f64>; 4] {
-        let mut caller = Caller::new(self.daemon, &self.key).await;
-        let mut taken: [Vec<f64>; 4] = Default::default();
-        for _ in 0..PROBES {
-            self.last += 1;
-            let number = self.last;
-            let started = Instant::now();
-            let body = format!(r#"{{"type":"a.b","data":{{"number":{number}}}}}"#);
-            caller.expect(202, "POST /v1/events", "", &body).await;
-            taken[0].push(millis(started));
-            let listed = Instant::now();
-            caller.expect(200, "GET /v1/events?limit=1", "", "").await;
-            taken[2].push(millis(listed));
-            let keyed = Instant::now();
-            let key = format!("idempotency-key: k{number}\r\n");
-            caller.expect(202, "POST /v1/events", &key, r#"{"type":"other","data":1}"#).await;
-            taken[1].push(millis(keyed));
-            let deadline = Instant::now() + support::WAIT_MAX;
-            let received = loop {
-                if let Some(at) = self.received.lock().unwrap().remove(&number) {
-                    break at;
-                }
-                assert!(Instant::now() < deadline, "a delivery is missing");
-                tokio::time::sleep(Duration::from_micros(200)).await;
-            };
-            taken[3].push((received - started).as_secs_f64() * 1e3);
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        taken
-    }
-}
-
-fn millis(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1e3
-}
-
-fn percentiles(mut taken: Vec<f64>) -> (f64, f64) {
-    taken.sort_unstable_by(f64::total_cmp);
-    (taken[taken.len() / 2], taken[taken.len() * 99 / 100])
-}
-
 async fn beside_a_flood() {
-    let daemon = daemon().await;
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
     let mut operator = Caller::new(daemon.port, ADMIN).await;
-    let (evil, good) = (operator.key_for("evil").await, operator.key_for("good").await);
-    let received: Arc<Mutex<HashMap<u64, Instant>>> = Arc::default();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let target = listener.local_addr().unwrap();
-    let kept = Arc::clone(&received);
-    tokio::spawn(answering(listener, move |request| {
-        kept.lock().unwrap().insert(support::number(request), Instant::now());
-        Some(200)
-    }));
-    let endpoint = format!(r#"{{"url":"http://{target}/","eventTypes":["a.b"]}}"#);
-    Caller::new(daemon.port, &good).await.expect(201, "POST /v1/endpoints", "", &endpoint).await;
+    let (evil, good) = (operator.key_for("admin", "evil").await, operator.key_for("admin", "good").await);
     let mut flooder = Caller::new(daemon.port, &evil).await;
     for _ in 0..FAN_OUT {
         let endpoint = r#"{"url":"http://127.0.0.1:39999/","eventTypes":["big"]}"#;
         flooder.expect(201, "POST /v1/endpoints", "", endpoint).await;
     }
-    let mut probe = Probe { daemon: daemon.port, key: good, received, last: 0 };
-    let alone = probe.run().await;
+    let mut probe = Probe::new(daemon.port, &good, false).await;
+    let alone = probe.run(|rounds| rounds == PROBES).await;
     let event = r#"{"type":"big","data":1,"deliverAt":"9999-01-01T00:00:00Z"}"#;
     let batch = format!(r#"{{"events":[{}]}}"#, [event; 100].join(","));
     let floods = (0..4).map(|_| {
@@ -258,12 +133,13 @@ async fn beside_a_flood() {
     });
     let floods: Vec<_> = floods.collect();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let beside = probe.run().await;
+    let beside = probe.run(|rounds| rounds == PROBES).await;
     floods.iter().for_each(tokio::task::JoinHandle::abort);
     let mut within = true;
     println!("\n| beside a fan-out to {FAN_OUT} endpoints | alone, ms p50 / p99 | beside | p99, times |");
     println!("|---|---|---|---|");
-    for ((what, alone), beside) in REQUESTS.into_iter().zip(alone).zip(beside) {
+    assert!(beside.failures.is_empty(), "{:?}", beside.failures);
+    for ((what, alone), beside) in REQUESTS.into_iter().zip(&alone.taken).zip(&beside.taken) {
         let ((low, high), (low_beside, high_beside)) = (percentiles(alone), percentiles(beside));
         let times = high_beside / high;
         println!("| {what} | {low:.2} / {high:.2} | {low_beside:.2} / {high_beside:.2} | {times:.1} |");

@@ -4,6 +4,8 @@
 #![allow(dead_code, clippy::print_stdout, reason = "each benchmark uses its part, and prints results")]
 
 pub(crate) mod broker;
+pub(crate) mod stage;
+pub(crate) mod tenants;
 
 use std::process::{Child, Command};
 use std::sync::Arc;
