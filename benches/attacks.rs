@@ -25,7 +25,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
-    clippy::cast_precision_loss,
     reason = "a benchmark ends on an error, and prints its results"
 )]
 
