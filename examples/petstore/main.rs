@@ -12,6 +12,7 @@
 //! | `worker.rs`, `notify.rs` | workers of a queue, whose handler fails and meets duplicates |
 //! | `search.rs` | a read model, fed by a consumer: rows and cursor in one transaction |
 //! | `versions.rs` | two versions of an event type, side by side |
+//! | `rabbit.rs` | orders over RabbitMQ, if `PETSTORE_AMQP_URL` has the URL of a broker |
 //! | `balto.rs` | Balto in this process, and a client for its API |
 //!
 //! `receiver.mjs` and `worker.mjs` are `webhook.rs` and `notify.rs` in plain Node.
@@ -22,6 +23,7 @@ mod balto;
 mod notify;
 mod orders;
 mod pets;
+mod rabbit;
 mod search;
 mod versions;
 mod webhook;
@@ -63,6 +65,10 @@ async fn story() -> anyhow::Result<()> {
     store.hear_from_the_shelter().await?;
     let duplicates = store.notify().await?;
     store.prove(duplicates).await?;
+    match std::env::var("PETSTORE_AMQP_URL") {
+        Ok(url) => store.sell_by_message(&url).await?,
+        Err(_) => println!("> To see orders over RabbitMQ, set PETSTORE_AMQP_URL=amqp://127.0.0.1:5672"),
+    }
     store.balto.stop_and_verify()?;
     println!("proof: Balto has stopped, and its files are whole");
     Ok(())
@@ -229,6 +235,18 @@ impl Store {
         }
         second.kill().await?;
         Ok(duplicates.len())
+    }
+
+    async fn sell_by_message(&self, url: &str) -> anyhow::Result<()> {
+        println!("> Fay orders Tom over RabbitMQ, and sends her message twice");
+        rabbit::open(self.client(), url).await?;
+        let mut fay = rabbit::Customer::connect(url).await?;
+        let order = json!({"orderId": "e-1", "customer": "Fay", "pet": "tom", "card": "4242"});
+        fay.order(&order).await?;
+        fay.order(&order).await?;
+        let steps = fay.steps_of("e-1").await?;
+        println!("  e-1: {}", steps.join(", "));
+        rabbit::prove(self.client(), "e-1", &steps).await
     }
 
     async fn prove(&self, duplicates: usize) -> anyhow::Result<()> {

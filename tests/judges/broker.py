@@ -3,7 +3,8 @@
 Usage: broker.py DIRECTORY PORT TLS_PORT DIST_PORT EPMD_PORT
 
 Reads the commands `kill`, `stop`, `start`, `alarm` and `clear`, one a line, and prints `done` after each. Prints `done` once the first
-start has answered a handshake. `ca.pem`, `cert.pem` and `key.pem` in the directory are the certificates of the TLS port.
+start has answered a handshake. `ca.pem`, `cert.pem` and `key.pem` in the directory are the certificates of the TLS port. Under
+the name `mutual.localhost` it requires a client certificate of that authority; under others it asks for none.
 """
 import os
 import pathlib
@@ -35,15 +36,16 @@ def prepare():
         "log.console = false",
         "log.file.level = warning",
     ]
+    terms = "[]."
     if (directory / "cert.pem").exists():
-        lines += [
-            f"listeners.ssl.default = 127.0.0.1:{tls_port}",
-            f"ssl_options.cacertfile = {directory / 'ca.pem'}",
-            f"ssl_options.certfile = {directory / 'cert.pem'}",
-            f"ssl_options.keyfile = {directory / 'key.pem'}",
-            "ssl_options.verify = verify_none",
-        ]
+        lines.append(f"listeners.ssl.default = 127.0.0.1:{tls_port}")
+        names = [("cacertfile", "ca.pem"), ("certfile", "cert.pem"), ("keyfile", "key.pem")]
+        files = ", ".join(f'{{{option}, "{directory / name}"}}' for option, name in names)
+        mutual = f"[{files}, {{verify, verify_peer}}, {{fail_if_no_peer_cert, true}}]"
+        names = f'{{sni_hosts, [{{"mutual.localhost", {mutual}}}]}}'
+        terms = f"[{{rabbit, [{{ssl_options, [{files}, {{verify, verify_none}}, {names}]}}]}}]."
     (directory / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
+    (directory / "advanced.config").write_text(terms + "\n")
 
 
 def environment():
@@ -60,6 +62,7 @@ def environment():
         "RABBITMQ_LOGS": str(directory / "log" / "broker.log"),
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
         "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq.conf"),
+        "RABBITMQ_ADVANCED_CONFIG_FILE": str(directory / "advanced.config"),
         "RABBITMQ_GENERATED_CONFIG_DIR": str(directory / "config"),
         "RABBITMQ_CONF_ENV_FILE": "/dev/null",
         "RABBITMQ_PID_FILE": str(directory / "pid"),

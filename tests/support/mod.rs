@@ -7,6 +7,7 @@ pub(crate) mod chaos;
 pub(crate) mod clock;
 pub(crate) mod judges;
 pub(crate) mod load;
+pub(crate) mod petstore;
 pub(crate) mod proxy;
 pub(crate) mod raw;
 

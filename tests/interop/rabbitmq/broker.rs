@@ -2,8 +2,9 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
@@ -19,9 +20,8 @@ struct Dialogue {
 }
 
 impl Dialogue {
-    fn start(script: &str, arguments: &[String]) -> Self {
-        let mut command = python("python");
-        command.arg(format!("tests/judges/{script}")).args(arguments);
+    fn start(mut program: Command, script: &str, arguments: &[String]) -> Self {
+        let command = program.arg(format!("tests/judges/{script}")).args(arguments);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         Self { child, input, output: BufReader::new(output) }
@@ -39,10 +39,19 @@ impl Dialogue {
     }
 }
 
+/// A client library of another author.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Library {
+    Pika,
+    Amqplib,
+}
+
 /// The broker. It ends with this process, because its input does.
 pub(super) struct Broker {
     control: Dialogue,
-    client: Dialogue,
+    pika: Dialogue,
+    /// Started at its first command.
+    amqplib: Option<Dialogue>,
     pub(super) port: u16,
     pub(super) tls_port: u16,
     pub(super) directory: TempDir,
@@ -73,10 +82,10 @@ impl Broker {
         let ports = [port, tls_port, dist_port, epmd_port].map(|port| port.to_string());
         let directory_text = directory.path().to_str().unwrap().to_owned();
         let arguments: Vec<_> = std::iter::once(directory_text).chain(ports).collect();
-        let mut control = Dialogue::start("broker.py", &arguments);
+        let mut control = Dialogue::start(python("python"), "broker.py", &arguments);
         assert_eq!(control.read().trim(), "done");
-        let client = Dialogue::start("amqp.py", &[port.to_string()]);
-        Self { control, client, port, tls_port, directory }
+        let pika = Dialogue::start(python("python"), "amqp.py", &[port.to_string()]);
+        Self { control, pika, amqplib: None, port, tls_port, directory }
     }
 
     /// Ends or starts the broker: `kill`, `stop`, `start`. Begins or ends its alarm about memory:
@@ -89,15 +98,33 @@ impl Broker {
         format!("amqp://127.0.0.1:{}/{vhost}", self.port)
     }
 
-    /// The client's answer to a command.
+    /// The answer of a library to a command.
+    fn answer(&mut self, library: Library, command: &Value) -> Value {
+        let client = match library {
+            Library::Pika => &mut self.pika,
+            Library::Amqplib => self.amqplib.get_or_insert_with(|| {
+                let mut node = Command::new(root().join("target/judges/node"));
+                node.current_dir(root());
+                Dialogue::start(node, "amqp.mjs", &[self.port.to_string()])
+            }),
+        };
+        serde_json::from_str(&client.ask(&command.to_string())).unwrap()
+    }
+
+    /// The answer of pika to a command.
     pub(super) fn try_ask(&mut self, command: &Value) -> Value {
-        serde_json::from_str(&self.client.ask(&command.to_string())).unwrap()
+        self.answer(Library::Pika, command)
+    }
+
+    /// The result of a command that must succeed, by pika.
+    pub(super) fn ask(&mut self, command: &Value) -> Value {
+        self.ask_by(Library::Pika, command)
     }
 
     /// The result of a command that must succeed.
-    pub(super) fn ask(&mut self, command: &Value) -> Value {
-        let mut answer = self.try_ask(command);
-        assert!(answer.get("error").is_none(), "{command}: {answer}");
+    pub(super) fn ask_by(&mut self, library: Library, command: &Value) -> Value {
+        let mut answer = self.answer(library, command);
+        assert!(answer.get("error").is_none(), "{library:?}: {command}: {answer}");
         answer["ok"].take()
     }
 
@@ -126,18 +153,27 @@ impl Broker {
     }
 }
 
-/// An authority, and a certificate of it for `localhost`.
+fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, name);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+/// An authority, its certificates for the broker and for a client, and a client certificate of a
+/// stranger.
 fn write_certificates(directory: &Path) {
-    let mut authority = rcgen::CertificateParams::default();
-    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let authority_key = rcgen::KeyPair::generate().unwrap();
-    let issued = authority.self_signed(&authority_key).unwrap();
-    let issuer = rcgen::Issuer::new(authority, authority_key);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let own = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-    let own = own.signed_by(&key, &issuer).unwrap();
-    for (name, text) in [("ca.pem", issued.pem()), ("cert.pem", own.pem()), ("key.pem", key.serialize_pem())]
-    {
-        std::fs::write(directory.join(name), text).unwrap();
-    }
+    let write = |name: &str, text: String| std::fs::write(directory.join(name), text).unwrap();
+    let issue = |authority: &CertifiedIssuer<'static, KeyPair>, names: &[&str], files: [&str; 2]| {
+        let key = KeyPair::generate().unwrap();
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let issued = CertificateParams::new(names).unwrap().signed_by(&key, authority).unwrap();
+        write(files[0], issued.pem());
+        write(files[1], key.serialize_pem());
+    };
+    let (own, stranger) = (authority("own"), authority("stranger"));
+    write("ca.pem", own.pem());
+    issue(&own, &["localhost", "mutual.localhost"], ["cert.pem", "key.pem"]);
+    issue(&own, &["client"], ["client.pem", "client-key.pem"]);
+    issue(&stranger, &["client"], ["stranger.pem", "stranger-key.pem"]);
 }
