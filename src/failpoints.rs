@@ -33,6 +33,8 @@ pub(crate) enum Bound {
     ClosedEndpointsChecked,
     BackupBytes,
     TailBytes,
+    ComputeTurns,
+    StateCacheBytes,
     EndedJobs,
 }
 
@@ -139,6 +141,10 @@ pub(crate) enum Mutation {
     EraseForgets,
     /// An erasure is complete before the content has left the files.
     KeepErasedBytes,
+    /// An erasure leaves the cached states of streams with the content.
+    KeepErasedStates,
+    /// A change of the state rules leaves the cached states of streams.
+    KeepStatesOfOldRules,
     /// Events of registered types are not counted.
     ForgetTypeUsage,
     /// An event without labels reaches endpoints with labels.

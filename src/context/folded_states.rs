@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::fair_semaphore::{FairSemaphore, FairTurn};
 use crate::domain::{EventType, Party, Position, StreamName, Tenant};
+use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
 
 /// An event that did not change the state as its type's rules say.
@@ -141,7 +142,10 @@ impl FoldedStates {
         cached.uses += 1;
         let now = cached.uses;
         let states = cached.states.get_mut(tenant)?;
-        let is_wanted = |state: &CachedState| state.revision == revision && state.folded.version <= version;
+        let is_of_rules = |state: &CachedState| {
+            state.revision == revision || failpoints::is_active(Mutation::KeepStatesOfOldRules)
+        };
+        let is_wanted = |state: &CachedState| is_of_rules(state) && state.folded.version <= version;
         let keys = [false, true].map(|is_past| CacheKey { stream: stream.clone(), is_past });
         let found = keys.into_iter().filter(|key| states.get(key).is_some_and(is_wanted));
         let newest = found.max_by_key(|key| states[key].folded.version)?;
@@ -178,11 +182,15 @@ impl FoldedStates {
         let before = states.insert(key, CachedState { revision, folded, last_use });
         cached.bytes += weight;
         cached.bytes -= before.map_or(0, |before| before.folded.weight());
-        while cached.bytes > limits::STATE_CACHE_BYTES_MAX && cached.evict() {}
+        let bytes_max = failpoints::bound(Bound::StateCacheBytes, limits::STATE_CACHE_BYTES_MAX);
+        while cached.bytes > bytes_max && cached.evict() {}
     }
 
     /// Drops the states that erased events of the tenant may have made.
     pub(crate) fn forget(&self, tenant: &Tenant, mut events: Vec<Position>) {
+        if failpoints::is_active(Mutation::KeepErasedStates) {
+            return;
+        }
         events.sort_unstable();
         let mut cached = self.cached();
         *cached.erasures.entry(tenant.clone()).or_default() += 1;

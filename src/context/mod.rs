@@ -34,6 +34,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use crate::domain::{KeyId, Now, Party, PolicyDefaults, Position, QuotaExceeded, Quotas, Tenant, Timestamp};
 use crate::lanes::queue::WaiterNumber;
+use crate::failpoints::{self, Bound};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::outbox::{DiskShortage, Health, Outbox, Stall};
@@ -138,6 +139,7 @@ impl Context {
         let (tenant_rates, exclusive) = (TenantRates::default(), FairSemaphore::new(1));
         let waits = Waits::default();
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let turns = failpoints::bound(Bound::ComputeTurns, processors.div_ceil(2));
         let shared = Shared {
             outbox,
             environment,
@@ -148,7 +150,7 @@ impl Context {
             signals,
             tenant_rates,
             exclusive,
-            processors: FairSemaphore::new(processors.div_ceil(2)),
+            processors: FairSemaphore::new(turns),
             waits,
             consumers: Arc::default(),
             erasure_requested: Notify::new(),

@@ -99,7 +99,7 @@ impl Life {
             (inner.in_flight, inner.held) = (BTreeMap::new(), None);
             inner.asking.clear();
             (inner.stopping, inner.failing, inner.sick_until) = (false, false, Timestamp::ZERO);
-            (inner.exhausted, inner.unreadable) = (false, false);
+            (inner.exhausted, inner.unreadable, inner.erasures_running) = (false, false, 0);
             (Chance::new(inner.chance.next()), inner.plan.clone())
         });
         let mut options = JournalOptions::new(7);

@@ -17,6 +17,7 @@ mod model;
 mod operations;
 mod read_models;
 mod sources;
+mod states;
 mod tenants;
 mod tests;
 mod types;

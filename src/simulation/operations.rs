@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::chance::Chance;
 use super::life::check_files;
 use super::world::{ATTEMPT_SECONDS_MAX, Inner, Posted, World, wall};
-use super::{consumers, sources, tenants, types, walks, workers};
+use super::{consumers, sources, states, tenants, types, walks, workers};
 use crate::context::Context;
 use crate::context::home::Home;
 use crate::delivery::rebuilding;
@@ -40,7 +40,7 @@ pub(super) static ALL_TENANTS: Scope = Scope(None);
 
 /// Performs one operation and waits for its result.
 pub(super) async fn operate(context: Context, world: World) {
-    let dice = world.chance(|chance| chance.within(0, 107));
+    let dice = world.chance(|chance| chance.within(0, 115));
     if world.plan().queues && world.chance(|chance| chance.percent(30)) {
         return workers::work(&context, &world).await;
     }
@@ -74,6 +74,8 @@ pub(super) async fn operate(context: Context, world: World) {
         98 => erasing::remove_from_disk(&context, &world).await,
         99 => types::change_type(&context, &world).await,
         100 => rebuild(&context, &world).await,
+        108..115 => states::look(&context, &world).await,
+        115 => types::change_type(&context, &world).await,
         82..92 => walks::operate_in_bulk(&context, &world).await,
         _ => walks::walk(&context, &world).await,
     }
@@ -507,6 +509,7 @@ async fn rebuild(context: &Context, world: &World) {
         Ok(position) => {
             world.note(format_args!("rebuild up to {position}"));
             world.count("rebuilt");
+            states::look(context, world).await;
         }
         Err(RebuildError::Outbox(error)) => check_refusal(world, "rebuild", &error),
         Err(error) => world.note(format_args!("rebuild: {error}")),

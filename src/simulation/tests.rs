@@ -80,6 +80,9 @@ const WANTED: &[&str] = &[
     "streamsErased",
     "erasedOnDisk",
     "typesChanged",
+    "statesCompared",
+    "pastStates",
+    "stateProblems",
     "messagesReceived",
     "workersDied",
     "answersLost",
@@ -381,6 +384,16 @@ fn gap_in_the_tail_is_caught() {
 #[test]
 fn readable_content_after_an_erasure_is_caught() {
     assert_caught(Mutation::EraseForgets);
+}
+
+#[test]
+fn states_that_survive_an_erasure_are_caught() {
+    assert_caught(Mutation::KeepErasedStates);
+}
+
+#[test]
+fn states_by_earlier_rules_are_caught() {
+    assert_caught(Mutation::KeepStatesOfOldRules);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Random registrations of event types.
 
 use super::operations::check_change;
+use super::states::RULES;
 use super::world::{World, wall};
 use crate::context::Context;
 use crate::domain::{Compatibility, EventType, EventVersion, Position, TypeDefinition, TypeVersion};
@@ -8,40 +9,47 @@ use crate::outbox::draft::ChangeError;
 use crate::service::EventTypes;
 use crate::service::event_types::{Effect, Strictness, TypeChangeError};
 
-/// Rules that accept every event.
-const RULES: &str = r#"[{"op":"copy","from":"/data","path":"/state"}]"#;
-
 /// Registers a type that accepts everything, changes it, or deletes it.
 pub(super) async fn change_type(context: &Context, world: &World) {
-    let (name, deprecated, deletes) = world.chance(|chance| {
-        let name: EventType = chance.pick(&["order.paid", "order.lost"]).parse().expect("a legal type");
-        (name, chance.percent(50), chance.percent(25))
+    let (name, deletes, rules) = world.chance(|chance| {
+        let names = ["order.paid", "order.sent", "user.new", "order.lost"];
+        let name: EventType = chance.pick(&names).parse().expect("a legal type");
+        let rules = chance.percent(80).then(|| chance.pick(&RULES).0);
+        (name, chance.percent(25), rules)
     });
-    let types = EventTypes(context);
-    let result = if deletes {
-        types.delete(&name, Strictness::Force).await
+    if deletes {
+        finish(world, EventTypes(context).delete(&name, Strictness::Force).await);
     } else {
-        let version = TypeVersion {
-            version: EventVersion::default(),
-            schema: "true".into(),
-            deprecated,
-            sunset: None,
-            examples: Vec::new(),
-        };
-        let definition = TypeDefinition {
-            name,
-            description: "".into(),
-            compatibility: Compatibility::default(),
-            transitive: false,
-            versions: vec![version],
-            migrations: Vec::new(),
-            state: deprecated.then(|| RULES.into()),
-            created_at: wall(),
-            updated_at: wall(),
-            revision: Position(0),
-        };
-        types.put(definition, Strictness::Compatible, Effect::Store).await.map(drop)
+        register(context, world, name, rules).await;
+    }
+}
+
+/// Registers or changes a type that accepts everything.
+pub(super) async fn register(context: &Context, world: &World, name: EventType, rules: Option<&str>) {
+    let version = TypeVersion {
+        version: EventVersion::default(),
+        schema: "true".into(),
+        deprecated: world.chance(|chance| chance.percent(50)),
+        sunset: None,
+        examples: Vec::new(),
     };
+    let definition = TypeDefinition {
+        name,
+        description: "".into(),
+        compatibility: Compatibility::default(),
+        transitive: false,
+        versions: vec![version],
+        migrations: Vec::new(),
+        state: rules.map(Into::into),
+        created_at: wall(),
+        updated_at: wall(),
+        revision: Position(0),
+    };
+    let put = EventTypes(context).put(definition, Strictness::Compatible, Effect::Store).await;
+    finish(world, put.map(drop));
+}
+
+fn finish(world: &World, result: Result<(), TypeChangeError>) {
     let result = match result {
         Ok(()) => {
             world.count("typesChanged");

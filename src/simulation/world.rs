@@ -168,6 +168,8 @@ impl Plan {
                 (Bound::ClosedEndpointsChecked, *chance.pick(&[1, 16])),
                 (Bound::BackupBytes, *chance.pick(&[1, 1 << 22])),
                 (Bound::TailBytes, *chance.pick(&[1, 5_000, 1 << 25])),
+                (Bound::ComputeTurns, *chance.pick(&[1, 2])),
+                (Bound::StateCacheBytes, *chance.pick(&[700, 1 << 24])),
             ],
         }
     }
@@ -226,6 +228,8 @@ pub(super) struct Inner {
     pub(super) exhausted: bool,
     /// Some journal reads fail in this life.
     pub(super) unreadable: bool,
+    /// Erasures of this life without an answer. One that failed may still be committed.
+    pub(super) erasures_running: u32,
     /// The cursor of a reader of the feed.
     pub(super) feed_cursor: Position,
     /// Read models that instances of consumers keep, outside of the daemon.
@@ -282,6 +286,7 @@ impl World {
             healed: false,
             exhausted: false,
             unreadable: false,
+            erasures_running: 0,
             happened: BTreeMap::new(),
             trace: String::new(),
             violation: None,

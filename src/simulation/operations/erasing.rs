@@ -1,14 +1,18 @@
 //! Erasures, and checks that the content is gone.
 
+use super::states::{RULES, StreamKey};
 use super::*;
 use crate::context::home::Home;
 use crate::maintenance::erasure::Erasures;
 use crate::service::Erasure;
+use crate::service::stream_states::StateBound;
 
 /// Erases an event or a stream, and reads the event.
 pub(super) async fn erase(context: &Context, world: &World) {
     let drawn = world.with(|inner| {
-        let events: Vec<_> = inner.model.oracle.events.iter().collect();
+        let of_streams = inner.chance.percent(50);
+        let events = inner.model.oracle.events.iter();
+        let events: Vec<_> = events.filter(|(_, event)| event.stream.is_some() || !of_streams).collect();
         let is_empty = events.is_empty();
         (!is_empty).then(|| {
             let (position, event) = *inner.chance.pick(&events);
@@ -16,6 +20,14 @@ pub(super) async fn erase(context: &Context, world: &World) {
         })
     });
     let Some((position, event)) = drawn else { return };
+    // The event is then part of a cached state.
+    let looked_at = StreamKey::of(&event).filter(|_| world.chance(|chance| chance.percent(50)));
+    if let Some(key) = &looked_at {
+        let rules = world.chance(|chance| chance.pick(&RULES).0);
+        types::register(context, world, event.event_type.clone(), Some(rules)).await;
+        states::look_at(context, world, key, StateBound::default()).await;
+    }
+    world.with(|inner| inner.erasures_running += 1);
     let stream = event.stream.as_ref().filter(|_| world.chance(|chance| chance.percent(40)));
     let result = match stream {
         Some((stream, _)) => {
@@ -28,6 +40,10 @@ pub(super) async fn erase(context: &Context, world: &World) {
         return;
     }
     let Ok(view) = result else { return };
+    world.with(|inner| inner.erasures_running -= 1);
+    if let Some(key) = &looked_at {
+        states::look_at(context, world, key, StateBound::default()).await;
+    }
     world.count(if stream.is_some() { "streamsErased" } else { "erased" });
     if view.count == 0 {
         return;
