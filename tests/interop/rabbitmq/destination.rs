@@ -1,13 +1,9 @@
 //! Endpoints with the URL of a broker.
 
-use std::collections::BTreeSet;
-
-use balto::domain::{EventType, Pattern};
-use balto::rules::matching::pattern_matches;
 use serde_json::{Value, json};
 
 use super::broker::broker;
-use crate::support::{Daemon, number, seed};
+use crate::support::Daemon;
 
 /// Publishes an event, and returns its only delivery when it has ended.
 async fn delivered(daemon: &Daemon, event: &Value) -> Value {
@@ -184,31 +180,106 @@ async fn failures_have_a_class_and_the_brokers_words() {
     assert_eq!(delivered(&daemon, &json!({"type": "a", "data": 1})).await["status"], "delivered");
 }
 
+/// `declare` makes a durable topic exchange, also again after its deletion, and changes no other
+/// exchange.
 #[tokio::test]
-async fn topic_patterns_agree_with_the_broker() {
+async fn declared_exchange_is_a_durable_topic() {
     let Some(mut guard) = broker().await else { return };
     let broker = guard.as_mut().unwrap();
-    let mut chance = fastrand::Rng::with_seed(seed());
-    let side = (number("BALTO_TEST_TOPIC_PAIRS").unwrap_or(625) as f64).sqrt().ceil() as usize;
-    let mut names = |wild: bool| -> Vec<String> {
-        let words: &[&str] = if wild { &["a", "b", "c", "*", "#"] } else { &["a", "b", "c"] };
-        let mut name = || {
-            (0..chance.usize(1..=5)).map(|_| words[chance.usize(..words.len())]).collect::<Vec<_>>().join(".")
-        };
-        (0..side).map(|_| name()).collect()
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let retry = json!({"schedule": vec!["50ms"; 100]});
+    let endpoint =
+        json!({"url": broker.url("%2F"), "uid": "own", "amqp": {"exchange": "declared"}, "retry": retry});
+    daemon.post("/endpoints", &endpoint.to_string()).await;
+    let failed_with = |class: &'static str| {
+        move |delivery: &Value| {
+            let attempts = delivery["attempts"].as_array().unwrap();
+            attempts.iter().any(|attempt| attempt["errorClass"] == class)
+        }
     };
-    let patterns = names(true);
-    let keys: Vec<_> = names(false).into_iter().collect::<BTreeSet<_>>().into_iter().collect();
-    let routed = broker.ask(&json!({"op": "topics", "patterns": patterns, "keys": keys}));
-    let mut matches = 0;
-    for (pattern, routed) in patterns.iter().zip(routed.as_array().unwrap()) {
-        let routed: BTreeSet<_> =
-            routed.as_array().unwrap().iter().map(|key| key.as_str().unwrap()).collect();
-        let parsed: Pattern = pattern.parse().unwrap();
-        let is_match = |key: &&str| pattern_matches(&parsed, &key.parse::<EventType>().unwrap());
-        let ours: BTreeSet<_> = keys.iter().map(String::as_str).filter(is_match).collect();
-        assert_eq!(ours, routed, "{pattern}");
-        matches += ours.len();
+    for round in 1..=2 {
+        let event = daemon.post("/events", r#"{"type":"pet.sold","data":1}"#).await;
+        let shown = daemon.get(&format!("/events/{}", event["id"].as_str().unwrap())).await;
+        let delivery = format!("/deliveries/{}", shown["deliveries"][0]["id"].as_str().unwrap());
+        // Without `declare`, and after the deletion, the exchange does not exist.
+        let missing = daemon.until(&delivery, failed_with("broker")).await;
+        let error = missing["attempts"][0]["error"].as_str().unwrap();
+        assert!(error.contains("404 NOT_FOUND - no exchange 'declared'"), "{missing}");
+        let change = json!({"amqp": {"declare": "topic"}}).to_string();
+        let (status, changed, _) = daemon.call("PATCH", "/endpoints/own", &[], &change).await;
+        assert_eq!((status, &changed["amqp"]["declare"]), (200, &json!("topic")), "{changed}");
+        // It exists now, and no queue is bound to it.
+        daemon.until(&delivery, failed_with("unroutable")).await;
+        // pika declares it as a durable topic exchange; the broker refuses one that differs.
+        broker.bound("declared", "declared", "pet.*");
+        let ended = daemon.until(&delivery, |delivery| delivery["status"] != "pending").await;
+        assert_eq!(ended["status"], "delivered", "round {round}: {ended}");
+        assert_eq!(broker.take("declared").len(), 1, "round {round}");
+        broker.ask(&json!({"op": "deleteExchange", "name": "declared"}));
     }
-    assert!(matches > 0, "no pair matches");
+    broker.ask(&json!({"op": "exchange", "name": "other-kind", "kind": "fanout"}));
+    let amqp = json!({"exchange": "other-kind", "declare": "topic"});
+    let endpoint = json!({"url": broker.url("%2F"), "amqp": amqp, "eventTypes": ["other"],
+        "retry": {"schedule": ["10ms"]}});
+    daemon.post("/endpoints", &endpoint.to_string()).await;
+    assert_eq!(daemon.call("DELETE", "/endpoints/own", &[], "").await.0, 204);
+    let refused = delivered(&daemon, &json!({"type": "other", "data": 1})).await;
+    assert_eq!(
+        (&refused["status"], &refused["attempts"][0]["errorClass"]),
+        (&json!("dead"), &json!("broker"))
+    );
+    let error = refused["attempts"][0]["error"].as_str().unwrap();
+    assert!(error.contains("406 PRECONDITION_FAILED - inequivalent arg 'type'"), "{refused}");
+}
+
+/// Under the name `mutual.localhost` the broker requires a client certificate.
+#[tokio::test]
+async fn brokers_get_client_certificates() {
+    let Some(mut guard) = broker().await else { return };
+    let broker = guard.as_mut().unwrap();
+    let (data, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let authority = broker.directory.path().join("ca.pem").to_str().unwrap().to_owned();
+    let trusting = [("BALTO__EGRESS__CA_FILE", authority.as_str())];
+    let daemon = Daemon::start_in(data.path(), &["--dev"], &trusting).await;
+    broker.bound("mutual", "mutual", "#");
+    let read = |name: &str| std::fs::read_to_string(broker.directory.path().join(name)).unwrap();
+    let certificate = |owner: &str| json!({"certificate": read(&format!("{owner}.pem")), "key": read(&format!("{owner}-key.pem"))});
+    let endpoint = json!({"url": format!("amqps://mutual.localhost:{}/%2F", broker.tls_port), "uid": "mutual",
+        "amqp": {"exchange": "mutual"}, "retry": {"schedule": ["10ms", "10ms", "10ms"]}});
+    let event = json!({"type": "a", "data": 1});
+    let outcome = |delivery: &Value| {
+        // A connection that is reset may lose the alert of one attempt.
+        let attempts = delivery["attempts"].as_array().unwrap();
+        let attempt =
+            attempts.iter().find(|attempt| attempt["errorClass"] != "reset").unwrap_or(&attempts[0]);
+        let text = |member: &str| attempt[member].as_str().unwrap_or_default().to_owned();
+        (delivery["status"].as_str().unwrap().to_owned(), text("errorClass"), text("error"))
+    };
+    let failed = |error: &str| ("dead".to_owned(), "tls".to_owned(), error.to_owned());
+    daemon.post("/endpoints", &endpoint.to_string()).await;
+    let missing = outcome(&delivered(&daemon, &event).await);
+    assert_eq!(missing, failed("the receiver asks for a client certificate"));
+    for (owner, expected) in [
+        ("stranger", failed("the receiver did not accept the client certificate")),
+        ("client", ("delivered".to_owned(), String::new(), String::new())),
+    ] {
+        let change = json!({"clientCertificate": certificate(owner)}).to_string();
+        let (status, changed, _) = daemon.call("PATCH", "/endpoints/mutual", &[], &change).await;
+        assert_eq!(status, 200, "{changed}");
+        assert!(!changed.to_string().contains("PRIVATE KEY"), "{changed}");
+        assert_eq!(outcome(&delivered(&daemon, &event).await), expected, "the certificate of {owner}");
+    }
+    assert_eq!(broker.take("mutual").len(), 1);
+    // Without the certificate again: its connection is not used.
+    let change = json!({"clientCertificate": null}).to_string();
+    assert_eq!(daemon.call("PATCH", "/endpoints/mutual", &[], &change).await.0, 200);
+    assert_eq!(outcome(&delivered(&daemon, &event).await), missing);
+
+    // A daemon that does not know the authority of the broker.
+    let daemon = Daemon::start(other.path()).await;
+    daemon.post("/endpoints", &endpoint.to_string()).await;
+    let unknown = outcome(&delivered(&daemon, &event).await);
+    assert_eq!(unknown, failed("the certificate is not signed by a known authority"));
+    assert_eq!(broker.ask(&json!({"op": "count", "name": "mutual"})), 0);
 }
