@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use support::{answering, judge};
 use support::tenants::{ADMIN, Caller, Daemon, Probe, REQUESTS, percentiles};
+use support::{answering, judge};
 use tokio::net::TcpListener;
 
 const TENANTS: usize = 1_000;

@@ -33,8 +33,8 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use crate::domain::{KeyId, Now, Party, PolicyDefaults, Position, QuotaExceeded, Quotas, Tenant, Timestamp};
-use crate::lanes::queue::WaiterNumber;
 use crate::failpoints::{self, Bound};
+use crate::lanes::queue::WaiterNumber;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::outbox::{DiskShortage, Health, Outbox, Stall};

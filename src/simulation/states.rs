@@ -107,7 +107,7 @@ impl StreamKey {
     }
 }
 
-/// What a state depends on, beside its version.
+/// The inputs of a state, beside its version.
 #[derive(Debug, PartialEq)]
 struct Basis {
     /// For each type with rules, the index of its rules in [`RULES`].
