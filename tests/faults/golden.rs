@@ -6,7 +6,7 @@
 //! id; in `format-1-bound` they are bound to its URL and revision, and the backup is authenticated.
 //! `format-1-types` has event types, and pins of a queue and a consumer; `format-1-states` has
 //! event types with state rules, too. `format-1-jobs` has jobs with their filters, and a client of
-//! a token server that authenticates in the body.
+//! a token server that authenticates in the body. `format-1-leases` has lost answers of a queue.
 //! `cargo test --test faults golden -- --ignored` writes another such directory below
 //! `target/golden`, for a future format; existing ones are never rewritten.
 
