@@ -4,12 +4,7 @@
 //! much of its ingest does the daemon keep while they read? The readers run in this process, so
 //! their cost counts against the daemon. Turns with and without readers alternate.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    clippy::cast_precision_loss,
-    reason = "a benchmark ends on an error, and prints its results"
-)]
+#![expect(clippy::unwrap_used, clippy::cast_precision_loss, reason = "a benchmark ends on an error")]
 
 mod support;
 

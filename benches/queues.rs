@@ -6,11 +6,7 @@
 //! the broker of `tests/judges/install`, with a durable quorum queue and lapin as its client. Its
 //! acknowledgements have no answer, so that part ends with an answered call after the last one.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a benchmark ends on an error, and prints its results"
-)]
+#![expect(clippy::unwrap_used, reason = "a benchmark ends on an error")]
 
 mod support;
 

@@ -1,12 +1,7 @@
 //! RabbitMQ: messages per second from a queue into the outbox, and from the outbox to an exchange.
 //! The broker is the one of `tests/judges/install`, with durable quorum queues.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    clippy::cast_precision_loss,
-    reason = "a benchmark ends on an error, and prints its results"
-)]
+#![expect(clippy::unwrap_used, clippy::cast_precision_loss, reason = "a benchmark ends on an error")]
 
 mod support;
 

@@ -500,10 +500,10 @@ async fn read_body(
         arriving_body::read(stream, headers, limits, &api.body_budget, party)
     };
     if spec.need == Need::Required {
-        if is_empty && !headers.contains_key(header::CONTENT_TYPE) {
-            return Err(Problem::invalid("", "the request needs a body"));
-        }
-        let media = media_type(headers, spec)?;
+        let media = media_type(headers, spec).map_err(|problem| {
+            let is_missing = is_empty && !headers.contains_key(header::CONTENT_TYPE);
+            if is_missing { Problem::Malformed("the request needs a body".to_owned()) } else { problem }
+        })?;
         return Ok((media, read(media).await?));
     }
     let held = read("").await?;

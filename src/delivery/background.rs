@@ -1,7 +1,7 @@
 //! Background tasks: restartable work that blocks no request and no attempt.
 //!
 //! Owns the handling of a task's panic: counts it, logs it, and restarts the task after a pause, so
-//! that a bug in retention does not stop deliveries. Essential loops and threads are not such tasks:
+//! that a bug in retention does not stop deliveries. Essential loops and threads belong elsewhere:
 //! their panic ends the process ([`crate::panics`]).
 
 use std::time::Duration;

@@ -45,9 +45,9 @@ pub enum LeaseEnd {
     Requeued(Timestamp),
     /// The work failed for good.
     Dead(DeadReason),
-    /// The worker did not get the answer with the message. `None`: the message returns to the front
-    /// at once, and the lease does not count as a delivery. Else the lease counts, and the message is
-    /// due again then.
+    /// The worker did not get the answer with the message. `None`: the message returns to the
+    /// front at once, and the lease does not count as a delivery. Else the lease counts, and the
+    /// message is due again then.
     Lost(Option<Timestamp>),
 }
 

@@ -74,9 +74,9 @@ pub fn next_after_lease(
 
 /// The end of a lease whose answer did not reach the worker. `progress` counts the lease.
 ///
-/// The first one of a series is free. The message may be the cause, for example because a proxy cuts
-/// it: it would come again for ever, before all others. So the next ones count as deliveries. The
-/// lane gives up a message that is due and has had all its deliveries, or is too old.
+/// The first one of a series is free. The message may be the cause, for example because a proxy
+/// cuts it: it would come again for ever, before all others. So the next ones count as deliveries.
+/// The lane gives up a message that is due and has had all its deliveries, or is too old.
 #[must_use]
 pub fn end_of_lost_answer(
     policy: &RetryPolicy,

@@ -11,8 +11,8 @@ use super::operations::{ALL_TENANTS, any_endpoint, check_refusal};
 use super::world::{Inner, World};
 use crate::context::Context;
 use crate::domain::{
-    Audience, DeadReason, DeliveryKey, DeliverySearch, DeliveryState, Endpoint, EndpointNumber, JobKind,
-    JobSelection, LastAttemptFilter, Position, Tenant,
+    Audience, DeadReason, DeliveryKey, DeliverySearch, DeliveryState, Endpoint, EndpointNumber, Event,
+    JobKind, JobSelection, LastAttemptFilter, Position, Tenant,
 };
 use crate::filters::samples;
 use crate::outbox::ReadModel;
@@ -232,8 +232,20 @@ async fn replay_to_endpoint(context: &Context, world: &World) {
     let tenant = Some(endpoint.tenant.clone());
     let new = NewJob { kind: JobKind::ReplayEndpoint, tenant, selection, rate: rate(world) };
     if jobs::run(context, world, &what, &new).await {
-        check_reached(world, &what, began, before, |_, _| true);
+        // The job looks at the endpoint as it is at each step, and its patterns may have changed.
+        let Some(now) = context.outbox_of(endpoint.number).endpoint(endpoint.number) else { return };
+        check_reached(world, &what, began, before, |inner, key| {
+            inner.model.oracle.events.get(&key.event).is_some_and(|event| wants(&now, event))
+        });
     }
+}
+
+/// Whether a replay to the endpoint includes the event.
+fn wants(endpoint: &Endpoint, event: &Event) -> bool {
+    endpoint.tenant.takes_from(&event.tenant)
+        && want(&endpoint.event_types, &event.event_type)
+        && event.erased_at.is_none()
+        && samples::wants(&endpoint.selection, &event.event_type, &event.labels, &event.data)
 }
 
 /// Most jobs are paced, so that some are cut by the end of a life.
@@ -244,13 +256,7 @@ fn rate(world: &World) -> Option<u32> {
 /// Deliveries that a replay to the endpoint must create or revive.
 fn replayable(inner: &Inner, endpoint: &Endpoint, only_undelivered: bool) -> BTreeSet<DeliveryKey> {
     let number: EndpointNumber = endpoint.number;
-    let events = inner.model.oracle.events.iter();
-    let wanted = events.filter(|(_, event)| {
-        endpoint.tenant.takes_from(&event.tenant)
-            && want(&endpoint.event_types, &event.event_type)
-            && event.erased_at.is_none()
-            && samples::wants(&endpoint.selection, &event.event_type, &event.labels, &event.data)
-    });
+    let wanted = inner.model.oracle.events.iter().filter(|(_, event)| wants(endpoint, event));
     let keys = wanted.map(|(position, _)| DeliveryKey { event: *position, endpoint: number });
     keys.filter(|key| match inner.model.oracle.deliveries.get(key).map(|known| known.state) {
         Some(DeliveryState::Pending) => false,

@@ -269,7 +269,7 @@ async fn redrive_takes_no_body_and_purge_needs_a_filter() {
     let made = endpoint(&daemon, &receiver, json!({})).await;
     settled(&daemon, &publish(&daemon, json!({"type": "a", "data": 1})).await).await;
     let (status, problem, _) = daemon.call("POST", "/dead-letters/purge", &[], "").await;
-    is_problem(&(status, problem), 415, "unsupported_media_type", "a purge without a word");
+    is_problem(&(status, problem), 400, "malformed", "a purge without a word");
     let typed = [("content-type", "application/json")];
     let (status, problem, _) = daemon.call("POST", "/dead-letters/purge", &typed, "").await;
     is_problem(&(status, problem), 400, "malformed", "a purge without a word, typed");

@@ -348,8 +348,8 @@ fn put_horizon(out: &mut Vec<u8>, horizon: Horizon, at: Timestamp) {
 }
 
 /// The layout version that a record is written in: the latest, but the first for an event that is
-/// neither erased nor labelled, a consumer without pins, a type without state rules, a job without a
-/// search, and ends of leases without a lost answer.
+/// neither erased nor labelled, a consumer without pins, a type without state rules, a job without
+/// a search, and ends of leases without a lost answer.
 fn written_layout(record: &Record) -> u8 {
     match record {
         Record::EventAccepted(event) if event.erased_at.is_some() => ERASED_EVENT_LAYOUT,
