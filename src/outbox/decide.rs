@@ -306,6 +306,7 @@ impl Committer {
         self.unapplied_load.add(last, staged.loads);
         let first = staged.next.0 - staged.records.len() as u64;
         let records: Vec<_> = (first..).map(Position).zip(staged.records).collect();
+        self.remember_versions(&records);
         for (_, record) in &records {
             self.update_registry(record);
         }

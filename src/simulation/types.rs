@@ -4,7 +4,8 @@ use super::operations::check_change;
 use super::states::RULES;
 use super::world::{World, wall};
 use crate::context::Context;
-use crate::domain::{Compatibility, EventType, EventVersion, Position, TypeDefinition, TypeVersion};
+use crate::domain::EventType;
+use crate::outbox::conformance::types::open_type;
 use crate::outbox::draft::ChangeError;
 use crate::service::EventTypes;
 use crate::service::event_types::{Effect, Strictness, TypeChangeError};
@@ -26,25 +27,8 @@ pub(super) async fn change_type(context: &Context, world: &World) {
 
 /// Registers or changes a type that accepts everything.
 pub(super) async fn register(context: &Context, world: &World, name: EventType, rules: Option<&str>) {
-    let version = TypeVersion {
-        version: EventVersion::default(),
-        schema: "true".into(),
-        deprecated: world.chance(|chance| chance.percent(50)),
-        sunset: None,
-        examples: Vec::new(),
-    };
-    let definition = TypeDefinition {
-        name,
-        description: "".into(),
-        compatibility: Compatibility::default(),
-        transitive: false,
-        versions: vec![version],
-        migrations: Vec::new(),
-        state: rules.map(Into::into),
-        created_at: wall(),
-        updated_at: wall(),
-        revision: Position(0),
-    };
+    let deprecated = world.chance(|chance| chance.percent(50));
+    let definition = open_type(name, deprecated, rules, wall());
     let put = EventTypes(context).put(definition, Strictness::Compatible, Effect::Store).await;
     finish(world, put.map(drop));
 }

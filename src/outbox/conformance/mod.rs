@@ -17,7 +17,7 @@ mod outcomes;
 mod rare_rows;
 mod sources;
 mod tenants;
-mod types;
+pub(crate) mod types;
 mod upkeep;
 mod work;
 

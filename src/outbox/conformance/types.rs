@@ -2,7 +2,9 @@
 
 use super::Store;
 use super::work::Work;
-use crate::domain::{Compatibility, EventType, EventVersion, Position, TypeDefinition, TypeVersion};
+use crate::domain::{
+    Compatibility, EventType, EventVersion, Position, Timestamp, TypeDefinition, TypeVersion,
+};
 use crate::outbox::unit::{Command, ProposedType};
 
 /// The rules of some types.
@@ -18,25 +20,39 @@ impl<S: Store> Work<S> {
         }
         let current = self.oracle.types.get(&name).map_or(Position(0), |known| known.revision);
         let deprecated = self.percent(50);
-        let version = TypeVersion {
-            version: EventVersion::default(),
-            schema: "true".into(),
-            deprecated,
-            sunset: None,
-            examples: Vec::new(),
-        };
         let definition = TypeDefinition {
-            name,
-            description: "".into(),
-            compatibility: Compatibility::default(),
             transitive: self.percent(50),
-            versions: vec![version],
-            migrations: Vec::new(),
-            state: deprecated.then(|| RULES.into()),
-            created_at: self.now,
-            updated_at: self.now,
             revision: if self.percent(15) { current.next() } else { current },
+            ..open_type(name, deprecated, deprecated.then_some(RULES), self.now)
         };
         Command::PutType(Box::new(ProposedType { definition, replaced: Vec::new(), as_of: Position(0) }))
+    }
+}
+
+/// A type with one version, whose schema accepts everything.
+pub(crate) fn open_type(
+    name: EventType,
+    deprecated: bool,
+    state: Option<&str>,
+    at: Timestamp,
+) -> TypeDefinition {
+    let version = TypeVersion {
+        version: EventVersion::default(),
+        schema: "true".into(),
+        deprecated,
+        sunset: None,
+        examples: Vec::new(),
+    };
+    TypeDefinition {
+        name,
+        description: "".into(),
+        compatibility: Compatibility::default(),
+        transitive: false,
+        versions: vec![version],
+        migrations: Vec::new(),
+        state: state.map(Into::into),
+        created_at: at,
+        updated_at: at,
+        revision: Position(0),
     }
 }

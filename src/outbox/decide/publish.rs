@@ -87,7 +87,6 @@ impl Committer {
             return Outcome::TooManyTargets;
         }
         let position = staged.push(Record::EventAccepted(event.clone()));
-        self.remember_version(draft, position);
         for answered in &event.idempotency {
             staged.put_scope(answered.scope, known(answered, position));
         }

@@ -36,7 +36,7 @@ fn committer(disk: &MemoryDisk) -> Committer {
 }
 
 /// A committer with this many endpoints that match every event.
-fn committer_with(disk: &MemoryDisk, endpoints: usize) -> Committer {
+pub(super) fn committer_with(disk: &MemoryDisk, endpoints: usize) -> Committer {
     let (journal, _) = Journal::open(Arc::new(disk.clone()), JournalOptions::new(1)).unwrap();
     let mut registry = Registry::default();
     for number in 1..=endpoints {
@@ -145,7 +145,7 @@ fn answer(scope: u8, fingerprint: u8) -> Command {
 }
 
 /// Commits a unit. Returns its outcomes and the number of its records.
-fn committed(committer: &mut Committer, commands: Vec<Command>) -> (Vec<Outcome>, usize) {
+pub(super) fn committed(committer: &mut Committer, commands: Vec<Command>) -> (Vec<Outcome>, usize) {
     let (reply, _answer) = oneshot::channel();
     let mut result = committer.commit(vec![unit(commands, Some(reply))]);
     let outcomes = result.replies.pop().unwrap().1.unwrap();
