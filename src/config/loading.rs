@@ -189,11 +189,6 @@ impl Loading {
             config.egress.allow_http = true;
             config.egress.allow_ports.clear();
             config.handshake.origin.get_or_insert_with(|| "localhost".parse().expect("a DNS name"));
-            let scheme = if config.server.tls_certificate_file.is_some() { "https" } else { "http" };
-            config
-                .server
-                .public_url
-                .get_or_insert_with(|| format!("{scheme}://{}", config.server.api_listen));
             let loopback = [
                 IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
                 IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),

@@ -97,6 +97,15 @@ impl Config {
 
     /// The admin key, from the configuration or its file; `None` when neither is set.
     ///
+    /// The base URL under which others reach the API. With `--dev` the listener's by default.
+    #[must_use]
+    pub fn public_url(&self) -> Option<String> {
+        let Self { server, dev, .. } = self;
+        let scheme = if server.tls_certificate_file.is_some() { "https" } else { "http" };
+        let local = || dev.then(|| format!("{scheme}://{}", server.api_listen));
+        server.public_url.clone().or_else(local)
+    }
+
     /// # Errors
     /// When the file cannot be read or holds no valid key.
     pub fn admin_key(&self) -> Result<Option<AdminKey>, ConfigError> {

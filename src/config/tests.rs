@@ -358,8 +358,8 @@ fn dev_allows_http_and_loopback_and_stores_data_locally() {
         assert!(config.egress.allow_networks.iter().any(|network| network.contains(&address)), "{address}");
     }
     assert_eq!(config.store.path, Path::new("./balto-data"));
-    assert_eq!(config.handshake.origin.map(|origin| origin.to_string()).as_deref(), Some("localhost"));
-    assert_eq!(config.server.public_url.as_deref(), Some("http://127.0.0.1:8400"));
+    assert_eq!(config.handshake.origin.as_ref().map(ToString::to_string).as_deref(), Some("localhost"));
+    assert_eq!(config.public_url().as_deref(), Some("http://127.0.0.1:8400"));
 }
 
 #[test]
@@ -552,6 +552,9 @@ fn reload_keeps_the_keys_that_need_a_restart() {
     assert_eq!(changed.keep_until_restart(&running), ["server.api_listen", "log.level"]);
     assert_eq!(new.keep_until_restart(&running), Vec::<&str>::new());
     assert!(KEYS.iter().all(|key| (key.same)(&changed, &new)));
+    changed.dev = true;
+    let kept = format!("http://{}", running.server.api_listen);
+    assert_eq!(changed.public_url(), Some(kept), "the listener that others reach");
     assert!(changed.egress.allow_http && changed.retry.jitter != running.retry.jitter);
 }
 

@@ -101,10 +101,8 @@ pub fn settings(config: &Config) -> Settings {
         defaults: policy_defaults(config),
         quotas: quotas(config),
         callback_base: config
-            .server
-            .public_url
-            .as_deref()
-            .map(|url| api::v1::handshakes::handlers::callback_base(url).into()),
+            .public_url()
+            .map(|url| api::v1::handshakes::handlers::callback_base(&url).into()),
     }
 }
 
@@ -135,7 +133,7 @@ pub fn api_config(options: &ServeOptions, config: &Config) -> anyhow::Result<Api
             policy: policy_defaults(config),
             origin: config.handshake.origin.clone(),
             handshake_required: config.handshake.required,
-            callbacks: config.server.public_url.is_some(),
+            callbacks: config.public_url().is_some(),
         },
         body_timeout: config.server.body_timeout,
         body_rate_min: config.server.min_body_rate,
@@ -153,6 +151,6 @@ pub(super) fn ops_site(options: &ServeOptions, config: &Config) -> Option<Arc<Tr
 
 /// `None` without `--dev`.
 fn trusted_site(options: &ServeOptions, config: &Config, speaks_tls: bool) -> Option<TrustedSite> {
-    let public_url = config.server.public_url.as_deref();
-    options.dev.then(|| TrustedSite::new(speaks_tls, public_url, options.dev_listen_anywhere))
+    let public_url = config.public_url();
+    options.dev.then(|| TrustedSite::new(speaks_tls, public_url.as_deref(), options.dev_listen_anywhere))
 }
