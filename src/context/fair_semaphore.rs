@@ -3,8 +3,8 @@
 //! A free turn goes to the waiting party with the fewest turns, and among equals to the first in
 //! line. A party joins the end of the line when it begins to wait, and again with each turn that
 //! it gets. So `n` busy parties get `1/n` of the turns each, also those with one request at a
-//! time. The requests of one party keep their order. One party never has all turns if there are
-//! several, so that another one need not wait for it.
+//! time. The requests of one party keep their order. Of four or more turns one party never has
+//! all, so that another one need not wait for it.
 //!
 //! The crate `mea` has such a semaphore (`FairShare`), but among equals it goes by arrival: with a
 //! single turn, a party with many requests holds up all others.
@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 /// Waiting requests of a party between two searches for cancelled ones.
 const CANCELLED_SOUGHT_EVERY: usize = 64;
-/// One party has at most all turns but one in this many.
+/// Of this many turns, one party leaves one to others.
 const PARTY_SHARE: usize = 4;
 
 /// A fair semaphore; cheap to clone.

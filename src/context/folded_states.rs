@@ -197,6 +197,9 @@ impl FoldedStates {
         let Some(states) = cached.states.get_mut(tenant) else { return };
         let dropped = states.extract_if(|_, state| state.folded.may_contain(&events));
         let dropped: usize = dropped.map(|(_, state)| state.folded.weight()).sum();
+        if states.is_empty() {
+            cached.states.remove(tenant);
+        }
         cached.bytes -= dropped;
     }
 }

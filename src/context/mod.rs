@@ -236,8 +236,8 @@ impl Context {
         &self.shared.converted_events
     }
 
-    /// Waits for the turn of a party to compute. The threads of the daemon find a processor beside
-    /// any number of computations.
+    /// Waits for the turn of a party to compute. At most half of the processors compute, at least
+    /// one.
     pub(crate) async fn processor_turn(&self, party: &Party) -> FairTurn<Party> {
         self.shared.processors.turn(party).await
     }

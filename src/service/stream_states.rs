@@ -63,7 +63,7 @@ struct Fold {
     /// Time spent.
     spent: Duration,
     /// Bounds the states in memory.
-    _seat: FairTurn<Party>,
+    _turn: FairTurn<Party>,
 }
 
 impl StreamStates<'_> {
@@ -88,15 +88,18 @@ impl StreamStates<'_> {
         if let Some(known) = known.filter(|known| known.version == last) {
             return Ok(known);
         }
-        let seat = cache.fold(&scope.party()).await;
+        let fold_turn = cache.fold(&scope.party()).await;
         // The rules and their revision at one time. Another request may have folded the stream.
         let (revision, types) = EventTypes(self.0).with_state_rules();
         let known = cache.get(&key, revision, last);
+        if let Some(known) = known.as_ref().filter(|known| known.version == last) {
+            return Ok(known.clone());
+        }
         let events = last - known.as_ref().map_or(0, |known| known.version);
         if events > limits::STATE_EVENTS_MAX {
             return Err(FoldError::TooLong { events });
         }
-        let mut fold = self.0.blocking(move || Fold::new(types, known.as_deref(), seat)).await?;
+        let mut fold = self.0.blocking(move || Fold::new(types, known.as_deref(), fold_turn)).await?;
         while fold.version < last && fold.spent < limits::STATE_TIME_MAX {
             let wanted = StreamRead {
                 start: ReadStart::Version(fold.version + 1),
@@ -153,7 +156,7 @@ impl Fold {
     fn new(
         types: HashMap<EventType, Arc<RegisteredType>>,
         known: Option<&FoldedState>,
-        seat: FairTurn<Party>,
+        turn: FairTurn<Party>,
     ) -> Self {
         let known = known.and_then(|known| Some((known, StreamState::new(value_of(&known.state)?))));
         let start = Self {
@@ -164,7 +167,7 @@ impl Fold {
             first: Position(0),
             problems: Vec::new(),
             spent: Duration::ZERO,
-            _seat: seat,
+            _turn: turn,
         };
         match known {
             None => start,

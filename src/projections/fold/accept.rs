@@ -15,11 +15,11 @@ impl Step<'_> {
     /// Adds the deliveries to `targets`, a range of the event's endpoints. The part that begins at
     /// 0 also adds the event.
     pub(super) fn accept(&mut self, event: &Event, targets: Range<usize>, announced: bool) {
+        let (due, key) = (event.first_due(), order_hash(&event.tenant, ordering_key(event)));
         if targets.start == 0 {
-            self.add_event(event);
+            self.add_event(event, key);
         }
         let width = Width::of(&event.targets);
-        let (due, key) = (event.first_due(), order_hash(&event.tenant, ordering_key(event)));
         let progress = Progress::begin(0, due, Trigger::Publish);
         for index in targets {
             let endpoint = event.targets[index];
@@ -30,7 +30,7 @@ impl Step<'_> {
         }
     }
 
-    fn add_event(&mut self, event: &Event) {
+    fn add_event(&mut self, event: &Event, key: OrderHash) {
         self.fold.totals.events += 1;
         let entry = EventEntry {
             position: self.position,
@@ -39,7 +39,7 @@ impl Step<'_> {
             tenant: event.tenant.as_str().into(),
             event_type: event.event_type.as_str().into(),
             stream: event.stream.as_ref().map(|(name, version)| (name.as_str().into(), *version)),
-            order: order_hash(&event.tenant, ordering_key(event)),
+            order: key,
             bytes: event.stored_bytes(),
             targets: TargetList::write(self.rows, self.position, &event.targets),
             // The record of the erasure sets it, also if this record has lost the content: what
