@@ -96,23 +96,23 @@ impl Searches<'_> {
         mut filter: Filter,
     ) -> Option<Filter> {
         filter.last_attempt = search.last_attempt;
-        let text = search.id_start.as_ref().map_or("", |start| start.as_str());
+        let text = search.id_start.as_ref().map(|start| start.as_str());
+        let (Some(text), Some(meaning)) = (text, meaning) else { return Some(filter) };
         match meaning {
-            None => {}
-            Some(IdMeaning::Event(position)) => filter.positions = Some((position, position)),
-            Some(IdMeaning::Events(first, last)) => {
+            IdMeaning::Event(position) => filter.positions = Some((position, position)),
+            IdMeaning::Events(first, last) => {
                 filter.positions = Some((first, last));
                 filter.event_id_start = Some(text.into());
             }
-            Some(IdMeaning::Deliveries) => {
+            IdMeaning::Deliveries => {
                 let (events, endpoints) = text.strip_prefix("dlv_").and_then(delivery_range)?;
                 (filter.positions, filter.endpoints) = (Some(events), Some(endpoints));
             }
-            Some(IdMeaning::Endpoints) => {
+            IdMeaning::Endpoints => {
                 let endpoints = self.endpoints(&scope_of(&filter), text);
                 filter.endpoints = Some(EndpointChoice::Listed(Arc::new(endpoints)));
             }
-            Some(IdMeaning::Nothing) => return None,
+            IdMeaning::Nothing => return None,
         }
         Some(filter)
     }

@@ -136,8 +136,7 @@ impl EventStream {
             };
             if let Some(bytes) = self.encode(&page) {
                 self.written_at = Instant::now();
-                let is_busy = bytes.len() >= limits::STREAM_BUSY_BYTES;
-                self.pause = if is_busy { limits::STREAM_BUSY_PAUSE } else { limits::STREAM_PAUSE };
+                self.pause = pause_after(bytes.len());
                 return Some(bytes);
             }
             if page.is_caught_up() && !self.wait(page.head).await {
@@ -212,6 +211,11 @@ impl EventStream {
     }
 }
 
+/// The shortest time from a write of this many bytes to the next one at the end of the log.
+fn pause_after(bytes: usize) -> Duration {
+    if bytes >= limits::STREAM_BUSY_BYTES { limits::STREAM_BUSY_PAUSE } else { limits::STREAM_PAUSE }
+}
+
 /// The block of an event. All streams share it.
 fn block(entry: &FeedEvent) -> &Bytes {
     entry.block.get_or_init(|| {
@@ -260,6 +264,12 @@ mod tests {
     fn entry(data: &str) -> FeedEvent {
         let data = data.as_bytes().to_vec().into();
         FeedEvent::new(Position(7), Arc::new(Event { data, ..crate::rules::tests::event() }))
+    }
+
+    #[test]
+    fn busy_streams_pause_longer() {
+        let pauses = [0, 8_191, 8_192, 65_536].map(|bytes| pause_after(bytes).as_millis());
+        assert_eq!(pauses, [5, 5, 25, 25]);
     }
 
     #[test]
