@@ -65,7 +65,7 @@ pub(super) struct ListenArgs {
     /// Port on 127.0.0.1; 0 selects a free one.
     #[arg(long, default_value_t = 9000)]
     port: u16,
-    /// The endpoint's secret: wrong signatures get a 401. Without it none is verified.
+    /// The endpoint's secret. Wrong signatures get a 401 instead of a success, if not relayed.
     #[arg(long, value_name = "WHSEC", env = "BALTO_LISTEN_SECRET", hide_env_values = true)]
     secret: Option<String>,
     /// Answer the first N requests with status 500.

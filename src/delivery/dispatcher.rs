@@ -391,7 +391,7 @@ impl Dispatcher {
         });
     }
 
-    /// Requeues pending deliveries after an ordering change. Restarts one in progress.
+    /// Requeues pending deliveries after an ordering change. Ends a running reordering first.
     fn reorder(&mut self, endpoint: EndpointNumber) {
         let reorder = move |context| run_until_done(context, endpoint, PendingWork::Reorder);
         let task = self.spawn_task(BackgroundTask::Reorder, reorder);

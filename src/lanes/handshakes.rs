@@ -68,8 +68,7 @@ impl Lanes {
     }
 
     /// The next endpoint of the tenant with the fewest running requests, and among equals of the
-    /// tenant that waits longest. Skips endpoints of a host
-    /// that is at its limit.
+    /// tenant that waits longest. Skips endpoints of a host that is at its limit.
     fn next_handshake(&self, tenants: &mut BTreeMap<Arc<str>, TenantHandshakes>) -> Option<EndpointNumber> {
         loop {
             let limit = failpoints::bound(Bound::Handshakes, limits::HANDSHAKES_MAX);

@@ -69,7 +69,7 @@ pub struct EventDraft {
     /// read.
     pub id_conflict: Judged,
     /// Revision of the type that the data was checked against, 0 for an unregistered type. `None`:
-    /// not checked. The writer checks again if the type has changed since.
+    /// not checked. The writer checks again if the type was registered or changed since.
     pub type_revision: Option<Position>,
     /// Why the event's type refuses it. A repetition of an accepted event is answered all the same.
     pub refusal: Option<Box<TypeRefusal>>,

@@ -16,7 +16,6 @@ use crate::limits;
 use crate::schemas::TypeRefusal;
 use crate::storage::format;
 
-/// One requested change.
 /// A definition to register. A new type has revision 0; a changed one has the revision that the
 /// change rests on.
 #[derive(Clone, Debug)]
@@ -35,6 +34,7 @@ impl std::ops::Deref for ProposedType {
     }
 }
 
+/// One requested change.
 #[derive(Clone, Debug)]
 pub enum Command {
     Publish(Box<EventDraft>),

@@ -392,7 +392,6 @@ impl Events<'_> {
     }
 }
 
-/// Approximate bytes of an event in a page, with its deliveries.
 /// Adds the deliveries of each event. A step ends after the event with which it has read
 /// [`limits::SCAN_ENTRIES_MAX`] deliveries.
 fn with_deliveries(state: &dyn ReadModel, found: Found<Position>) -> Found<(Position, Vec<DeliveryFacts>)> {
@@ -408,6 +407,7 @@ fn with_deliveries(state: &dyn ReadModel, found: Found<Position>) -> Found<(Posi
     Found { items, next: found.next }
 }
 
+/// Approximate bytes of an event in a page, with its deliveries.
 fn event_bytes(event: &Event) -> usize {
     event.weight() + 256 * event.targets.len()
 }

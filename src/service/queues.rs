@@ -323,7 +323,7 @@ impl Queues<'_> {
                 Some(payload) => Some(payload),
                 None => match read.next() {
                     Some(payload) => payload,
-                    // The messages before this one have more than `bytes_max` bytes.
+                    // The events that were read before this one have at least `bytes_max` bytes.
                     None => break,
                 },
             };

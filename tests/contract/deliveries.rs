@@ -269,10 +269,10 @@ async fn redrive_takes_no_body_and_purge_needs_a_filter() {
     let made = endpoint(&daemon, &receiver, json!({})).await;
     settled(&daemon, &publish(&daemon, json!({"type": "a", "data": 1})).await).await;
     let (status, problem, _) = daemon.call("POST", "/dead-letters/purge", &[], "").await;
-    is_problem(&(status, problem), 400, "malformed", "a purge without a word");
+    is_problem(&(status, problem), 400, "malformed", "a purge without a body");
     let typed = [("content-type", "application/json")];
     let (status, problem, _) = daemon.call("POST", "/dead-letters/purge", &typed, "").await;
-    is_problem(&(status, problem), 400, "malformed", "a purge without a word, typed");
+    is_problem(&(status, problem), 400, "malformed", "a purge with an empty JSON body");
     assert_eq!(list(&daemon.get("/dead-letters").await).len(), 1);
     for headers in [&[][..], &[("content-type", "application/json")]] {
         let (status, answer, _) = daemon.call("POST", "/dead-letters/redrive", headers, "").await;

@@ -12,7 +12,6 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, Unrouta
 
 parameters = pika.ConnectionParameters(
     "127.0.0.1", int(sys.argv[1]), heartbeat=0, connection_attempts=200, retry_delay=0.1,
-    blocked_connection_timeout=60,
 )
 connection = None
 channel = None

@@ -72,7 +72,7 @@ impl AsyncRead for BrokerStream {
         self.check(cx)?;
         let mut buffer = ReadBuf::new(bytes);
         ready!(self.stream.poll_read_raw(cx, &mut buffer))?;
-        self.has_read = true;
+        self.has_read |= !buffer.filled().is_empty();
         Poll::Ready(Ok(buffer.filled().len()))
     }
 }

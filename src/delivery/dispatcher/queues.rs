@@ -261,12 +261,12 @@ impl Dispatcher {
     /// Answers a receive. Messages whose client has gone return to the front, uncharged.
     fn answer_receive(&mut self, queue: EndpointNumber, waiter: WaiterNumber, answer: ReceiveAnswer) {
         let Some(open) = self.desk.receives.remove(&waiter) else { return };
-        if let Err(Ok(unheard)) = open.answer.send(answer)
-            && !unheard.is_empty()
+        if let Err(Ok(unsent)) = open.answer.send(answer)
+            && !unsent.is_empty()
         {
             let key =
                 |message: &LeasedMessage| LeaseKey { event: message.event, lease: message.lease.position };
-            release_unsent(&self.context, queue, unheard.iter().map(key).collect());
+            release_unsent(&self.context, queue, unsent.iter().map(key).collect());
         }
     }
 }

@@ -39,8 +39,10 @@ pub(super) async fn erase(context: &Context, world: &World) {
     if !world.is_alive() {
         return;
     }
+    if matches!(result, Ok(_) | Err(ChangeError::NotFound)) {
+        world.with(|inner| inner.erasures_running -= 1);
+    }
     let Ok(view) = result else { return };
-    world.with(|inner| inner.erasures_running -= 1);
     if let Some(key) = &looked_at {
         states::look_at(context, world, key, StateBound::default()).await;
     }

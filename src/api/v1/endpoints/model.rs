@@ -498,7 +498,7 @@ pub struct StatsBody {
     pub cancelled: u64,
     /// Share of successful attempts, 0 to 1; null without attempts.
     pub success_rate: Option<f64>,
-    /// Of the attempts; null without attempts.
+    /// Percentiles of the latency of attempts; null without attempts.
     pub latency: PercentilesBody,
     /// Pending deliveries now.
     pub backlog: u64,

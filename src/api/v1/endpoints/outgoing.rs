@@ -373,8 +373,10 @@ fn check_parameters<'a>(
         {
             let most = limits::TOKEN_PARAMETER_NAME_BYTES_MAX;
             errors.push(&location, format!("a name has 1 to {most} characters of `[A-Za-z0-9_.-]`"));
-        } else if OWN_PARAMETERS.contains(&&*lower) || lower.starts_with(ASSERTION) {
+        } else if OWN_PARAMETERS.contains(&&*lower) {
             errors.push(&location, "Balto sets this parameter itself");
+        } else if lower.starts_with(ASSERTION) {
+            errors.push(&location, "client assertions are not supported");
         } else if has_audience && lower == "audience" {
             errors.push(&location, "is also set by the member `audience`");
         }
