@@ -38,7 +38,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use support::stage::{Claim, Meter, Stage, holding, slow_reader, unfinished};
-use support::tenants::{ADMIN, Caller, Daemon, LATEST, Latencies, REQUESTS, member, outcome, percentiles};
+use support::tenants::{
+    ADMIN, Caller, Daemon, LATEST, Latencies, REQUESTS, is_undisturbed, member, outcome, percentiles,
+};
+use support::{judge, verdict};
 use tokio::net::TcpListener;
 
 const ATTACKS: [&str; 13] =
@@ -47,7 +50,6 @@ const ALONE: Duration = Duration::from_secs(2);
 const BESIDE: Duration = Duration::from_secs(4);
 
 /// The promises.
-const TIMES_MAX: f64 = 3.0;
 const FLOOR: Duration = Duration::from_millis(50);
 const MEMORY_MAX: u64 = 1 << 30;
 const OPEN_MAX: Duration = Duration::from_secs(30);
@@ -80,11 +82,7 @@ fn main() {
             broken.push(name);
         }
     }
-    println!("\n{}: broken are {broken:?}", if broken.is_empty() { "HOLDS" } else { "BROKEN" });
-}
-
-fn verdict(holds: bool) -> &'static str {
-    if holds { "HOLDS" } else { "BROKEN" }
+    println!("\n{}: broken are {broken:?}", verdict(broken.is_empty()));
 }
 
 /// Runs an attack, and returns the number of broken promises.
@@ -113,7 +111,7 @@ async fn run(name: &'static str, scale: usize) -> usize {
     let judged = if name == "M4" { [false, false, true, false] } else { [true; 4] };
     let late = report(name, judged, &alone, &beside);
     for Claim { holds, words } in &claims {
-        println!("{}: {words}", verdict(*holds));
+        judge(*holds, words);
     }
     late + claims.iter().filter(|claim| !claim.holds).count()
 }
@@ -147,7 +145,7 @@ fn report(name: &str, judged: [bool; 4], alone: &Latencies, beside: &Latencies) 
     for (at, what) in REQUESTS.into_iter().enumerate() {
         let ((low, high), (low_beside, high_beside)) =
             (percentiles(&alone.taken[at]), percentiles(&beside.taken[at]));
-        let holds = high_beside <= (high * TIMES_MAX).max(FLOOR.as_secs_f64() * 1e3);
+        let holds = is_undisturbed(high, high_beside);
         broken += usize::from(judged[at] && !holds);
         let word = if judged[at] { verdict(holds) } else { "not judged" };
         let times = high_beside / high;

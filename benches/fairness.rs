@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use support::tenants::{ADMIN, Caller, Daemon, Probe, REQUESTS, percentiles};
+use support::tenants::{ADMIN, Caller, Daemon, Probe, REQUESTS, is_undisturbed, percentiles};
 use support::{answering, judge};
 use tokio::net::TcpListener;
 
@@ -27,9 +27,6 @@ const PROBES: usize = 150;
 
 /// Largest distance of a tenant's share from the mean, as a part of it.
 const SPREAD_MAX: f64 = 0.20;
-/// A p99 beside the flood may be this many times the one alone, or this many milliseconds.
-const TIMES_MAX: f64 = 3.0;
-const MILLIS_MAX: f64 = 50.0;
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
@@ -143,7 +140,7 @@ async fn beside_a_flood() {
         let ((low, high), (low_beside, high_beside)) = (percentiles(alone), percentiles(beside));
         let times = high_beside / high;
         println!("| {what} | {low:.2} / {high:.2} | {low_beside:.2} / {high_beside:.2} | {times:.1} |");
-        within &= times <= TIMES_MAX || high_beside <= MILLIS_MAX;
+        within &= is_undisturbed(high, high_beside);
     }
     judge(within, "each p99 beside the flood is at most 3 times that alone, or 50 ms");
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, Ordering};
 use std::time::{Duration, Instant};
 
-use support::{ChildGuard, WAIT_MAX, balto, connect, cpu, event, free_port, judge, median, post, posts};
+use support::{Subject, WAIT_MAX, connect, cpu, event, judge, median, post, posts};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const READERS: usize = 100;
@@ -99,22 +99,8 @@ fn lines_in(bytes: &[u8]) -> isize {
     bytes.chunks(127).map(|bytes| isize::from(part(bytes))).sum()
 }
 
-struct Subject {
-    daemon: ChildGuard,
-    port: u16,
-    _data: tempfile::TempDir,
-}
-
-async fn subject() -> Subject {
-    let data = tempfile::tempdir().unwrap();
-    let port = free_port();
-    let daemon = balto(data.path(), port, free_port());
-    drop(connect(port).await);
-    Subject { daemon, port, _data: data }
-}
-
 async fn paced() {
-    let subject = subject().await;
+    let subject = Subject::start().await;
     let readers = Readers::start(subject.port).await;
     let batch = format!(r#"{{"events":[{}]}}"#, vec![event(); PACED_BATCH].join(","));
     let mut stream = connect(subject.port).await;
@@ -137,7 +123,7 @@ async fn paced() {
 }
 
 async fn beside_full_ingest() {
-    let subject = subject().await;
+    let subject = Subject::start().await;
     let (mut ratios, mut rates) = (Vec::new(), [Vec::new(), Vec::new(), Vec::new()]);
     // The first round warms up and does not count.
     for round in 0..=ROUNDS {

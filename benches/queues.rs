@@ -19,7 +19,7 @@ use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use support::broker::{Broker, declare_quorum_queue, publish};
-use support::{ChildGuard, balto, connect, event, free_port, judge, median, most_memory, post};
+use support::{Subject, connect, event, judge, median, most_memory, post};
 use tokio::net::TcpStream;
 
 const PARTS: [&str; 6] = ["batches", "single", "parked", "memory", "keys", "rabbitmq"];
@@ -83,35 +83,18 @@ fn main() {
     });
 }
 
-/// A daemon, its API's port, and its data directory.
-struct Subject {
-    daemon: ChildGuard,
-    port: u16,
-    _data: tempfile::TempDir,
+async fn create(subject: &Subject, name: &str, more: &str) {
+    let mut stream = connect(subject.port).await;
+    let queue = format!(r#"{{"name":"{name}","eventTypes":["{name}"],"visibility":"1h"{more}}}"#);
+    post(&mut stream, "/v1/queues", &queue, 201).await;
 }
 
-impl Subject {
-    async fn start() -> Self {
-        let data = tempfile::tempdir().unwrap();
-        let (port, ops) = (free_port(), free_port());
-        let daemon = balto(data.path(), port, ops);
-        drop(connect(port).await);
-        Self { daemon, port, _data: data }
-    }
-
-    async fn create(&self, name: &str, more: &str) {
-        let mut stream = connect(self.port).await;
-        let queue = format!(r#"{{"name":"{name}","eventTypes":["{name}"],"visibility":"1h"{more}}}"#);
-        post(&mut stream, "/v1/queues", &queue, 201).await;
-    }
-
-    async fn fill(&self, event: &str, count: usize) {
-        let mut stream = connect(self.port).await;
-        for first in (0..count).step_by(1_000) {
-            let events = vec![event; (count - first).min(1_000)].join(",");
-            let body = format!(r#"{{"events":[{events}]}}"#);
-            post(&mut stream, "/v1/events/batch", &body, 202).await;
-        }
+async fn fill(subject: &Subject, event: &str, count: usize) {
+    let mut stream = connect(subject.port).await;
+    for first in (0..count).step_by(1_000) {
+        let events = vec![event; (count - first).min(1_000)].join(",");
+        let body = format!(r#"{{"events":[{events}]}}"#);
+        post(&mut stream, "/v1/events/batch", &body, 202).await;
     }
 }
 
@@ -168,8 +151,8 @@ async fn drain(port: u16, queue: &'static str, count: usize, batch: usize) -> f6
 
 async fn batches(count: usize) -> f64 {
     let subject = Subject::start().await;
-    subject.create("batches", "").await;
-    subject.fill(&event_for("batches", ""), count).await;
+    create(&subject, "batches", "").await;
+    fill(&subject, &event_for("batches", ""), count).await;
     let rate = drain(subject.port, "batches", count, BATCH).await;
     judge(
         rate >= RATE_BATCHED_MIN,
@@ -182,8 +165,8 @@ async fn batches(count: usize) -> f64 {
 
 async fn single(count: usize) -> f64 {
     let subject = Subject::start().await;
-    subject.create("single", "").await;
-    subject.fill(&event_for("single", ""), count).await;
+    create(&subject, "single", "").await;
+    fill(&subject, &event_for("single", ""), count).await;
     let rate = drain(subject.port, "single", count, 1).await;
     judge(
         rate >= RATE_SINGLE_MIN,
@@ -225,7 +208,7 @@ async fn times_to_worker(port: u16, queue: &str, events: &[String]) -> Vec<Durat
 
 async fn parked(count: usize) {
     let subject = Subject::start().await;
-    subject.create("parked", "").await;
+    create(&subject, "parked", "").await;
     let mut times = times_to_worker(subject.port, "parked", &vec![event_for("parked", ""); count]).await;
     let (p50, p99) = (percentile(&mut times, 50), percentile(&mut times, 99));
     judge(
@@ -236,8 +219,8 @@ async fn parked(count: usize) {
 
 async fn memory(waiting: usize, leased: usize) {
     let subject = Subject::start().await;
-    subject.create("memory", "").await;
-    subject.fill(&event_for("memory", ""), waiting).await;
+    create(&subject, "memory", "").await;
+    fill(&subject, &event_for("memory", ""), waiting).await;
     let mut stream = connect(subject.port).await;
     let mut held = 0;
     while held < leased {
@@ -256,9 +239,9 @@ async fn memory(waiting: usize, leased: usize) {
 async fn keys(backlog: usize, turn: usize) {
     let subject = Subject::start().await;
     for queue in ["alone", "beside"] {
-        subject.create(queue, r#","ordering":"key""#).await;
+        create(&subject, queue, r#","ordering":"key""#).await;
     }
-    subject.fill(&event_for("beside", r#","orderingKey":"busy""#), backlog).await;
+    fill(&subject, &event_for("beside", r#","orderingKey":"busy""#), backlog).await;
     // The first message of the key is under lease, so the others of it wait.
     let mut stream = connect(subject.port).await;
     assert_eq!(receive(&mut stream, "beside", "").await.len(), 1);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use support::broker::{Broker, declare_quorum_queue, publish};
-use support::{ChildGuard, WAIT_MAX, balto, connect, event, free_port, get, judge, post};
+use support::{Subject, WAIT_MAX, connect, event, get, judge, post};
 
 const MESSAGES: usize = 50_000;
 const RATE_MIN: f64 = 10_000.0;
@@ -24,27 +24,12 @@ fn main() {
     });
 }
 
-struct Subject {
-    _daemon: ChildGuard,
-    port: u16,
-    ops: u16,
-    _data: tempfile::TempDir,
-}
-
-async fn subject() -> Subject {
-    let data = tempfile::tempdir().unwrap();
-    let (port, ops) = (free_port(), free_port());
-    let daemon = balto(data.path(), port, ops);
-    drop(connect(port).await);
-    Subject { _daemon: daemon, port, ops, _data: data }
-}
-
 /// The queue is full before the source is created.
 async fn source(broker: &Broker) {
     let channel = broker.channel().await;
     declare_quorum_queue(&channel, "to-balto").await;
     publish(&channel, "", "to-balto", event().as_bytes(), MESSAGES).await;
-    let subject = subject().await;
+    let subject = Subject::start().await;
     let mut stream = connect(subject.port).await;
     let body = format!(
         r#"{{"name":"bench","url":"amqp://127.0.0.1:{}","queue":"to-balto","declare":false,"format":"raw"}}"#,
@@ -72,7 +57,7 @@ fn accepted_of(metrics: &str) -> usize {
 async fn destination(broker: &Broker) {
     let channel = broker.channel().await;
     declare_quorum_queue(&channel, "from-balto").await;
-    let subject = subject().await;
+    let subject = Subject::start().await;
     let mut stream = connect(subject.port).await;
     let endpoint = format!(
         r#"{{"url":"amqp://127.0.0.1:{}","status":"paused","maxInFlight":256,"amqp":{{"exchange":"","routingKey":{{"literal":"from-balto"}}}}}}"#,

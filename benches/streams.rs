@@ -13,7 +13,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{balto, connect, event, free_port, judge, median, message_length, post, posts};
+use support::{Subject, connect, event, judge, median, message_length, post, posts};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -34,10 +34,8 @@ fn main() {
 }
 
 async fn measure() {
-    let directory = tempfile::tempdir().unwrap();
-    let (port, ops) = (free_port(), free_port());
-    let _daemon = balto(directory.path(), port, ops);
-    drop(connect(port).await);
+    let subject = Subject::start().await;
+    let port = subject.port;
     let append = format!(r#"{{"events":[{}]}}"#, event());
     let mut ratios = Vec::new();
     let mut rates = [Vec::new(), Vec::new()];

@@ -18,7 +18,7 @@ use balto::domain::{
     Compatibility, EventType, EventVersion, Position, Timestamp, TypeDefinition, TypeMigration, TypeVersion,
 };
 use balto::schemas::registered::RegisteredType;
-use support::{balto, connect, free_port, judge, median, posts};
+use support::{Subject, connect, judge, median, posts};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const RUN: Duration = Duration::from_secs(1);
@@ -30,31 +30,21 @@ const CHECK_MICROS_MAX: f64 = 5.0;
 const CONVERT_MICROS_MAX: f64 = 10.0;
 const INGEST_RATIO_MIN: f64 = 0.90;
 
-/// Version 1.0 has `customer` and `total` in whole units; version 2.0 has `buyer` and a currency.
-const SCHEMAS: [&str; 2] = [
-    r##"{"type":"object","required":["order","customer","items","total"],"properties":{
-        "order":{"type":"string","minLength":1,"maxLength":64},
-        "customer":{"$ref":"#/$defs/person"},
-        "items":{"type":"array","minItems":1,"items":{"$ref":"#/$defs/item"}},
-        "total":{"type":"number","minimum":0},
-        "note":{"type":"string","maxLength":1000}},
-      "$defs":{
-        "person":{"type":"object","required":["name","email"],"properties":{
-            "name":{"type":"string"},"email":{"type":"string"},"city":{"type":"string"}}},
-        "item":{"type":"object","required":["sku","quantity"],"properties":{
-            "sku":{"type":"string"},"quantity":{"type":"integer","minimum":1},"price":{"type":"number"}}}}}"##,
-    r##"{"type":"object","required":["order","buyer","items","total","currency"],"properties":{
-        "order":{"type":"string","minLength":1,"maxLength":64},
-        "buyer":{"$ref":"#/$defs/person"},
-        "items":{"type":"array","minItems":1,"items":{"$ref":"#/$defs/item"}},
-        "total":{"type":"number","minimum":0},
-        "currency":{"enum":["EUR","USD","GBP"]},
-        "note":{"type":"string","maxLength":1000}},
-      "$defs":{
-        "person":{"type":"object","required":["name","email"],"properties":{
-            "name":{"type":"string"},"email":{"type":"string"},"city":{"type":"string"}}},
-        "item":{"type":"object","required":["sku","quantity"],"properties":{
-            "sku":{"type":"string"},"quantity":{"type":"integer","minimum":1},"price":{"type":"number"}}}}}"##,
+/// The members that both versions have, and their definitions.
+const COMMON: &str = r##"
+    "order":{"type":"string","minLength":1,"maxLength":64},
+    "items":{"type":"array","minItems":1,"items":{"$ref":"#/$defs/item"}},
+    "total":{"type":"number","minimum":0},
+    "note":{"type":"string","maxLength":1000}},
+  "$defs":{
+    "person":{"type":"object","required":["name","email"],"properties":{
+        "name":{"type":"string"},"email":{"type":"string"},"city":{"type":"string"}}},
+    "item":{"type":"object","required":["sku","quantity"],"properties":{
+        "sku":{"type":"string"},"quantity":{"type":"integer","minimum":1},"price":{"type":"number"}}}}"##;
+/// Version 1.0 has a customer; version 2.0 has a buyer and a currency.
+const OWN: [&str; 2] = [
+    r##""required":["order","customer","items","total"],"properties":{"customer":{"$ref":"#/$defs/person"},"##,
+    r##""required":["order","buyer","items","total","currency"],"properties":{"buyer":{"$ref":"#/$defs/person"},"currency":{"enum":["EUR","USD","GBP"]},"##,
 ];
 const UP: &str =
     r#"[{"op":"move","from":"/customer","path":"/buyer"},{"op":"add","path":"/currency","value":"EUR"}]"#;
@@ -79,9 +69,13 @@ fn data() -> String {
     format!(r#"{order}{note}"}}"#)
 }
 
+fn schemas() -> [String; 2] {
+    OWN.map(|own| format!(r#"{{"type":"object",{own}{COMMON}}}"#))
+}
+
 fn definition() -> TypeDefinition {
     let version = |text: &str| text.parse::<EventVersion>().unwrap();
-    let [first, second] = ["1.0", "2.0"].map(version);
+    let ([first, second], schemas) = (["1.0", "2.0"].map(version), schemas());
     let typed = |version: &EventVersion, schema: &str| TypeVersion {
         version: version.clone(),
         schema: schema.into(),
@@ -99,7 +93,7 @@ fn definition() -> TypeDefinition {
         description: "".into(),
         compatibility: Compatibility::Forward,
         transitive: false,
-        versions: vec![typed(&first, SCHEMAS[0]), typed(&second, SCHEMAS[1])],
+        versions: vec![typed(&first, &schemas[0]), typed(&second, &schemas[1])],
         migrations: vec![migration(&first, &second, UP), migration(&second, &first, DOWN)],
         state: None,
         created_at: Timestamp::from_millis(0),
@@ -143,9 +137,8 @@ fn micros(mut call: impl FnMut()) -> f64 {
 }
 
 async fn ingest() {
-    let directory = tempfile::tempdir().unwrap();
-    let port = free_port();
-    let _daemon = balto(directory.path(), port, free_port());
+    let subject = Subject::start().await;
+    let port = subject.port;
     register(port).await;
     let event = |name: &str| format!(r#"{{"type":"{name}","version":"1.0","data":{}}}"#, data());
     let (known, unknown) = (event("order.paid"), event("order.sent"));
@@ -167,9 +160,10 @@ async fn ingest() {
 }
 
 async fn register(port: u16) {
+    let schemas = schemas();
     let body = format!(
         r#"{{"versions":{{"1.0":{{"schema":{}}},"2.0":{{"schema":{}}}}},"migrations":[{{"from":"1.0","to":"2.0","patch":{UP}}},{{"from":"2.0","to":"1.0","patch":{DOWN}}}]}}"#,
-        SCHEMAS[0], SCHEMAS[1]
+        schemas[0], schemas[1]
     );
     let mut stream = connect(port).await;
     let request = format!(

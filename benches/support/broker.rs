@@ -27,6 +27,7 @@ impl Broker {
         tokio::task::spawn_blocking(Self::start_and_wait).await.unwrap()
     }
 
+    #[expect(clippy::print_stdout, reason = "a benchmark prints its results")]
     fn start_and_wait() -> Option<Self> {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
         let judges = root.join("target/judges");

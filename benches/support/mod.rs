@@ -1,7 +1,7 @@
 //! Shared parts of the benchmarks: the daemon as a child process, a receiver that counts, and
 //! publishers with minimal overhead.
 
-#![allow(dead_code, clippy::print_stdout, reason = "each benchmark uses its part, and prints results")]
+#![allow(dead_code, reason = "each benchmark uses its part")]
 
 pub(crate) mod broker;
 pub(crate) mod stage;
@@ -201,6 +201,29 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+pub(crate) fn verdict(holds: bool) -> &'static str {
+    if holds { "HOLDS" } else { "BROKEN" }
+}
+
+#[expect(clippy::print_stdout, reason = "a benchmark prints its results")]
 pub(crate) fn judge(holds: bool, promise: &str) {
-    println!("{}: {promise}", if holds { "HOLDS" } else { "BROKEN" });
+    println!("{}: {promise}", verdict(holds));
+}
+
+/// A daemon with `--dev`, its ports, and its data directory.
+pub(crate) struct Subject {
+    pub(crate) daemon: ChildGuard,
+    pub(crate) port: u16,
+    pub(crate) ops: u16,
+    _data: tempfile::TempDir,
+}
+
+impl Subject {
+    pub(crate) async fn start() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let (port, ops) = (free_port(), free_port());
+        let daemon = balto(data.path(), port, ops);
+        drop(connect(port).await);
+        Self { daemon, port, ops, _data: data }
+    }
 }

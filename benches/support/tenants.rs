@@ -252,6 +252,11 @@ impl Probe {
     }
 }
 
+/// Whether a p99 beside others is at most three times the one alone, or 50 ms; in milliseconds.
+pub(crate) fn is_undisturbed(alone: f64, beside: f64) -> bool {
+    beside <= (3.0 * alone).max(50.0)
+}
+
 /// The median and the 99th percentile.
 pub(crate) fn percentiles(taken: &[f64]) -> (f64, f64) {
     let mut taken = taken.to_vec();
