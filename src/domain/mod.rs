@@ -19,6 +19,7 @@ pub mod job;
 pub mod key;
 pub mod last_attempt;
 pub mod lease;
+pub mod media;
 pub mod names;
 pub mod outgoing;
 pub mod party;

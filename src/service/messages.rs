@@ -55,11 +55,9 @@ impl Requests<'_> {
         let mut headers: Vec<_> =
             shown_header_values(&built).filter(|(name, _)| !LEFT_OUT.contains(&name.as_str())).collect();
         headers.push((TENANT.to_owned(), event.tenant.to_string()));
-        let mut content_type = media.as_deref().map(Box::from);
+        let content_type = media.as_deref().map(Box::from);
         if endpoint.format == Format::CloudEventsBinary {
             headers.extend(body::cloudevent_headers(endpoint, event));
-            content_type =
-                event.attribute(crate::domain::attribute::CONTENT_TYPE).map(Box::from).or(content_type);
         }
         let bytes: usize = headers.iter().map(|(name, value)| name.len() + value.len() + 6).sum();
         if bytes > limits::broker::HEADERS_BYTES_MAX {

@@ -156,7 +156,7 @@ impl Requests<'_> {
     fn body<'a>(
         self,
         endpoint: &'a Endpoint,
-        event: &Event,
+        event: &'a Event,
     ) -> Result<(Bytes, Option<Cow<'a, str>>), BuildError> {
         let shape = &endpoint.request;
         if shape.method == RequestMethod::Get {

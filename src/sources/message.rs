@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::domain::media::DataKind;
 use crate::domain::{
     Dedup, EventId, EventType, Idempotency, Source, SourceFormat, SourceTenant, Tenant, Timestamp,
     TraceParent, attribute,
@@ -171,33 +172,31 @@ impl Message {
         if is_binary {
             draft.attributes.push((attribute::BINARY.into(), "true".into()));
         }
+        // Of JSON it says nothing new.
+        let media = self.content_type.as_deref().filter(|media| DataKind::of(media) != DataKind::Json);
+        if let Some(media) = media.filter(|media| media.bytes().all(|byte| (b' '..=b'~').contains(&byte))) {
+            draft.attributes.push((attribute::CONTENT_TYPE.into(), media.into()));
+        }
+        draft.attributes.sort();
         Ok(draft)
     }
 
     /// The body as JSON: JSON unchanged, text as a string, other bytes as base64.
     fn data(&self) -> Result<(Bytes, bool), String> {
-        let media = self
-            .content_type
-            .as_deref()
-            .map(|media| media.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
-        let is_json =
-            media.as_deref().is_some_and(|media| media.ends_with("/json") || media.ends_with("+json"));
+        let kind = self.content_type.as_deref().map(DataKind::of);
         if self.body.is_empty() {
             return Ok((Bytes::new(), false));
         }
-        if is_json || media.is_none() {
+        if kind.is_none_or(|kind| kind == DataKind::Json) {
             match serde_json::from_slice::<&RawValue>(&self.body) {
                 Ok(json) => return Ok((Bytes::copy_from_slice(json.get().as_bytes()), false)),
-                Err(error) if is_json => return Err(format!("the body is not JSON: {error}")),
+                Err(error) if kind.is_some() => return Err(format!("the body is not JSON: {error}")),
                 Err(_) => {}
             }
         }
-        let is_text = media.as_deref().is_none_or(|media| {
-            media.starts_with("text/") || media.ends_with("/xml") || media.ends_with("+xml")
-        });
         let text = |text: &str| Bytes::from(Value::from(text).to_string());
         match std::str::from_utf8(&self.body) {
-            Ok(body) if is_text => Ok((text(body), false)),
+            Ok(body) if kind != Some(DataKind::Bytes) => Ok((text(body), false)),
             _ => Ok((text(&STANDARD.encode(&self.body)), true)),
         }
     }

@@ -16,6 +16,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Undefi
 use serde::de::IgnoredAny;
 
 use crate::domain::Event;
+use crate::domain::media::DataKind;
 use crate::limits;
 
 /// The variables of a template.
@@ -80,7 +81,7 @@ impl BodyTemplate {
             return Err(TemplateError::whole(format!("at most {} bytes", limits::BODY_TEMPLATE_BYTES_MAX)));
         }
         grammar::check(source, NAME)?;
-        let is_json = is_json(media);
+        let is_json = DataKind::of(media) == DataKind::Json;
         let mut environment = Environment::new();
         environment.set_debug(false);
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
@@ -117,12 +118,6 @@ impl BodyTemplate {
         }
         Ok(body.0.into())
     }
-}
-
-/// Whether a media type is JSON (RFC 6839, section 3.1).
-fn is_json(media: &str) -> bool {
-    let media = media.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    media == "application/json" || media.ends_with("+json")
 }
 
 fn variables(event: &Event) -> Result<Value, TemplateError> {

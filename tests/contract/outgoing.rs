@@ -50,6 +50,31 @@ async fn raw_format_sends_the_data_byte_for_byte() {
     is_problem(&(status, problem), 422, "validation_failed", "a queue cannot have format raw");
 }
 
+/// A CloudEvent in binary mode may have data of any media type.
+#[tokio::test]
+async fn raw_format_sends_data_of_any_media_type() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let receiver = Receiver::status(204).await;
+    endpoint(&daemon, &receiver, json!({"format": "raw"})).await;
+    let sent = [
+        ("text/plain; charset=utf-8", "gr\u{fc}n \"quoted\"\n"),
+        ("application/xml", "<order id=\"1\"/>"),
+        ("application/vnd.acme+json", "{ \"a\": 1 }"),
+        ("image/svg", "not text by its type"),
+    ];
+    for (number, (media, body)) in (1..).zip(sent) {
+        let id = number.to_string();
+        let attributes =
+            [("ce-specversion", "1.0"), ("ce-id", id.as_str()), ("ce-source", "/s"), ("ce-type", "a")];
+        let headers: Vec<_> = attributes.into_iter().chain([("content-type", media)]).collect();
+        let (status, answer, _) = daemon.call("POST", "/events", &headers, body).await;
+        assert_eq!(status, 202, "{media}: {answer}");
+        let got = receiver.until(number).await.remove(number - 1);
+        assert_eq!((got.body.as_str(), got.headers["content-type"].as_str()), (body, media));
+    }
+}
+
 fn hmac_hex(secret: &str, signed: &str) -> String {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
     mac.update(signed.as_bytes());

@@ -61,7 +61,10 @@ fn body_becomes_data_by_its_media_type() {
         (message.body, message.content_type) = (body.to_vec(), media.map(ToOwned::to_owned));
         let draft = draft(SourceFormat::Auto, &message).unwrap();
         assert_eq!(text(&draft), ("pet.sold", data), "{media:?}");
-        assert_eq!(attribute::find(&draft.attributes, attribute::BINARY).is_some(), is_binary, "{media:?}");
+        let kept = |name| attribute::find(&draft.attributes, name);
+        assert_eq!(kept(attribute::BINARY).is_some(), is_binary, "{media:?}");
+        let other = media.filter(|media| !media.starts_with("application/json"));
+        assert_eq!(kept(attribute::CONTENT_TYPE), other, "JSON is the default");
     }
 }
 

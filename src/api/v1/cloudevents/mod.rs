@@ -20,7 +20,8 @@ use crate::api::http::{body, idempotency};
 use crate::api::v1::events::batch::Bounded;
 use crate::api::v1::events::handlers;
 use crate::api::{Call, text};
-use crate::domain::{OrderingKey, Tenant, Timestamp, attribute};
+use crate::domain::media::DataKind;
+use crate::domain::{OrderingKey, Tenant, Timestamp, attribute, media};
 use crate::limits;
 use crate::service::types::EventDraft;
 
@@ -238,19 +239,16 @@ pub fn parse_binary(call: &Call) -> Result<EventDraft, Problem> {
 
 /// Converts the data to a JSON value: JSON unchanged, text as a string, other data as base64.
 fn to_json_data(media: Option<&str>, raw: &Bytes) -> Result<(Bytes, bool), Problem> {
-    let media = media.unwrap_or("application/json").split(';').next().unwrap_or_default();
-    let media = media.trim().to_ascii_lowercase();
     if raw.is_empty() {
         return Ok((Bytes::new(), false));
     }
-    if media.ends_with("/json") || media.ends_with("+json") {
-        let json: &RawValue = body::parse_any(raw)?;
-        return Ok((Bytes::copy_from_slice(json.get().as_bytes()), false));
-    }
-    let is_text = media.starts_with("text/") || media.ends_with("/xml") || media.ends_with("+xml");
-    match std::str::from_utf8(raw) {
-        Ok(text) if is_text => Ok((json_text(text), false)),
-        _ => Ok((json_text(&STANDARD.encode(raw)), true)),
+    match (DataKind::of(media.unwrap_or(media::JSON)), std::str::from_utf8(raw)) {
+        (DataKind::Json, _) => {
+            let json: &RawValue = body::parse_any(raw)?;
+            Ok((Bytes::copy_from_slice(json.get().as_bytes()), false))
+        }
+        (DataKind::Text, Ok(text)) => Ok((json_text(text), false)),
+        (DataKind::Text | DataKind::Bytes, _) => Ok((json_text(&STANDARD.encode(raw)), true)),
     }
 }
 
