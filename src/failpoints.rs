@@ -18,6 +18,7 @@ pub(crate) enum Bound {
     AttemptSecondsMax,
     BulkDeliveries,
     PagePositions,
+    SpanPages,
     StreamBlock,
     TargetsListed,
     PageBytes,
@@ -153,6 +154,10 @@ pub(crate) enum Mutation {
     ShareFilterResults,
     /// The state ignores the steps of jobs.
     ForgetJobSteps,
+    /// The index of pages by tenant lists a page only for the first tenant on it.
+    ForgetTenantPage,
+    /// After retention has deleted events of the newest page, new events there are not indexed.
+    TrustOpenPage,
 }
 
 #[cfg(not(test))]

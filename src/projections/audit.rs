@@ -2,7 +2,7 @@
 //!
 //! Owns the tolerated differences. Kept rows may lack entries that expired without a record
 //! ([`Terms`]). Folded rows may lack records that retention removed from the journal. Memory is
-//! bounded: a batch of rows, the expiring requests of one hour (32 bytes each), and two sums per
+//! bounded: a batch of rows, the expiring requests of one hour (32 bytes each), and four sums per
 //! tenant.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -14,7 +14,7 @@ use super::retention::{Cutoffs, Expiry};
 use super::rows::{Key, after_prefix, endpoint_at, u64_at};
 use super::states::{PageStates, StateEntry};
 use super::tenant_hours::TenantHour;
-use super::{Rows, acts, counters, idempotency, pending, stats, streams, type_usage, usage};
+use super::{Rows, acts, counters, idempotency, pending, stats, streams, tenant_pages, type_usage, usage};
 use crate::domain::{Horizon, Position, Timestamp};
 
 /// Rows per batch.
@@ -46,7 +46,8 @@ pub fn audit(
     differs: &mut dyn FnMut(String),
     examined: &mut dyn FnMut(u64),
 ) -> u64 {
-    let mut audit = Audit { kept, folded, terms, differs, examined, rows: 0, stored: BTreeMap::new() };
+    let stored = BTreeMap::new();
+    let mut audit = Audit { kept, folded, terms, differs, examined, rows: 0, stored, pages: BTreeMap::new() };
     audit.compare_pending();
     audit.compare_queues();
     audit.compare_exactly(b'G');
@@ -57,6 +58,7 @@ pub fn audit(
     audit.compare_exactly(b'j');
     audit.compare_acts();
     audit.compare_pages();
+    audit.compare_tenant_pages();
     audit.compare_rows_of_events(b'F');
     audit.compare_rows_of_events(b'M');
     audit.compare_erasures();
@@ -80,6 +82,8 @@ struct Audit<'a> {
     rows: u64,
     /// Number and bytes of the kept events, by tenant.
     stored: BTreeMap<Box<str>, (u64, u64)>,
+    /// By tenant, the number of pages with kept events, and of those that the index lists.
+    pages: BTreeMap<Box<str>, (u64, u64)>,
 }
 
 impl Audit<'_> {
@@ -194,6 +198,16 @@ impl Audit<'_> {
                 None => self.report(format!("event {} is not in the journal", event.position)),
             }
         }
+        let tenants: BTreeSet<&str> = kept.iter().map(|event| &*event.tenant).collect();
+        for tenant in tenants {
+            self.pages.entry(tenant.into()).or_default().0 += 1;
+            if !tenant_pages::lists(self.kept, tenant, page) {
+                self.report(format!(
+                    "the index of tenant {tenant} lacks a page, with events from {}",
+                    pages::first_position(page)
+                ));
+            }
+        }
         for event in folded.iter().filter(|event| !known.contains_key(&event.position)) {
             let expiry = Expiry { cutoffs: self.terms.cutoffs, horizon: self.terms.horizon };
             if !expiry.includes(event, &folded_states) {
@@ -204,6 +218,23 @@ impl Audit<'_> {
             states.listed().keys().map(|key| key.event).filter(|event| !known.contains_key(event)).collect();
         for event in orphans {
             self.report(format!("event {event} is missing, but has deliveries"));
+        }
+    }
+
+    /// Compares the index of pages with the kept events, which [`Self::compare_pages`] has compared
+    /// with the journal and looked up in the index. So an index with as many pages has no others.
+    fn compare_tenant_pages(&mut self) {
+        self.for_each_row(b't', |audit, key, kept, _| match kept.map(|kept| tenant_pages::read(key, kept)) {
+            Some(Some((tenant, pages))) => audit.pages.entry(tenant.into()).or_default().1 += pages,
+            Some(None) => audit.report(format!("{} is malformed", describe(key))),
+            None => {}
+        });
+        for (tenant, (pages, listed)) in std::mem::take(&mut self.pages) {
+            if pages != listed {
+                self.report(format!(
+                    "the index of tenant {tenant} lists {listed} pages, its events are on {pages}"
+                ));
+            }
         }
     }
 
@@ -496,6 +527,7 @@ fn describe(key: &[u8]) -> String {
             format!("the hours of tenant {tenant} in hour {}", u64_at(key, 1))
         }
         b'y' => format!("the usage of event type {}", String::from_utf8_lossy(&key[1..]).replace('\0', " ")),
+        b't' => "a row of the index of pages by tenant".to_owned(),
         b'R' => format!("the reserved rate of endpoint {}", endpoint_at(key, 1).0),
         tag => format!("a row of kind {}", char::from(tag)),
     }

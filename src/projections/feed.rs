@@ -1,7 +1,8 @@
 //! Positions of events in ascending order, for the feed.
 
-use super::pages::{self, EventEntry, page_of};
+use super::pages::{self, EventTraits, page_of};
 use super::rows::Rows;
+use super::tenant_pages;
 use crate::domain::Position;
 use crate::failpoints::{self, Bound};
 use crate::limits;
@@ -15,37 +16,41 @@ pub struct FeedStep {
     pub looked_at: Position,
 }
 
-/// Looks at the events after `after` and up to `until`, until `limit` of them are wanted or the
-/// work of this step is done. `work` returns the work so far.
+/// Looks at the events after `after` and up to `until`, of the tenant if there is one, until
+/// `limit` of them are wanted or the work of this step is done. `wants` returns the work so far, to
+/// which the events of other tenants add one each.
 pub fn look(
     rows: &dyn Rows,
-    after: Position,
-    until: Position,
+    tenant: Option<&str>,
+    (after, until): (Position, Position),
     limit: usize,
-    mut wants: impl FnMut(&EventEntry) -> (bool, usize),
+    mut wants: impl FnMut(&EventTraits<'_>) -> (bool, usize),
 ) -> FeedStep {
     let work_max = failpoints::bound(Bound::ScanEntries, limits::SCAN_ENTRIES_MAX);
     let mut step = FeedStep { events: Vec::new(), looked_at: after };
-    let mut page = pages::page_at_or_above(rows, page_of(after.next()));
+    let mut skipped = 0;
+    let mut page = tenant_pages::page_at_or_above(rows, tenant, page_of(after.next()));
     while let Some(current) = page {
-        for event in pages::events(rows, current) {
+        let events = pages::events_where(rows, current, &mut |event| {
+            let is_its = tenant.is_none_or(|tenant| tenant == event.tenant);
+            skipped += usize::from(!is_its);
+            is_its && event.position > after
+        });
+        for event in &events {
             if event.position > until {
                 step.looked_at = step.looked_at.max(until);
                 return step;
             }
-            if event.position <= after {
-                continue;
-            }
-            let (is_wanted, work) = wants(&event);
+            let (is_wanted, work) = wants(&event.traits());
             step.looked_at = event.position;
             if is_wanted {
                 step.events.push(event.position);
             }
-            if step.events.len() >= limit || work >= work_max {
+            if step.events.len() >= limit || work + skipped >= work_max {
                 return step;
             }
         }
-        page = pages::page_at_or_above(rows, current + 1);
+        page = tenant_pages::page_at_or_above(rows, tenant, current + 1);
     }
     step.looked_at = step.looked_at.max(until);
     step
@@ -62,7 +67,7 @@ mod tests {
         let (mut rows, mut blocks) = (BTreeMap::new(), pages::Blocks::default());
         for position in positions {
             let at = Timestamp::from_millis(position);
-            let entry = EventEntry {
+            let entry = pages::EventEntry {
                 position: Position(position),
                 accepted_at: at,
                 first_due: at,
@@ -85,7 +90,9 @@ mod tests {
         for (limit, until) in [(1, 1_999), (7, 1_000), (10_000, 5_000)] {
             let (mut after, mut found) = (Position(0), Vec::new());
             while after < Position(until) {
-                let step = look(&rows, after, Position(until), limit, |event| (event.position.0 % 2 == 0, 0));
+                let step = look(&rows, None, (after, Position(until)), limit, |event| {
+                    (event.position.0 % 2 == 0, 0)
+                });
                 assert!(step.looked_at > after && step.events.len() <= limit);
                 found.extend(step.events.iter().map(|at| at.0));
                 after = step.looked_at;
@@ -101,7 +108,7 @@ mod tests {
     fn step_without_matches_ends_with_its_work() {
         let rows = rows(1..30_000);
         let mut work = 0;
-        let step = look(&rows, Position(0), Position(40_000), 10, |_| {
+        let step = look(&rows, None, (Position(0), Position(40_000)), 10, |_| {
             work += 1;
             (false, work)
         });

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::dead::Letter;
-use super::pages::EventEntry;
+use super::pages::EventTraits;
 use crate::domain::{
     DeadReason, EndpointNumber, EventType, LastAttemptFilter, Pattern, Position, StreamName, Tenant,
     Timestamp,
@@ -14,7 +14,10 @@ use crate::domain::{
 /// (exclusive) bound the acceptance of the event, or the death of a dead letter.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
+    /// The owner of the list: an event's tenant, or `*` for queues of all tenants.
     pub tenant: Option<Tenant>,
+    /// Only events of this tenant. Their deliveries may have other owners.
+    pub events_of: Option<Tenant>,
     pub endpoint: Option<EndpointNumber>,
     pub event: Option<Position>,
     pub event_type: Option<EventType>,
@@ -66,7 +69,21 @@ impl Filter {
     fn wants_tenant(&self, of_event: &str) -> bool {
         self.tenant.as_ref().is_none_or(|tenant| {
             tenant.as_str() == of_event || tenant.is_every() && of_event != Tenant::OPERATOR
-        })
+        }) && self.events_of.as_ref().is_none_or(|tenant| tenant.as_str() == of_event)
+    }
+
+    /// The tenant of all wanted events, if they are of one.
+    pub(super) fn only_tenant(&self) -> Option<&str> {
+        let own = self.tenant.as_ref().filter(|tenant| !tenant.is_every());
+        own.or(self.events_of.as_ref()).map(Tenant::as_str)
+    }
+
+    /// Whether an event is too old, and with it all earlier ones: acceptance times follow
+    /// positions.
+    pub(super) fn has_passed(&self, event: &EventTraits<'_>) -> bool {
+        self.since.is_some_and(|since| event.accepted_at < since)
+            || self.event.is_some_and(|wanted| event.position < wanted)
+            || self.positions.is_some_and(|(first, _)| event.position < first)
     }
 
     pub(super) fn wants_position(&self, event: Position) -> bool {
@@ -80,12 +97,10 @@ impl Filter {
             && self.endpoints.as_ref().is_none_or(|endpoints| endpoints.has(endpoint))
     }
 
-    pub(super) fn wants_event(&self, event: &EventEntry) -> bool {
-        self.wants_tenant(&event.tenant)
-            && self.wants_type(&event.event_type)
-            && self.stream.as_ref().is_none_or(|wanted| {
-                event.stream.as_ref().is_some_and(|(stream, _)| **stream == *wanted.as_str())
-            })
+    pub(super) fn wants_event(&self, event: &EventTraits<'_>) -> bool {
+        self.wants_tenant(event.tenant)
+            && self.wants_type(event.event_type)
+            && self.stream.as_ref().is_none_or(|wanted| event.stream == Some(wanted.as_str()))
             && self.wants_position(event.position)
             && self.wants_time(event.accepted_at)
     }

@@ -1,7 +1,8 @@
 //! How many events are ahead of a position in the log.
 
-use super::pages::{self, EventEntry, page_of};
+use super::pages::{self, EventTraits, page_of};
 use super::rows::Rows;
+use super::tenant_pages;
 use crate::domain::{Position, Timestamp};
 
 /// The events after a position.
@@ -15,28 +16,34 @@ pub struct Lag {
     pub is_cut: bool,
 }
 
-/// Counts the wanted events after a position. Examines about `entries_max` events.
+/// Counts the wanted events after a position, of the tenant if there is one. Examines about
+/// `entries_max` events.
 pub fn count(
     rows: &dyn Rows,
+    tenant: Option<&str>,
     after: Position,
     entries_max: usize,
-    wants: &mut dyn FnMut(&EventEntry) -> bool,
+    wants: &mut dyn FnMut(&EventTraits<'_>) -> bool,
 ) -> Lag {
     let (mut lag, mut examined) = (Lag::default(), 0);
     let mut next = Some(page_of(after.next()));
-    while let Some(page) = next.and_then(|page| pages::page_at_or_above(rows, page)) {
-        for entry in pages::events(rows, page).iter().filter(|entry| entry.position > after) {
+    let page_from = |page| tenant_pages::page_at_or_above(rows, tenant, page);
+    while let Some(page) = next.and_then(page_from) {
+        let events = pages::events_where(rows, page, &mut |event| {
             examined += 1;
-            if wants(entry) {
-                lag.since = lag.since.filter(|_| lag.events > 0).or(Some(entry.accepted_at));
+            event.position > after && tenant.is_none_or(|tenant| tenant == event.tenant)
+        });
+        for event in &events {
+            if wants(&event.traits()) {
+                lag.since = lag.since.filter(|_| lag.events > 0).or(Some(event.accepted_at));
                 lag.events += 1;
             } else if lag.events == 0 {
-                lag.since = Some(entry.accepted_at);
+                lag.since = Some(event.accepted_at);
             }
         }
         next = page.checked_add(1);
         if examined >= entries_max {
-            lag.is_cut = next.and_then(|page| pages::page_at_or_above(rows, page)).is_some();
+            lag.is_cut = next.and_then(page_from).is_some();
             break;
         }
     }

@@ -9,6 +9,7 @@
 //! | `P` | event, endpoint | [`pending::Detail`] | attempt history of a pending delivery, once tried or revived |
 //! | `W` | endpoint, order hash, event | [`pending::Row`] and due | all pending deliveries of a queue, including its first |
 //! | `E` | page, checkpoint, chunk | entries | index of events, in blocks; the last entry of an event is valid |
+//! | `t` | tenant, span | page numbers | index of the pages with events of a tenant |
 //! | `F` | event | endpoint numbers | targets of a wide event |
 //! | `H` | event | time | erased events whose content is still in the files |
 //! | `O` | page, checkpoint, chunk | entries | changes of delivery state, in blocks; the last one is valid |
@@ -55,6 +56,7 @@ pub mod stats;
 pub mod streams;
 mod tallies;
 pub mod tenant_hours;
+pub mod tenant_pages;
 pub mod type_usage;
 pub mod usage;
 

@@ -2,8 +2,9 @@
 //!
 //! A page covers [`PAGE_POSITIONS`] journal positions. A checkpoint adds one block to a page, or
 //! several if a block reaches its bound. Readers merge the blocks of a page in order. Of
-//! several entries for one event, the last is valid. Invariant: an
-//! entry is small, so that finding one costs the same for events with one and with many targets.
+//! several entries for one event, the last is valid. They differ only in the event's size and
+//! erasure. Invariant: an entry is small, so that finding one costs the same for events with one
+//! and with many targets.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,6 +12,7 @@ use std::ops::ControlFlow;
 
 use super::pending::OrderHash;
 use super::rows::{Key, Rows, after_prefix};
+use super::tenant_pages::OpenPage;
 use crate::codec::{Malformed, Reader, put_bytes, put_u32, put_u64, put_varint};
 use crate::domain::{EndpointNumber, Position, Timestamp};
 use crate::failpoints::{self, Bound};
@@ -155,43 +157,96 @@ impl EventEntry {
         out
     }
 
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+    /// The part that filters read.
+    #[must_use]
+    pub fn traits(&self) -> EventTraits<'_> {
+        EventTraits {
+            position: self.position,
+            accepted_at: self.accepted_at,
+            tenant: &self.tenant,
+            event_type: &self.event_type,
+            stream: self.stream.as_ref().map(|(stream, _)| &**stream),
+        }
+    }
+}
+
+/// The part of an event that filters read, borrowed from its entry.
+#[derive(Clone, Copy, Debug)]
+pub struct EventTraits<'a> {
+    pub position: Position,
+    pub accepted_at: Timestamp,
+    pub tenant: &'a str,
+    pub event_type: &'a str,
+    pub stream: Option<&'a str>,
+}
+
+/// An entry in its block.
+struct StoredEntry<'a> {
+    traits: EventTraits<'a>,
+    first_due: Timestamp,
+    version: u64,
+    order: OrderHash,
+    bytes: u64,
+    /// Number of listed targets, and the encoded targets. `None` for a wide event.
+    targets: Option<(u64, Reader<'a>)>,
+    erased_at: Option<Timestamp>,
+}
+
+impl<'a> StoredEntry<'a> {
+    fn read(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
         let position = Position(reader.get_varint()?);
         let accepted_at = Timestamp::from_millis(reader.get_varint()?);
         let first_due = Timestamp::from_millis(reader.get_varint()?);
-        let tenant = reader.get_str()?.into();
-        let event_type = reader.get_str()?.into();
-        let (stream, version) = (reader.get_str()?, reader.get_varint()?);
-        let stream = Some((stream.into(), version)).filter(|_| !stream.is_empty());
+        let tenant = reader.get_str()?;
+        let event_type = reader.get_str()?;
+        let stream = Some(reader.get_str()?).filter(|stream| !stream.is_empty());
+        let version = reader.get_varint()?;
         let order = reader.get_u64()?;
         let bytes = reader.get_varint()?;
         let targets = match reader.get_varint()? {
-            0 => TargetList::Row,
+            0 => None,
             count => {
-                let number = |_| reader.get_varint_u32().map(EndpointNumber);
-                TargetList::Listed((1..count).map(number).collect::<Result<_, _>>()?)
+                let encoded = reader.clone();
+                for _ in 1..count {
+                    reader.get_varint_u32()?;
+                }
+                Some((count - 1, encoded))
             }
         };
         let erased_at = Some(reader.get_varint()?).filter(|millis| *millis != 0).map(Timestamp::from_millis);
-        Ok(Self {
+        let traits = EventTraits { position, accepted_at, tenant, event_type, stream };
+        Ok(Self { traits, first_due, version, order, bytes, targets, erased_at })
+    }
+
+    fn to_entry(&self) -> Result<EventEntry, Malformed> {
+        let EventTraits { position, accepted_at, tenant, event_type, stream } = self.traits;
+        let targets = match self.targets.clone() {
+            None => TargetList::Row,
+            Some((count, mut encoded)) => {
+                let number = |_| encoded.get_varint_u32().map(EndpointNumber);
+                TargetList::Listed((0..count).map(number).collect::<Result<_, _>>()?)
+            }
+        };
+        Ok(EventEntry {
             position,
             accepted_at,
-            first_due,
-            tenant,
-            event_type,
-            stream,
-            order,
-            bytes,
+            first_due: self.first_due,
+            tenant: tenant.into(),
+            event_type: event_type.into(),
+            stream: stream.map(|stream| (stream.into(), self.version)),
+            order: self.order,
+            bytes: self.bytes,
             targets,
-            erased_at,
+            erased_at: self.erased_at,
         })
     }
 }
 
-/// The open block of each page since the last checkpoint.
+/// The open block of each page since the last checkpoint, and the newest page.
 #[derive(Debug, Default)]
 pub struct Blocks {
     chunks: HashMap<(u8, u64), u16>,
+    open: OpenPage,
 }
 
 impl Blocks {
@@ -216,8 +271,20 @@ impl Blocks {
         }
     }
 
+    /// Adds a new event, the last one so far.
     pub fn add_event(&mut self, rows: &mut dyn Rows, checkpoint: u64, entry: &EventEntry) {
+        self.open.note(rows, &entry.tenant, page_of(entry.position));
+        self.put_entry(rows, checkpoint, entry);
+    }
+
+    /// Writes an entry of an event that the page of its tenant has, or had.
+    pub fn put_entry(&mut self, rows: &mut dyn Rows, checkpoint: u64, entry: &EventEntry) {
         self.append(rows, b'E', checkpoint, entry.position, &entry.encode());
+    }
+
+    /// Call this when events of a page were deleted.
+    pub(super) fn on_deletion(&mut self, page: u64) {
+        self.open.forget(page);
     }
 }
 
@@ -244,12 +311,25 @@ pub(super) fn scan_entries(
 
 /// The page's events, in order. A later entry of an event replaces its first one.
 pub fn events(rows: &dyn Rows, page: u64) -> Vec<EventEntry> {
+    events_where(rows, page, &mut |_| true)
+}
+
+/// The wanted ones of the page's events, in order. Asks for each entry, of an event with several
+/// entries again, and copies only wanted ones.
+pub fn events_where(
+    rows: &dyn Rows,
+    page: u64,
+    wants: &mut dyn FnMut(&EventTraits<'_>) -> bool,
+) -> Vec<EventEntry> {
     let mut events: Vec<EventEntry> = Vec::new();
     scan_entries(rows, b'E', page, &mut |reader| {
-        let entry = EventEntry::decode(reader)?;
-        match events.binary_search_by_key(&entry.position, |event| event.position) {
-            Ok(at) => events[at] = entry,
-            Err(at) => events.insert(at, entry),
+        let entry = StoredEntry::read(reader)?;
+        if wants(&entry.traits) {
+            let entry = entry.to_entry()?;
+            match events.binary_search_by_key(&entry.position, |event| event.position) {
+                Ok(at) => events[at] = entry,
+                Err(at) => events.insert(at, entry),
+            }
         }
         Ok(ControlFlow::Continue(()))
     });
@@ -258,15 +338,30 @@ pub fn events(rows: &dyn Rows, page: u64) -> Vec<EventEntry> {
 
 /// The last entry of one event.
 pub fn event(rows: &dyn Rows, position: Position) -> Option<EventEntry> {
-    let mut found = None;
-    scan_entries(rows, b'E', page_of(position), &mut |reader| {
-        let entry = EventEntry::decode(reader)?;
-        if entry.position == position {
-            found = Some(entry);
-        }
-        Ok(ControlFlow::Continue(()))
+    events_where(rows, page_of(position), &mut |event| event.position == position).pop()
+}
+
+/// When the page's first event was accepted.
+pub fn first_accepted_at(rows: &dyn Rows, page: u64) -> Option<Timestamp> {
+    let mut first: Option<(Position, Timestamp)> = None;
+    events_where(rows, page, &mut |event| {
+        first = first.into_iter().chain([(event.position, event.accepted_at)]).min();
+        false
     });
-    found
+    first.map(|(_, accepted_at)| accepted_at)
+}
+
+/// Positions of the page's events, in order.
+#[must_use]
+pub fn positions(rows: &dyn Rows, page: u64) -> Vec<Position> {
+    let mut positions = Vec::new();
+    events_where(rows, page, &mut |event| {
+        positions.push(event.position);
+        false
+    });
+    positions.sort_unstable();
+    positions.dedup();
+    positions
 }
 
 /// The last page at or below `page` that has events.

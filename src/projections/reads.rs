@@ -8,7 +8,7 @@ use super::dead::Letter;
 pub use super::filter::{EndpointChoice, Filter};
 use super::pages::{EventEntry, first_position, page_of};
 use super::states::{PageStates, StateEntry, StatePlace, state_of};
-use super::{Rows, dead, leases, pages, pending};
+use super::{Rows, dead, leases, pages, pending, tenant_pages};
 use crate::domain::{
     DeadReason, DeliveryKey, DeliveryState, EndpointNumber, HeldLease, LastAttempt, Position, Progress,
     Timestamp,
@@ -139,30 +139,41 @@ fn scan_entries() -> usize {
     failpoints::bound(Bound::ScanEntries, limits::SCAN_ENTRIES_MAX)
 }
 
-/// Visits events below `below`, newest first, until `visit` breaks or the entry budget is spent.
-/// Events and the deliveries that `visit` examines use the budget. Returns the last visited
-/// position, or the first one of its page; `None` at the end.
+/// Visits the events below `below` that the filter wants, newest first, until `visit` breaks or the
+/// entry budget is spent. Only visits the pages that have events of the filter's tenant. All
+/// entries of a page and the deliveries that `visit` examines use the budget. Returns the last
+/// visited position, or the first one of its page; `None` at the end.
 fn walk_events(
     rows: &dyn Rows,
+    filter: &Filter,
     below: u64,
     mut visit: impl FnMut(&EventEntry, &PageStates<'_>) -> ControlFlow<()>,
 ) -> Option<u64> {
-    let mut examined = 0;
-    let mut page = pages::page_at_or_below(rows, page_of(Position(below.checked_sub(1)?)));
-    while let Some(current) = page {
+    let (mut examined, mut passed) = (0, false);
+    let page_below = |below: u64| {
+        let last = page_of(Position(below.checked_sub(1)?));
+        tenant_pages::page_at_or_below(rows, filter.only_tenant(), last)
+    };
+    let mut page = page_below(below);
+    while let Some(current) = page.filter(|_| !passed) {
         let states = PageStates::new(rows, current);
-        for event in pages::events(rows, current).iter().rev().filter(|event| event.position.0 < below) {
+        let events = pages::events_where(rows, current, &mut |event| {
             examined += 1;
+            passed |= filter.has_passed(event);
+            event.position.0 < below && filter.wants_event(event)
+        });
+        for event in events.iter().rev() {
+            let is_done = visit(event, &states).is_break();
             let spent = examined + states.examined() >= scan_entries() && states.examined() > 0;
-            if visit(event, &states).is_break() || spent {
+            if is_done || spent {
                 return Some(event.position.0);
             }
         }
         examined += states.examined();
-        if examined >= scan_entries() {
+        if examined >= scan_entries() && !passed {
             return Some(first_position(current));
         }
-        page = current.checked_sub(1).and_then(|below| pages::page_at_or_below(rows, below));
+        page = page_below(first_position(current));
     }
     None
 }
@@ -175,16 +186,17 @@ fn start_below(rows: &dyn Rows, below: u64, until: Option<Timestamp>) -> u64 {
     while low < high {
         let middle = low + (high - low) / 2;
         let page = pages::page_at_or_above(rows, middle).filter(|page| *page < high);
-        let first = page.and_then(|page| pages::events(rows, page).into_iter().next());
+        let first = page.and_then(|page| pages::first_accepted_at(rows, page));
         match (page, first) {
-            (Some(page), Some(event)) if event.accepted_at < until => low = page + 1,
+            (Some(page), Some(first)) if first < until => low = page + 1,
             _ => high = middle,
         }
     }
     below.min(first_position(low))
 }
 
-/// Maps events with `take`, newest first. Filters: tenant, event_type, stream, since, until.
+/// Maps the wanted events with `take`, newest first. Filters: tenant, events_of, event_type,
+/// stream, since, until.
 fn list_events<T>(
     rows: &dyn Rows,
     filter: &Filter,
@@ -194,25 +206,18 @@ fn list_events<T>(
 ) -> Found<T> {
     let mut items = Vec::new();
     let below = start_below(rows, after.map_or(u64::MAX, |cursor| cursor.position.0), filter.until);
-    let stopped = walk_events(rows, below, |event, states| {
-        if filter.since.is_some_and(|since| event.accepted_at < since) {
-            // Acceptance times follow positions: all further events are too old as well.
-            return ControlFlow::Break(());
-        }
-        if filter.wants_event(event) {
-            items.extend(take(event, states).map(|item| (event.position, item)));
-        }
+    let stopped = walk_events(rows, filter, below, |event, states| {
+        items.extend(take(event, states).map(|item| (event.position, item)));
         if items.len() > limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     let full = items.len() > limit;
     items.truncate(limit);
-    let next =
-        if full { items.last().map(|(position, _)| *position) } else { next_start(rows, filter, stopped) };
+    let next = if full { items.last().map(|(position, _)| *position) } else { stopped.map(Position) };
     Found { items: items.into_iter().map(|(_, item)| item).collect(), next: next.map(Cursor::at) }
 }
 
 /// Positions of events, newest first. `status` computes the status word from the delivery states.
-/// Filters: tenant, event_type, stream, event_status, since, until.
+/// Filters: tenant, events_of, event_type, stream, event_status, since, until.
 pub fn events(
     rows: &dyn Rows,
     filter: &Filter,
@@ -244,8 +249,8 @@ pub struct Past {
     pub is_erased: bool,
 }
 
-/// Events with their state at one endpoint, newest first. Filters: tenant, event_type, stream,
-/// since, until.
+/// Events with their state at one endpoint, newest first. Filters: tenant, events_of, event_type,
+/// stream, since, until.
 pub fn past(
     rows: &dyn Rows,
     filter: &Filter,
@@ -266,16 +271,8 @@ pub fn past(
     })
 }
 
-/// Start of the next step after a step that did not fill its page; `None` if the rest is too old.
-fn next_start(rows: &dyn Rows, filter: &Filter, stopped: Option<u64>) -> Option<Position> {
-    let below = Position(stopped?);
-    let too_old = pages::event(rows, below)
-        .is_some_and(|event| filter.since.is_some_and(|since| event.accepted_at < since));
-    if too_old { None } else { Some(below) }
-}
-
-/// Deliveries by descending event and endpoint. Filters: tenant, endpoint, endpoints, event,
-/// positions, event_type, types, delivery_state, last_attempt, since, until.
+/// Deliveries by descending event and endpoint. Filters: tenant, events_of, endpoint, endpoints,
+/// event, positions, event_type, types, delivery_state, last_attempt, since, until.
 pub fn deliveries(
     rows: &dyn Rows,
     filter: &Filter,
@@ -291,16 +288,7 @@ pub fn deliveries(
         below = below.min(last.0.saturating_add(1));
     }
     let below = start_below(rows, below, filter.until);
-    let stopped = walk_events(rows, below, |event, states| {
-        let too_old = filter.since.is_some_and(|since| event.accepted_at < since)
-            || filter.event.is_some_and(|wanted| event.position < wanted)
-            || filter.positions.is_some_and(|(first, _)| event.position < first);
-        if too_old {
-            return ControlFlow::Break(());
-        }
-        if !filter.wants_event(event) {
-            return ControlFlow::Continue(());
-        }
+    let stopped = walk_events(rows, filter, below, |event, states| {
         let deliveries = match filter.endpoint {
             Some(wanted) => states.delivery(event, wanted).map(|state| (wanted, state)).into_iter().collect(),
             None => states.deliveries(event),
@@ -328,10 +316,9 @@ pub fn deliveries(
         items.last().map(|facts| Cursor { endpoint: facts.key.endpoint, ..Cursor::at(facts.key.event) })
     } else {
         let first = filter.event.or_else(|| filter.positions.map(|(first, _)| first));
-        let done = first.is_some_and(|first| stopped.is_none_or(|at| at <= first.0));
-        let rest = if done { None } else { next_start(rows, filter, stopped) };
+        let rest = stopped.filter(|at| first.is_none_or(|first| *at > first.0));
         // All deliveries of the event at the cursor follow: no endpoint has this number.
-        rest.and_then(|at| at.0.checked_sub(1))
+        rest.and_then(|at| at.checked_sub(1))
             .map(|at| Cursor { endpoint: EndpointNumber(u32::MAX), ..Cursor::at(Position(at)) })
     };
     Found { items, next }
@@ -402,137 +389,4 @@ pub fn oldest_pending(rows: &dyn Rows, endpoint: EndpointNumber) -> Option<Times
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use super::super::pages::{Blocks, TargetList};
-    use super::super::states;
-    use super::*;
-
-    type Map = BTreeMap<Vec<u8>, Vec<u8>>;
-
-    /// Rows, with the events that lists should find.
-    struct World {
-        rows: Map,
-        blocks: Blocks,
-        random: fastrand::Rng,
-        events: Vec<(EventEntry, &'static str)>,
-    }
-
-    impl World {
-        fn new(seed: u64) -> Self {
-            let random = fastrand::Rng::with_seed(seed);
-            let mut world = Self { rows: Map::new(), blocks: Blocks::default(), random, events: Vec::new() };
-            for _ in 0..world.random.usize(1..1_500) {
-                world.accept();
-            }
-            world
-        }
-
-        fn accept(&mut self) {
-            let random = &mut self.random;
-            let (position, at) = self.events.last().map_or((1, 1_000), |(event, _)| {
-                (event.position.0 + random.u64(1..4), event.accepted_at.millis())
-            });
-            let at = Timestamp::from_millis(at + random.u64(0..3));
-            let entry = EventEntry {
-                position: Position(position),
-                accepted_at: at,
-                first_due: at,
-                tenant: "default".into(),
-                event_type: if random.u8(..) < 64 { "rare".into() } else { "common".into() },
-                stream: None,
-                order: 0,
-                bytes: 10,
-                targets: TargetList::Listed(vec![EndpointNumber(1)]),
-                erased_at: None,
-            };
-            self.blocks.add_event(&mut self.rows, 0, &entry);
-            let pending = random.u8(..) < 6;
-            if !pending {
-                let state = StateEntry {
-                    delivery: DeliveryKey { event: entry.position, endpoint: EndpointNumber(1) },
-                    state: DeliveryState::Delivered,
-                    at,
-                    death: Position(0),
-                    last: LastAttempt { status: Some(200), failure: None },
-                    attempts_made: 1,
-                    attempts: Vec::new(),
-                };
-                states::put(&mut self.rows, &mut self.blocks, 0, StatePlace::Page, &state);
-            }
-            self.events.push((entry, if pending { "pending" } else { "delivered" }));
-        }
-
-        fn filter(&mut self) -> Filter {
-            let last = self.events.last().map_or(0, |(event, _)| event.accepted_at.millis());
-            let mut when =
-                || self.random.bool().then(|| Timestamp::from_millis(self.random.u64(900..last + 100)));
-            let (since, until) = (when(), when());
-            Filter {
-                since,
-                until,
-                event_type: self.random.bool().then(|| "rare".parse().unwrap()),
-                event_status: self.random.bool().then_some("pending"),
-                ..Filter::default()
-            }
-        }
-
-        fn expected(&self, filter: &Filter) -> Vec<u64> {
-            let wanted = |(event, status): &&(EventEntry, &'static str)| {
-                filter.wants_event(event) && filter.event_status.is_none_or(|wanted| wanted == *status)
-            };
-            self.events.iter().rev().filter(wanted).map(|(event, _)| event.position.0).collect()
-        }
-
-        /// Follows a list to its end. Calls `between_pages` after each page.
-        fn follow(
-            &mut self,
-            filter: &Filter,
-            limit: usize,
-            mut between_pages: impl FnMut(&mut Self),
-        ) -> Vec<u64> {
-            let (mut listed, mut cursor) = (Vec::new(), None);
-            let status = |states: &mut dyn Iterator<Item = DeliveryState>| match states.next() {
-                Some(DeliveryState::Pending) => "pending",
-                _ => "delivered",
-            };
-            loop {
-                let found = events(&self.rows, filter, cursor, limit, status);
-                assert!(found.items.len() <= limit);
-                listed.extend(found.items.iter().map(|position| position.0));
-                cursor = found.next;
-                if cursor.is_none() {
-                    return listed;
-                }
-                between_pages(self);
-            }
-        }
-    }
-
-    #[test]
-    fn list_has_each_event_once_during_inserts_and_deletes() {
-        let seed =
-            std::env::var("BALTO_TEST_SEED").map_or_else(|_| fastrand::u64(..), |text| text.parse().unwrap());
-        for seed in seed..seed.saturating_add(40) {
-            let mut world = World::new(seed);
-            let (filter, limit) = (world.filter(), world.random.usize(1..60));
-            let expected = world.expected(&filter);
-            let listed = world.follow(&filter, limit, World::accept);
-            let story = format!("BALTO_TEST_SEED={seed}: {filter:?}, {limit} a page");
-            assert_eq!(listed, expected, "{story}, with inserts");
-
-            let mut gone = 0;
-            let expected = world.expected(&filter);
-            let listed = world.follow(&filter, limit, |world| {
-                pages::remove_page(&mut world.rows, gone);
-                gone += 1;
-            });
-            let kept = |list: &[u64]| -> Vec<u64> {
-                list.iter().copied().filter(|at| *at >= first_position(gone)).collect()
-            };
-            assert_eq!(kept(&listed), kept(&expected), "{story}, with deletes");
-            assert!(listed.windows(2).all(|two| two[0] > two[1]), "{story}: {listed:?}");
-        }
-    }
-}
+mod tests;

@@ -4,11 +4,11 @@
 //! Pending deliveries and dead letters never expire. [`overdue`] finds deliveries to end that have
 //! been due for longer than the retention period, so no delivery stays pending forever.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::pages::{self, Blocks, EventEntry};
 use super::states::{self, PageStates, StateEntry, StatePlace};
-use super::{Rows, leases, pending, streams};
+use super::{Rows, leases, pending, streams, tenant_pages};
 use crate::domain::{DeliveryKey, DeliveryState, EndpointNumber, Horizon, Position, Timestamp};
 use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
@@ -176,8 +176,9 @@ fn forget_page(
         pages::remove_event_rows(rows, event);
     }
     for event in &kept {
-        blocks.add_event(rows, checkpoint, event);
+        blocks.put_entry(rows, checkpoint, event);
     }
+    unlist_page(rows, blocks, page, (&expired, &kept));
     for entry in listed.values() {
         if kept.binary_search_by_key(&entry.delivery.event, |event| event.position).is_ok() {
             states::put(rows, blocks, checkpoint, StatePlace::Page, entry);
@@ -194,6 +195,23 @@ fn forget_page(
     }
     forgotten.positions.extend(expired.iter().map(|event| event.position));
     examined
+}
+
+/// Removes a page from the index of the tenants that had expired events on it, and have none that
+/// stays.
+fn unlist_page(
+    rows: &mut dyn Rows,
+    blocks: &mut Blocks,
+    page: u64,
+    (expired, kept): (&[EventEntry], &[EventEntry]),
+) {
+    let tenants = |events: &'_ [EventEntry]| -> BTreeSet<Box<str>> {
+        events.iter().map(|event| event.tenant.clone()).collect()
+    };
+    for tenant in tenants(expired).difference(&tenants(kept)) {
+        tenant_pages::remove(rows, tenant, page);
+    }
+    blocks.on_deletion(page);
 }
 
 /// Pending deliveries that were due before their event's cutoff, on some pages from `page` on.
@@ -227,12 +245,6 @@ pub fn overdue(rows: &dyn Rows, cutoffs: Cutoffs, page: u64) -> Overdue {
     }
     overdue.next = next;
     overdue
-}
-
-/// Positions of a page's events.
-#[must_use]
-pub fn positions(rows: &dyn Rows, page: u64) -> Vec<Position> {
-    pages::events(rows, page).into_iter().map(|event| event.position).collect()
 }
 
 #[cfg(test)]

@@ -57,10 +57,16 @@ impl Pages<'_> {
         Some(filter)
     }
 
-    /// The filter, with the queues of all tenants.
+    /// The filter, with the queues of all tenants, and with the tenant of the endpoint's events.
     pub(crate) fn with_owners(self, filter: Filter) -> Filter {
         let shared = self.0.outbox_of(Home::All).registry(|registry| registry.shared_queues());
-        Filter { shared, ..filter }
+        // An endpoint gets only events of its tenant, also by replays, and a queue of all tenants
+        // those of any.
+        let owner_of = |number: EndpointNumber| {
+            self.0.outbox_of(number).registry(|registry| registry.tenant_of(number).cloned())
+        };
+        let owner = filter.endpoint.and_then(owner_of).filter(|owner| !owner.is_every());
+        Filter { shared, events_of: owner.or(filter.events_of), ..filter }
     }
 
     /// Whether the scope covers a delivery of an event of this tenant. Those of a queue of all

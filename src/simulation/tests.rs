@@ -389,6 +389,11 @@ fn forgotten_steps_of_jobs_are_caught() {
 }
 
 #[test]
+fn pages_missing_in_the_index_of_a_tenant_are_caught() {
+    assert_caught(Mutation::ForgetTenantPage);
+}
+
+#[test]
 fn ignored_fence_of_a_consumer_is_caught() {
     assert_caught(Mutation::IgnoreFence);
 }

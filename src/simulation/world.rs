@@ -142,6 +142,7 @@ impl Plan {
             preallocation_bytes: *chance.pick(&[0, 500, 4_000]),
             keep: chance.percent(40).then(|| Duration::from_secs(chance.within(5, 30))),
             bounds: vec![
+                (Bound::SpanPages, [1, 3, 1_024][operations as usize % 3]),
                 (Bound::LaneWindowMax, window),
                 (Bound::LaneWindowLow, chance.within(1, window as u64 - 1) as usize),
                 (Bound::CheckpointRows, *chance.pick(&[1, 5, 40, 4_000])),

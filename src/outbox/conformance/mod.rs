@@ -103,8 +103,9 @@ fn passes<S: Store>(name: &str, seeds: u64, also: &[&str], make: fn(u64) -> S) {
     let first = crate::failpoints::number("BALTO_TEST_SEED");
     let seeds = first.map_or_else(|| 1..=crate::failpoints::rounds(seeds), |seed| seed..=seed);
     let mut happened = std::collections::BTreeMap::new();
-    // Blocks of a stream's positions are full soon.
-    let bounds = [(Bound::StreamBlock, 4), (Bound::EndedJobs, 2)].into_iter().collect();
+    // Blocks of a stream's positions are full soon, and tenants have events in several spans.
+    let bounds = [(Bound::StreamBlock, 4), (Bound::EndedJobs, 2), (Bound::PagePositions, 16)];
+    let bounds = bounds.into_iter().chain([(Bound::SpanPages, 3)]).collect();
     TestOverrides { bounds, ..TestOverrides::default() }.activate();
     for seed in seeds {
         let mut work = work::Work::new(seed, make(seed));

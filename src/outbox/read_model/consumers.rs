@@ -1,6 +1,6 @@
 //! Queries about consumers.
 
-use crate::domain::{Consumer, ConsumerKey, ConsumerPlace, Position};
+use crate::domain::{Consumer, ConsumerKey, ConsumerPlace, Position, Tenant};
 use crate::projections::consumers;
 use crate::projections::lag::{self, Lag};
 use crate::rules::feed::FeedFilter;
@@ -22,9 +22,9 @@ impl ConsumerReads for State {
     fn lag(&self, consumer: &Consumer, after: Position, entries_max: usize) -> Lag {
         let filter = FeedFilter::from(consumer);
         let mut sieve = filter.sieve();
-        lag::count(self.rows(), after, entries_max, &mut |event| {
-            let stream = event.stream.as_ref().map(|(name, _)| &**name);
-            sieve.wants_named(&event.tenant, &event.event_type, stream)
+        let tenant = filter.tenant.as_ref().map(Tenant::as_str);
+        lag::count(self.rows(), tenant, after, entries_max, &mut |event| {
+            sieve.wants_named(event.tenant, event.event_type, event.stream)
         })
     }
 }

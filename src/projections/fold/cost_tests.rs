@@ -164,3 +164,75 @@ fn list_of_another_tenant_reads_no_targets() {
     assert_eq!(events.items, [Position(202)]);
     assert!(rows.read.get() < 64 * 1024, "two lists read {} bytes", rows.read.get());
 }
+
+/// Bytes that lists of a tenant with three events read, among this many events of `others` tenants.
+fn cost_of_a_small_tenant(events: u64, others: u64) -> [usize; 4] {
+    let (mut rows, mut fold) = (CountedRows::default(), Fold::default());
+    let mut accept = |position: u64, tenant: String| {
+        let event = Event {
+            tenant: tenant.parse().unwrap(),
+            targets: vec![EndpointNumber(if tenant == "small" { 1 } else { 2 })],
+            accepted_at: Timestamp::from_millis(position),
+            ..crate::rules::tests::event()
+        };
+        let record = Record::EventAccepted(Arc::new(event));
+        fold.apply(&mut rows, Position(position), &record, false, &mut Vec::new());
+    };
+    for position in 1..=events {
+        // Of the oldest, the middle and the newest page.
+        let is_own = [300, events / 2, events - 300].contains(&position);
+        accept(position, if is_own { "small".to_owned() } else { format!("t{}", position % others) });
+    }
+    fold.write_tallies(&mut rows);
+    let of_tenant = reads::Filter { tenant: Some("small".parse().unwrap()), ..reads::Filter::default() };
+    let of_endpoint = reads::Filter {
+        events_of: Some("small".parse().unwrap()),
+        endpoint: Some(EndpointNumber(1)),
+        ..reads::Filter::default()
+    };
+    let old = reads::Filter { until: Some(Timestamp::from_millis(events / 2)), ..of_tenant.clone() };
+    let measure = |found: usize, wanted: usize| {
+        assert_eq!(found, wanted);
+        rows.read.take()
+    };
+    rows.read.set(0);
+    let list = |filter| reads::events(&rows, filter, None, 50, |_| "pending");
+    let found = list(&of_tenant);
+    assert!(found.next.is_none());
+    let events = measure(found.items.len(), 3);
+    let old = measure(list(&old).items.len(), 1);
+    let deliveries = measure(reads::deliveries(&rows, &of_endpoint, None, 50).items.len(), 3);
+    let step =
+        crate::projections::feed::look(&rows, Some("small"), (Position(0), Position(u64::MAX)), 50, |_| {
+            (true, 1)
+        });
+    [events, old, deliveries, measure(step.events.len(), 3)]
+}
+
+#[test]
+fn list_of_a_small_tenant_reads_its_pages_only() {
+    let few = cost_of_a_small_tenant(3_000, 1);
+    for (events, others) in [(12_000, 1), (12_000, 200)] {
+        let many = cost_of_a_small_tenant(events, others);
+        // A walk over everything reads 700 kB. The search by time looks at two more pages.
+        let more = |(few, many): (&usize, &usize)| *many > few + 2 * 32 * 1_024;
+        assert!(!few.iter().zip(&many).any(more), "{few:?} bytes, then {many:?} of {others} tenants");
+        assert!(many.iter().all(|read| *read < 192 * 1_024), "{many:?} bytes of {others} tenants");
+    }
+}
+
+#[test]
+fn list_among_equal_tenants_reads_a_page_per_event() {
+    let (mut rows, mut fold) = (CountedRows::default(), Fold::default());
+    for position in 1..=20_000 {
+        let tenant = format!("t{}", position % 1_000).parse().unwrap();
+        let record = Record::EventAccepted(Arc::new(Event { tenant, ..crate::rules::tests::event() }));
+        fold.apply(&mut rows, Position(position), &record, false, &mut Vec::new());
+    }
+    fold.write_tallies(&mut rows);
+    rows.read.set(0);
+    let filter = reads::Filter { tenant: Some("t7".parse().unwrap()), ..reads::Filter::default() };
+    assert_eq!(reads::events(&rows, &filter, None, 10, |_| "pending").items.len(), 10);
+    let read = rows.read.get();
+    assert!(read < 11 * 20 * 1_024, "{read} bytes for 11 pages; a walk over everything reads 50");
+}

@@ -29,7 +29,7 @@ impl Step<'_> {
             usage.bytes = usage.bytes.saturating_sub(entry.bytes.saturating_sub(bytes));
         }
         let entry = EventEntry { bytes, erased_at: Some(at), ..entry };
-        self.fold.blocks.add_event(self.rows, self.fold.checkpoint, &entry);
+        self.fold.blocks.put_entry(self.rows, self.fold.checkpoint, &entry);
     }
 
     /// Erases the error texts in the rows of an event's deliveries, as [`Attempt::erased`] does in

@@ -6,9 +6,7 @@ use super::State;
 use super::overlay::Overlay;
 use crate::domain::{DeliveryKey, Event, Position, Record};
 use crate::failpoints::{self, Mutation};
-use crate::projections::{
-    acts, consumers, counters, erasures, idempotency, jobs, pages, reserved, retention, streams,
-};
+use crate::projections::{acts, consumers, counters, erasures, idempotency, jobs, pages, reserved, streams};
 
 impl State {
     /// Whether the state still needs a record. An unneeded record is never needed again.
@@ -105,7 +103,7 @@ pub struct EventLookup {
 impl EventLookup {
     fn contains(&mut self, rows: &Overlay, position: Position) -> bool {
         let page = pages::page_of(position);
-        let known = self.pages.entry(page).or_insert_with(|| retention::positions(rows, page));
+        let known = self.pages.entry(page).or_insert_with(|| pages::positions(rows, page));
         known.binary_search(&position).is_ok()
     }
 }

@@ -15,8 +15,9 @@ impl Oracle {
     }
 
     pub(super) fn wants_event(filter: &Filter, position: Position, event: &Event) -> bool {
-        let Filter { tenant, event: wanted, event_type, stream, since, until, .. } = filter;
+        let Filter { tenant, events_of, event: wanted, event_type, stream, since, until, .. } = filter;
         tenant.as_ref().is_none_or(|tenant| tenant.takes_from(&event.tenant))
+            && events_of.as_ref().is_none_or(|tenant| *tenant == event.tenant)
             && wanted.is_none_or(|wanted| wanted == position)
             && event_type.as_ref().is_none_or(|wanted| *wanted == event.event_type)
             && stream
