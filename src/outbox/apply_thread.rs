@@ -191,7 +191,7 @@ impl ApplyThread {
     fn checkpoint(&mut self) -> bool {
         let started = Instant::now();
         self.links.disk_waits.begin(DiskThread::State, Activity::Disk);
-        let written = self.state.checkpoint(self.time);
+        let written = self.state.begin_checkpoint(self.time);
         self.links.disk_waits.begin(DiskThread::State, Activity::Applying);
         self.last_checkpoint = started;
         match written {
