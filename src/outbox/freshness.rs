@@ -2,8 +2,8 @@
 //!
 //! A question that follows a response must see the effects of that response. Usually the order of
 //! the apply thread's messages ensures this. While a large group is applied, that order would make
-//! the questions of all tenants wait for one tenant's deliveries. So from a large group on, or while
-//! many records are not applied yet, this module remembers the last record of each tenant. A
+//! the questions of all tenants wait for one tenant's deliveries. So from a large group on, or
+//! while many records are not applied, this module remembers the last record of each tenant. A
 //! tenant's question needs that record only, and the apply thread answers it between two steps if
 //! the record is applied.
 
