@@ -121,12 +121,11 @@ pub(super) fn change(before: &[u8], changes: &[(u8, RowChange<'_>)]) -> Result<V
         if kept.is_none() && changed.is_none() {
             break;
         }
-        if kept.is_some_and(|kept| changed.is_none_or(|changed| kept <= changed)) {
-            if let Some(Ok((within, bytes))) = known.next()
-                && changed != Some(within)
-            {
-                put(within, &before[bytes]);
-            }
+        if kept.is_some_and(|kept| changed.is_none_or(|changed| kept <= changed))
+            && let Some(Ok((within, bytes))) = known.next()
+            && changed != Some(within)
+        {
+            put(within, &before[bytes]);
         }
         if changed.is_some_and(|changed| kept.is_none_or(|kept| changed <= kept))
             && let Some((within, RowChange::New(bytes) | RowChange::Put(bytes))) = changes.next()
