@@ -80,6 +80,7 @@ pub(crate) enum RowChange<'a> {
 
 /// The rows of one position. Outside of tests there is only the sled variant.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "outside of tests there is one variant")]
 pub(crate) enum RowStore {
     Sled(SledRows),
     #[cfg(test)]
