@@ -84,6 +84,8 @@
 //! * Every collection that outlives a request has a bound.
 //! * The state applies an event with many deliveries in steps. Between two steps it may write a
 //!   checkpoint and answer questions that do not concern the event's tenant.
+//! * A checkpoint becomes durable while the next records are applied. Nothing depends on its
+//!   durability but the removal of records, of which each waits for it.
 //! * Attempts are charged only for the receiver's failures. A shutdown, a suspended process or
 //!   missing file descriptors are not charged.
 //! * Scheduling and expiry use a clock that never goes back ([`context::clock`]). Rows expire by

@@ -410,7 +410,8 @@ pub const SEGMENT_BYTES_TARGET: u64 = 64 * 1024 * 1024;
 pub const SEGMENT_PREALLOCATED_BYTES: usize = 1024 * 1024;
 /// Bound of a value in sled, in bytes. sled moves larger leaves to blob files that it never syncs.
 pub const STATE_VALUE_BYTES_MAX: usize = 100_000;
-/// Rows that may change before a checkpoint is written.
+/// Rows that may change before a checkpoint is written. As many again may change while the
+/// checkpoint before becomes durable.
 pub const CHECKPOINT_ROWS_MAX: usize = 4_000;
 /// Longest time between two checkpoints.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);

@@ -205,7 +205,7 @@ fn check_state(
                 &folded,
                 gaps,
                 &mut |problem| report.problems.add(format!("state: {problem}")),
-                &mut |at| progress(VerifyStage::Rows, WorkProgress { done: at, total: of }),
+                &mut |at| progress(VerifyStage::Rows, WorkProgress { done: at, total: of.max(at) }),
             );
             report.state = StateCheck::Compared { applied: until, rows };
         } else {

@@ -22,8 +22,10 @@ pub(crate) struct ApplyThread {
     pub(super) messages: mpsc::Receiver<StateMessage>,
     pub(super) links: ThreadLinks,
     pub(super) board: Arc<UsageBoard>,
-    /// Messages that arrived while the disk was full or a large group was applied, in order.
+    /// Messages that arrived while the disk was full or groups were applied, in order.
     held: VecDeque<StateMessage>,
+    /// Deliveries that were applied since the last look for questions.
+    work: usize,
     last_checkpoint: Instant,
     /// Time of the last applied commit. Rows expire by it, not by the clock: a clock that ran ahead
     /// and was set back must not have expired anything.
@@ -43,6 +45,7 @@ impl ApplyThread {
             links,
             board,
             held: VecDeque::new(),
+            work: 0,
             last_checkpoint: Instant::now(),
             time: Timestamp::default(),
         }
@@ -118,7 +121,6 @@ impl ApplyThread {
     /// Applies a group in steps. Returns whether to continue.
     fn apply(&mut self, committed: &CommittedGroup) -> bool {
         let mut changes = Vec::new();
-        let mut work = 0;
         self.time = committed.at;
         for (position, record) in &committed.records {
             loop {
@@ -127,9 +129,9 @@ impl ApplyThread {
                 if self.state.needs_checkpoint() && !self.checkpoint() {
                     return false;
                 }
-                work += step.deliveries;
-                if work >= apply_step_targets() {
-                    work = 0;
+                self.work += step.deliveries.max(1);
+                if self.work >= apply_step_targets() {
+                    self.work = 0;
                     if !self.after_step(&mut changes) {
                         return false;
                     }
@@ -189,7 +191,7 @@ impl ApplyThread {
     fn checkpoint(&mut self) -> bool {
         let started = Instant::now();
         self.links.disk_waits.begin(DiskThread::State, Activity::Disk);
-        let written = self.state.checkpoint(self.time);
+        let written = self.state.begin_checkpoint(self.time);
         self.links.disk_waits.begin(DiskThread::State, Activity::Applying);
         self.last_checkpoint = started;
         match written {

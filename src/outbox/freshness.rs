@@ -2,9 +2,10 @@
 //!
 //! A question that follows a response must see the effects of that response. Usually the order of
 //! the apply thread's messages ensures this. While a large group is applied, that order would make
-//! the questions of all tenants wait for one tenant's deliveries. So from a large group on, this
-//! module remembers the last record of each tenant. A tenant's question needs that record only, and
-//! the apply thread answers it between two steps if the record is applied.
+//! the questions of all tenants wait for one tenant's deliveries. So from a large group on, or
+//! while many records are not applied, this module remembers the last record of each tenant. A
+//! tenant's question needs that record only, and the apply thread answers it between two steps if
+//! the record is applied.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +29,24 @@ struct Tracked {
     tenants: HashMap<Tenant, Position>,
     /// Stored requests, by scope.
     requests: HashMap<[u8; 16], Position>,
+    /// Number of both from which on the applied ones are forgotten.
+    forget_at: usize,
+}
+
+/// Smallest number of tracked tenants and requests at which the applied ones are forgotten.
+const FORGET_AT_MIN: usize = 4_096;
+
+impl Tracked {
+    /// Forgets what is applied: under a constant load the tracking never ends. Looks at all of it
+    /// only when it has grown to twice what was left before.
+    fn forget_applied(&mut self, applied: Position) {
+        let size = |tracked: &Self| tracked.tenants.len() + tracked.requests.len();
+        if size(self) >= self.forget_at.max(FORGET_AT_MIN) {
+            self.tenants.retain(|_, position| *position > applied);
+            self.requests.retain(|_, position| *position > applied);
+            self.forget_at = 2 * size(self);
+        }
+    }
 }
 
 pub(super) struct Freshness {
@@ -41,19 +60,23 @@ impl Freshness {
         Self { registry, applied, tracked: Mutex::default() }
     }
 
-    /// Tracks a group that is large, or that follows one which is not applied yet. Call this before
-    /// the apply thread gets the group and before any caller gets an answer.
+    /// Tracks a group that is large, or that many records or a tracked group precede which are not
+    /// applied yet. Call this before the apply thread gets the group and before any caller gets an
+    /// answer.
     pub(super) fn on_commit(&self, records: &[(Position, Record)]) {
+        let (Some((first, _)), Some((last, _))) = (records.first(), records.last()) else { return };
         let mut tracked = self.tracked.lock().expect("no holder of this lock panics");
-        let is_active = tracked.last.0 > self.applied.load(Ordering::Relaxed);
-        if !is_active && targets(records) <= apply_step_targets() {
+        let applied = self.applied.load(Ordering::Relaxed);
+        let is_active = tracked.last.0 > applied;
+        let is_behind = first.0.saturating_sub(applied) > apply_step_targets() as u64;
+        if !is_active && !is_behind && deliveries(records) <= apply_step_targets() {
             return;
         }
-        let (Some((first, _)), Some((last, _))) = (records.first(), records.last()) else { return };
         if !is_active {
             *tracked = Tracked { first: *first, ..Tracked::default() };
         }
         tracked.last = *last;
+        tracked.forget_applied(Position(applied));
         let requests = records
             .iter()
             .flat_map(|(position, record)| scopes(record).into_iter().map(|scope| (scope, *position)));
@@ -101,13 +124,9 @@ pub(super) fn apply_step_targets() -> usize {
     failpoints::bound(Bound::ApplyStepTargets, limits::APPLY_STEP_TARGETS)
 }
 
-/// Number of deliveries that the records begin.
-fn targets(records: &[(Position, Record)]) -> usize {
-    let of_record = |(_, record): &(Position, Record)| match record {
-        Record::EventAccepted(event) => event.targets.len(),
-        _ => 0,
-    };
-    records.iter().map(of_record).sum()
+/// Number of deliveries that the records change.
+fn deliveries(records: &[(Position, Record)]) -> usize {
+    records.iter().map(|(position, record)| record.deliveries(*position).len()).sum()
 }
 
 /// Scopes of the requests that a record stores.
@@ -140,12 +159,29 @@ fn changed_endpoints(record: &Record) -> Vec<EndpointNumber> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Event;
+    use crate::domain::{Event, Idempotency};
 
     fn event(tenant: &str, targets: u32) -> Record {
         let targets = (1..=targets).map(EndpointNumber).collect();
         let event = crate::rules::tests::event();
         Record::EventAccepted(Arc::new(Event { tenant: tenant.parse().unwrap(), targets, ..event }))
+    }
+
+    #[test]
+    fn applied_requests_are_forgotten_under_a_constant_load() {
+        let applied = Arc::<AtomicU64>::default();
+        let freshness = Freshness::new(Arc::default(), applied.clone());
+        let last = 20 * FORGET_AT_MIN as u64;
+        let scope = |at: u64| (u128::from(at)).to_be_bytes();
+        for at in 1..=last {
+            let idempotency = Idempotency { scope: scope(at), fingerprint: [0; 16], expires_at: None };
+            let record = Record::RequestAnswered { idempotency, status: 200, body: Arc::from([]) };
+            freshness.on_commit(&[(Position(at), record)]);
+            applied.store(at.saturating_sub(300), Ordering::Relaxed);
+        }
+        assert_eq!(freshness.needed_for_request(&scope(last)), Position(last));
+        assert!(freshness.needed_for_request(&scope(7)) < Position(last - 300), "it is applied");
+        assert!(freshness.tracked.lock().unwrap().requests.len() <= 2 * FORGET_AT_MIN);
     }
 
     #[test]

@@ -172,7 +172,7 @@ pub(super) fn apply_replayed(
         is_complete = state.apply_step(position, record, false, changes).is_complete;
         changes.clear();
         if state.needs_checkpoint() {
-            state.checkpoint(Timestamp::default())?;
+            state.begin_checkpoint(Timestamp::default())?;
         }
     }
     Ok(())

@@ -17,7 +17,7 @@ use crate::domain::delivery::transition;
 use crate::domain::{
     ApiKey, ConsumerPlace, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DueKey, Endpoint,
     EndpointNumber, Event, EventType, HeldLease, Horizon, KeyId, LastAttempt, Ordering, Position, Progress,
-    Record, Reservation, TakenMessage, Tenant, Timestamp, Trigger,
+    Record, Reservation, TakenMessage, Tenant, Timestamp,
 };
 
 mod accept;
@@ -355,8 +355,7 @@ impl Step<'_> {
     }
 
     fn detail(&self, delivery: DeliveryKey, row: &Row, due: Timestamp) -> Detail {
-        let fresh = row.progress.attempts == 0 && row.progress.trigger == Trigger::Publish;
-        let known = if fresh { None } else { pending::detail(self.rows, delivery) };
+        let known = if row.is_fresh() { None } else { pending::detail(self.rows, delivery) };
         known.unwrap_or_else(|| Detail {
             due,
             last: LastAttempt::default(),

@@ -42,6 +42,13 @@ const HAS_PART: u8 = 0x80;
 const HAS_LOST_ANSWERS: u8 = 0x40;
 
 impl Row {
+    /// Whether a delivery with this row in its lane or its queue was neither tried nor revived. It
+    /// has no details.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.progress.attempts == 0 && self.progress.trigger == Trigger::Publish
+    }
+
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         put_varint(out, u64::from(self.progress.attempts));
         put_varint(out, u64::from(self.progress.attempts_in_series));

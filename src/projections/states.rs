@@ -166,17 +166,22 @@ pub fn put(rows: &mut dyn Rows, blocks: &mut Blocks, checkpoint: u64, place: Sta
         return blocks.append(rows, b'O', checkpoint, entry.delivery.event, &entry.encode());
     };
     let key = part_key(entry.delivery.event, part);
-    let known = rows.get(&key);
-    let mut value = Vec::with_capacity(known.as_ref().map_or(0, Vec::len) + 64);
-    scan_part(known.as_deref().unwrap_or_default(), &mut |delivery, content| {
-        if delivery != entry.delivery {
-            put_varint(&mut value, delivery.event.0);
-            put_varint(&mut value, u64::from(delivery.endpoint.0));
-            put_bytes(&mut value, content);
-        }
-    });
+    let Some(mut value) = rows.get(&key) else { return rows.put_new(&key, entry.encode()) };
+    let mut is_changed = false;
+    scan_part(&value, &mut |delivery, _| is_changed |= delivery == entry.delivery);
+    if is_changed {
+        let mut others = Vec::with_capacity(value.len() + 64);
+        scan_part(&value, &mut |delivery, content| {
+            if delivery != entry.delivery {
+                put_varint(&mut others, delivery.event.0);
+                put_varint(&mut others, u64::from(delivery.endpoint.0));
+                put_bytes(&mut others, content);
+            }
+        });
+        value = others;
+    }
     value.extend_from_slice(&entry.encode());
-    if known.is_some() { rows.put(&key, value) } else { rows.put_new(&key, value) }
+    rows.put(&key, value);
 }
 
 /// The last state of one delivery. `None`: pending since its acceptance, or no delivery.

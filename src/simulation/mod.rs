@@ -126,6 +126,9 @@ fn run_lives(world: &World) -> Result<(), String> {
             (None, End::PowerCut) => disk.crash(world.chance(chance::Chance::next)),
             (None, End::Done | End::Stopped | End::Killed) => disk,
         };
+        if end == End::PowerCut && world.chance(|chance| chance.percent(50)) {
+            world.rows.lose_unsynced();
+        }
         after.clear_faults();
         after.set_bytes_max(None);
         world.set_disk(after);

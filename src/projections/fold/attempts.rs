@@ -21,7 +21,7 @@ impl Step<'_> {
         hour.delivered += u64::from(attempt.next == Next::Delivered);
         self.update_health(delivery.endpoint, attempt);
         let place = match pending::due_row(self.rows, delivery.endpoint, key) {
-            Some(row) => Some(Place { due, kind: PlaceKind::Sendable, row }),
+            Some(row) => Some(Place { due, kind: PlaceKind::Sendable, row, has_detail: !row.is_fresh() }),
             None => self.find_place(delivery),
         };
         match place {

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::*;
-use crate::domain::{Attempt, Next};
+use crate::domain::{Attempt, Next, Trigger};
 use crate::projections::reads;
 use crate::projections::rows::Visit;
 

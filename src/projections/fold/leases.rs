@@ -80,7 +80,10 @@ impl Step<'_> {
 
     /// The history of a leased message, with its lease.
     pub(super) fn leased_detail(&self, key: DeliveryKey, lease: &LeaseRow) -> Detail {
-        let known = pending::detail(self.rows, key);
+        Self::with_lease(pending::detail(self.rows, key), lease)
+    }
+
+    fn with_lease(known: Option<Detail>, lease: &LeaseRow) -> Detail {
         let mut attempts = known.map(|detail| detail.attempts).unwrap_or_default();
         if !lease.is_released {
             push_attempt(&mut attempts, lease.position);
@@ -112,12 +115,15 @@ impl Step<'_> {
         if matches!(end, LeaseEnd::Released | LeaseEnd::Lost(_)) && lease.is_released {
             return;
         }
-        let mut detail = self.leased_detail(key, lease);
+        let known = pending::detail(self.rows, key);
+        let has_detail = known.is_some();
+        let mut detail = Self::with_lease(known, lease);
         push_attempt(&mut detail.attempts, self.position);
         if matches!(end, LeaseEnd::Lost(_)) && !failpoints::is_active(Mutation::ForgetLostAnswers) {
             detail.progress.lost_answers += 1;
         }
-        let place = Place { due: lease.until, kind: PlaceKind::Leased(*lease), row: lease.row };
+        let kind = PlaceKind::Leased(*lease);
+        let place = Place { due: lease.until, kind, row: lease.row, has_detail };
         match end {
             LeaseEnd::Acked => {
                 self.count_lease(key, lease, at);

@@ -13,6 +13,8 @@ pub(super) struct Place {
     pub(super) due: Timestamp,
     pub(super) kind: PlaceKind,
     pub(super) row: Row,
+    /// The delivery may have a row of details.
+    pub(super) has_detail: bool,
 }
 
 /// Kind of a pending delivery's place.
@@ -76,7 +78,9 @@ impl Step<'_> {
         {
             usage.pending = usage.pending.saturating_sub(1);
         }
-        pending::remove_detail(self.rows, delivery);
+        if place.has_detail {
+            pending::remove_detail(self.rows, delivery);
+        }
         self.leave_place(delivery, place);
         self.release_next(delivery.endpoint, place);
     }
@@ -123,19 +127,23 @@ impl Step<'_> {
     /// row, so this reads neither the targets of its event nor any state.
     pub(super) fn find_place(&self, delivery: DeliveryKey) -> Option<Place> {
         let event = pages::event(self.rows, delivery.event)?;
-        let due = pending::detail(self.rows, delivery).map_or(event.first_due, |detail| detail.due);
+        let detail = pending::detail(self.rows, delivery);
+        let due = detail.as_ref().map_or(event.first_due, |detail| detail.due);
+        let has_detail = detail.is_some();
         if let Some(row) =
             pending::due_row(self.rows, delivery.endpoint, DueKey { due, event: delivery.event })
         {
-            return Some(Place { due, kind: PlaceKind::Sendable, row });
+            return Some(Place { due, kind: PlaceKind::Sendable, row, has_detail });
         }
         if let Some(lease) = leases::get(self.rows, delivery) {
-            return Some(Place { due: lease.until, kind: PlaceKind::Leased(lease), row: lease.row });
+            let (due, kind) = (lease.until, PlaceKind::Leased(lease));
+            return Some(Place { due, kind, row: lease.row, has_detail });
         }
         let waiting = [event.order, WHOLE_ENDPOINT].into_iter().find_map(|order| {
             pending::queued(self.rows, delivery, order).map(|(due, row)| (due, row, order))
         });
         let (due, row, order) = waiting?;
-        Some(Place { due, kind: PlaceKind::Waiting, row: Row { order: Some(order), ..row } })
+        let row = Row { order: Some(order), ..row };
+        Some(Place { due, kind: PlaceKind::Waiting, row, has_detail })
     }
 }

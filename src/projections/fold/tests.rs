@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::domain::{Attempt, Hold, Next, RateLimit, Tenant};
+use crate::domain::{Attempt, Hold, Next, RateLimit, Tenant, Trigger};
 use crate::projections::counters;
 
 const ONE: EndpointNumber = EndpointNumber(1);

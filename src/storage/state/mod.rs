@@ -215,7 +215,7 @@ impl State {
         self.rows.base().size_bytes()
     }
 
-    /// Number of rows at the last checkpoint.
+    /// Number of rows at the last checkpoint, or fewer: some rows are stored together.
     #[must_use]
     pub fn checkpointed_rows(&self) -> u64 {
         self.rows.base().len()
@@ -414,14 +414,17 @@ impl State {
         }
     }
 
-    /// Whether enough rows changed for a checkpoint before its regular time.
+    /// Whether enough rows changed for a checkpoint before its regular time. On a slow disk more
+    /// rows may change, because a checkpoint waits until the one before is durable.
     #[must_use]
     pub fn needs_checkpoint(&self) -> bool {
+        let most = failpoints::bound(Bound::CheckpointRows, limits::CHECKPOINT_ROWS_MAX);
         let limit = match self.part {
-            None => failpoints::bound(Bound::CheckpointRows, limits::CHECKPOINT_ROWS_MAX),
+            None => most,
             Some(_) => failpoints::bound(Bound::PartCheckpointRows, limits::PART_CHECKPOINT_ROWS_MAX),
         };
-        self.rows.changed_rows() >= limit
+        let changed = self.rows.changed_rows();
+        changed >= limit && (changed >= limit + most || !self.rows.base().is_writing())
     }
 
     /// Compares this state with one that was folded from the journal, and reports each difference
@@ -486,18 +489,28 @@ impl State {
         self.applied > self.checkpointed || self.part != self.checkpointed_part || self.dirty_without_record
     }
 
-    /// Writes the changed rows and the cursor as one atomic batch. Compacts the store if its file
-    /// is much larger than its rows.
+    /// Writes a checkpoint and waits until it is durable; see [`Self::begin_checkpoint`].
     ///
     /// # Errors
-    /// When sled or the disk failed. The state is then unusable, unless [`Self::reopen`] repairs
-    /// it.
+    /// As there.
     pub fn checkpoint(&mut self, now: Timestamp) -> Result<(), StateError> {
+        self.begin_checkpoint(now)?;
+        self.rows.base_mut().finish_write()
+    }
+
+    /// Writes the changed rows and the cursor as one atomic batch. Compacts the store if its file
+    /// is much larger than its rows. The checkpoint becomes durable in the background: a crash
+    /// keeps it or the one before, and the journal has the records of both.
+    ///
+    /// # Errors
+    /// When sled or the disk failed, now or with the checkpoint before. The state is then unusable,
+    /// unless [`Self::reopen`] repairs it.
+    pub fn begin_checkpoint(&mut self, now: Timestamp) -> Result<(), StateError> {
         if self.failure().is_some() {
             return Err(StateError::Damaged("a row cannot be read"));
         }
         if !self.is_dirty() {
-            return Ok(());
+            return self.rows.base_mut().finish_write();
         }
         self.end_group();
         let over = if failpoints::is_active(Mutation::ForgetTooEarly) { Timestamp::MAX } else { now };

@@ -5,9 +5,11 @@
 //! checkpoint is one atomic batch.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::collections::btree_map::{self, Entry};
 use std::iter::Peekable;
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
+
+use sled::IVec;
 
 use crate::projections::Rows;
 use crate::projections::rows::Visit;
@@ -28,7 +30,8 @@ enum OverlayRow {
 #[derive(Debug)]
 pub(crate) struct Overlay {
     base: RowStore,
-    rows: BTreeMap<Vec<u8>, OverlayRow>,
+    /// Most keys fit in an [`IVec`] without an allocation.
+    rows: BTreeMap<IVec, OverlayRow>,
 }
 
 impl Overlay {
@@ -49,8 +52,8 @@ impl Overlay {
         &mut self.base
     }
 
-    /// Writes all changed rows in one durable atomic batch. After an error the overlay still holds
-    /// them.
+    /// Writes all changed rows in one atomic batch; see [`RowStore::write`]. After an error the
+    /// overlay still holds them.
     pub(crate) fn checkpoint(&mut self) -> Result<(), super::StateError> {
         let changes = self.rows.iter().map(|(key, slot)| {
             let change = match slot {
@@ -58,20 +61,24 @@ impl Overlay {
                 OverlayRow::Value { bytes, fresh: false } => RowChange::Put(bytes),
                 OverlayRow::Removed => RowChange::Remove,
             };
-            (key.as_slice(), change)
+            (&**key, change)
         });
         self.base.write(changes)?;
         self.rows.clear();
         Ok(())
     }
 
+    fn range(&self, from: &[u8], to: &[u8]) -> btree_map::Range<'_, IVec, OverlayRow> {
+        self.rows.range::<[u8], _>((Bound::Included(from), Bound::Excluded(to)))
+    }
+
     fn merge_scan<'a, I>(
         base: I,
-        mut over: Peekable<impl Iterator<Item = (&'a Vec<u8>, &'a OverlayRow)>>,
+        mut over: Peekable<impl Iterator<Item = (&'a IVec, &'a OverlayRow)>>,
         before: fn(&[u8], &[u8]) -> bool,
         visit: Visit<'_>,
     ) where
-        I: Iterator<Item = (sled::IVec, sled::IVec)>,
+        I: Iterator<Item = (IVec, IVec)>,
     {
         let mut base = base.peekable();
         loop {
@@ -80,7 +87,7 @@ impl Overlay {
                 (None, Some(_)) => true,
                 (Some(_), None) => false,
                 (Some((below, _)), Some((above, _))) => {
-                    if above.as_slice() == below.as_ref() {
+                    if **above == *below {
                         base.next();
                         true
                     } else {
@@ -117,13 +124,13 @@ impl Rows for Overlay {
             Some(OverlayRow::Value { bytes, .. }) => *bytes = value,
             Some(slot @ OverlayRow::Removed) => *slot = OverlayRow::Value { bytes: value, fresh: false },
             None => {
-                self.rows.insert(key.to_vec(), OverlayRow::Value { bytes: value, fresh: false });
+                self.rows.insert(key.into(), OverlayRow::Value { bytes: value, fresh: false });
             }
         }
     }
 
     fn put_new(&mut self, key: &[u8], value: Vec<u8>) {
-        match self.rows.entry(key.to_vec()) {
+        match self.rows.entry(key.into()) {
             Entry::Vacant(vacant) => {
                 vacant.insert(OverlayRow::Value { bytes: value, fresh: true });
             }
@@ -147,7 +154,7 @@ impl Rows for Overlay {
     }
 
     fn remove(&mut self, key: &[u8]) {
-        match self.rows.entry(key.to_vec()) {
+        match self.rows.entry(key.into()) {
             Entry::Occupied(occupied) if matches!(occupied.get(), OverlayRow::Value { fresh: true, .. }) => {
                 occupied.remove();
             }
@@ -161,12 +168,12 @@ impl Rows for Overlay {
     }
 
     fn scan(&self, from: &[u8], to: &[u8], visit: Visit<'_>) {
-        let over = self.rows.range(from.to_vec()..to.to_vec()).peekable();
+        let over = self.range(from, to).peekable();
         Self::merge_scan(self.base.range(from, to), over, |a, b| a < b, visit);
     }
 
     fn scan_back(&self, from: &[u8], to: &[u8], visit: Visit<'_>) {
-        let over = self.rows.range(from.to_vec()..to.to_vec()).rev().peekable();
+        let over = self.range(from, to).rev().peekable();
         Self::merge_scan(self.base.range(from, to).rev(), over, |a, b| a > b, visit);
     }
 }
@@ -190,7 +197,16 @@ mod tests {
                 state % below
             };
             for step in 0..400 {
-                let key = vec![b'K', random(40) as u8];
+                // Rows alone and rows in bundles, with bounds of any length.
+                let mut key = |length: usize| match random(2) {
+                    0 => vec![b'K', random(40) as u8],
+                    _ => [&[b'L', 0, 0, 0, random(80) as u8, 0][..length]].concat(),
+                };
+                let (mut from, mut to) = (key(4 + step % 3), key(4 + step % 3));
+                if from > to {
+                    (from, to) = (to, from);
+                }
+                let key = key(5);
                 let value = vec![random(256) as u8; 3];
                 match random(12) {
                     0..4 if !model.contains_key(&key) => {
@@ -212,26 +228,27 @@ mod tests {
                     10 => assert_eq!(overlay.get(&key), model.get(&key).cloned(), "seed {seed} step {step}"),
                     _ => overlay.checkpoint().unwrap(),
                 }
-                let collect = |back: bool| {
+                let collect = |from: &[u8], to: &[u8], back: bool| {
                     let mut list = Vec::new();
                     let mut visit = |key: &[u8], value: &[u8]| {
                         list.push((key.to_vec(), value.to_vec()));
                         ControlFlow::Continue(())
                     };
                     if back {
-                        overlay.scan_back(b"K", b"L", &mut visit)
+                        overlay.scan_back(from, to, &mut visit)
                     } else {
-                        overlay.scan(b"K", b"L", &mut visit)
+                        overlay.scan(from, to, &mut visit)
                     }
                     list
                 };
-                let expected: Vec<_> = model.clone().into_iter().collect();
-                assert_eq!(collect(false), expected, "seed {seed} step {step}");
-                assert_eq!(
-                    collect(true),
-                    expected.into_iter().rev().collect::<Vec<_>>(),
-                    "seed {seed} step {step}"
-                );
+                for (from, to) in [(&b"K"[..], &b"M"[..]), (&from, &to)] {
+                    let rows = model.range(from.to_vec()..to.to_vec());
+                    let mut expected: Vec<_> =
+                        rows.map(|(key, value)| (key.clone(), value.clone())).collect();
+                    assert_eq!(collect(from, to, false), expected, "seed {seed} step {step}");
+                    expected.reverse();
+                    assert_eq!(collect(from, to, true), expected, "seed {seed} step {step}");
+                }
             }
         }
     }

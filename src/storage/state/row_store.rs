@@ -6,7 +6,7 @@
 //!
 //! | defect | workaround | test |
 //! |---|---|---|
-//! | `flush` never fsyncs | each checkpoint ends with `fdatasync` on our own handle of sled's file | `syscalls`, `power` |
+//! | `flush` never fsyncs | each checkpoint ends with `fdatasync` on our own handle of sled's file, before the next one begins | `syscalls`, `power` |
 //! | `flush_async`, writers beside scans and a background flusher deadlock | the code uses none of them ([`clippy.toml`] forbids the calls); [`SledRows`] is not `Sync`, so only one thread can use it | the compiler, clippy |
 //! | values above about 128 KB go to blob files that are never synced | values are bounded, asserted before each write; a blob file counts as damage | `largest_value_creates_no_blob_file` |
 //! | `open` panics on most flipped bits | the panic is caught, and the caller rebuilds from the journal | `flipped_bit_is_rejected_or_yields_a_checkpoint`, `disk` |
@@ -19,29 +19,39 @@
 //! | closing continues after `drop`, so a reopen finds the lock taken | `open` waits for the lock, for a bounded time | `oversized_store_is_compacted` |
 //! | a directory of another engine opens as an empty store | the data directory has a format stamp, and an empty state is rebuilt | `disk` |
 //!
+//! Rows of some kinds share a value of sled ([`bundles`]).
+//!
 //! [`clippy.toml`]: https://doc.rust-lang.org/clippy/lint_configuration.html
 //!
 //! Tests can use an in-memory map instead ([`memory::MemoryRows`]).
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::StateError;
-use crate::codec::{Reader, put_varint};
 use crate::failpoints::{self, Mutation};
 use crate::storage::disk::create_private;
 use crate::{limits, panics};
 
+mod bundles;
+mod change;
+mod checksum;
 #[cfg(test)]
 pub(crate) mod memory;
+mod range;
 mod replacement;
+mod sync;
 #[cfg(test)]
 mod tests;
 
+use change::Change;
+use checksum::{CHECKSUM, RowChecksum};
+use range::SledRange;
 pub(crate) use replacement::{RebuildSite, ReplaceError};
+use sync::BackgroundSync;
 
 /// Flushes of the epoch collector after a batch. Each flush frees a bounded number of pages.
 const EPOCH_FLUSHES: usize = 64;
@@ -56,10 +66,6 @@ const _: () = assert!(LEAF_ROWS_MAX * (limits::STATE_VALUE_BYTES_MAX + 1_000) < 
 const COMPACTION_BATCH_BYTES: usize = 1024 * 1024;
 /// Compaction threshold: the file size divided by the estimated size of a new file.
 const FILE_GROWTH_MAX: u64 = 4;
-/// Approximate overhead of a row in a new file, in bytes (measured: 150 to 300 for rows of 40).
-const ROW_OVERHEAD_BYTES: u64 = 300;
-/// Key of the checksum row. No row of a projection has this tag.
-const CHECKSUM: &[u8] = b"0";
 /// Marker file: the rows cannot be read.
 const UNREADABLE_FILE: &str = "unreadable";
 
@@ -74,6 +80,7 @@ pub(crate) enum RowChange<'a> {
 
 /// The rows of one position. Outside of tests there is only the sled variant.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "outside of tests there is one variant")]
 pub(crate) enum RowStore {
     Sled(SledRows),
     #[cfg(test)]
@@ -83,28 +90,14 @@ pub(crate) enum RowStore {
 /// Iterator over rows in key order, from both ends.
 #[allow(clippy::large_enum_variant, reason = "outside of tests there is one variant")]
 pub(crate) enum RowRange<'a> {
-    Sled {
-        rows: sled::Iter,
-        failure: &'a OnceCell<String>,
-    },
+    Sled(SledRange<'a>),
     #[cfg(test)]
-    Memory(std::vec::IntoIter<(sled::IVec, sled::IVec)>),
+    Memory(std::vec::IntoIter<Row>),
 }
 
 type Row = (sled::IVec, sled::IVec);
 
-/// Returns the next row. An error ends the range and is recorded.
-fn end_on_failure(row: Option<sled::Result<Row>>, failure: &OnceCell<String>) -> Option<Row> {
-    match row? {
-        Ok(row) => Some(row),
-        Err(error) => {
-            record_failure(failure, &error);
-            None
-        }
-    }
-}
-
-fn record_failure(failure: &OnceCell<String>, error: &sled::Error) {
+fn record_failure(failure: &OnceCell<String>, error: &dyn std::fmt::Display) {
     // Only the first failure is kept.
     let _known = failure.set(error.to_string()).is_err();
 }
@@ -114,7 +107,7 @@ impl Iterator for RowRange<'_> {
 
     fn next(&mut self) -> Option<Row> {
         match self {
-            Self::Sled { rows, failure } => end_on_failure(rows.next(), failure),
+            Self::Sled(rows) => rows.next(),
             #[cfg(test)]
             Self::Memory(rows) => rows.next(),
         }
@@ -124,7 +117,7 @@ impl Iterator for RowRange<'_> {
 impl DoubleEndedIterator for RowRange<'_> {
     fn next_back(&mut self) -> Option<Row> {
         match self {
-            Self::Sled { rows, failure } => end_on_failure(rows.next_back(), failure),
+            Self::Sled(rows) => rows.next_back(),
             #[cfg(test)]
             Self::Memory(rows) => rows.next_back(),
         }
@@ -155,6 +148,7 @@ impl RowStore {
         }
     }
 
+    /// Number of rows. A bundle counts as one.
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Sled(rows) => rows.checksum.rows,
@@ -185,7 +179,8 @@ impl RowStore {
         }
     }
 
-    /// Applies all changes atomically and makes them durable.
+    /// Applies all changes, which are in key order, atomically. They are durable after
+    /// [`Self::finish_write`], which the next write begins with.
     pub(crate) fn write<'a>(
         &mut self,
         changes: impl Iterator<Item = (&'a [u8], RowChange<'a>)>,
@@ -194,6 +189,24 @@ impl RowStore {
             Self::Sled(rows) => rows.write(changes),
             #[cfg(test)]
             Self::Memory(rows) => rows.write(changes),
+        }
+    }
+
+    /// Whether the last write is still becoming durable, so that the next one would wait.
+    pub(crate) fn is_writing(&self) -> bool {
+        match self {
+            Self::Sled(rows) => rows.store().sync.is_running(),
+            #[cfg(test)]
+            Self::Memory(_) => false,
+        }
+    }
+
+    /// Waits until the last write is durable.
+    pub(crate) fn finish_write(&mut self) -> Result<(), StateError> {
+        match self {
+            Self::Sled(rows) => rows.store_mut().finish_write(),
+            #[cfg(test)]
+            Self::Memory(rows) => rows.finish_write(),
         }
     }
 
@@ -226,65 +239,11 @@ impl RowStore {
     }
 }
 
-/// Checksum of all rows, independent of their order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct RowChecksum {
-    rows: u64,
-    bytes: u64,
-    hash: u64,
-}
-
-impl RowChecksum {
-    fn add(&mut self, key: &[u8], value: &[u8]) {
-        self.rows += 1;
-        self.bytes += (key.len() + value.len()) as u64;
-        self.hash = self.hash.wrapping_add(row_hash(key, value));
-    }
-
-    /// Wraps below zero if the store returned wrong rows. The next start then detects a mismatch.
-    fn subtract(&mut self, key: &[u8], value: &[u8]) {
-        self.rows = self.rows.wrapping_sub(1);
-        self.bytes = self.bytes.wrapping_sub((key.len() + value.len()) as u64);
-        self.hash = self.hash.wrapping_sub(row_hash(key, value));
-    }
-
-    fn encode(self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(24);
-        for number in [self.rows, self.bytes, self.hash] {
-            put_varint(&mut out, number);
-        }
-        out
-    }
-
-    fn decode(value: &[u8]) -> Option<Self> {
-        let mut reader = Reader::new(value);
-        let mut number = || reader.get_varint().ok();
-        Some(Self { rows: number()?, bytes: number()?, hash: number()? })
-    }
-
-    /// Estimated maximum size of a new file with these rows.
-    fn fresh_bytes(self) -> u64 {
-        self.bytes + self.bytes / 2 + self.rows * ROW_OVERHEAD_BYTES
-    }
-}
-
-/// FNV-1a over key length, key and value. It never changes, because its sum is stored. It detects
-/// corruption, not tampering.
-fn row_hash(key: &[u8], value: &[u8]) -> u64 {
-    let length = (key.len() as u64).to_le_bytes();
-    length
-        .iter()
-        .chain(key)
-        .chain(value)
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
 /// An open sled database.
 #[derive(Debug)]
 struct SledStore {
     db: sled::Db,
-    /// Our own handle of sled's file, for `fdatasync`.
-    file: File,
+    sync: BackgroundSync,
 }
 
 impl SledStore {
@@ -308,12 +267,13 @@ impl SledStore {
                 Err(_) => return Err(StateError::Damaged("sled panicked on open")),
             }
         };
-        let file = File::open(directory.join("db")).map_err(StateError::Io)?;
+        let sync = File::open(directory.join("db")).and_then(BackgroundSync::start);
+        let sync = sync.map_err(StateError::Io)?;
         let blobs = directory.join("blobs");
         if fs::read_dir(&blobs).is_ok_and(|mut entries| entries.next().is_some()) {
             return Err(StateError::Damaged("sled has unsynced blob files"));
         }
-        Ok(Self { db, file })
+        Ok(Self { db, sync })
     }
 
     /// Reads all rows and verifies their checksum. Nothing less proves that all rows exist.
@@ -333,14 +293,20 @@ impl SledStore {
         }
     }
 
-    fn apply(&self, batch: sled::Batch) -> Result<(), StateError> {
+    /// Applies a batch. [`Self::finish_write`] makes it durable.
+    fn apply(&mut self, batch: sled::Batch) -> Result<(), StateError> {
+        self.finish_write()?;
         self.db.apply_batch(batch).map_err(StateError::Sled)?;
         self.db.flush().map_err(StateError::Sled)?;
-        self.file.sync_data().map_err(StateError::Io)?;
+        self.sync.begin();
         for _ in 0..EPOCH_FLUSHES {
             crossbeam_epoch::pin().flush();
         }
         Ok(())
+    }
+
+    fn finish_write(&mut self) -> Result<(), StateError> {
+        self.sync.finish().map_err(StateError::Io)
     }
 }
 
@@ -358,6 +324,8 @@ pub(crate) struct SledRows {
     store: Option<SledStore>,
     checksum: RowChecksum,
     failure: OnceCell<String>,
+    /// The bundle that was read last, and its key: the next row is often in it.
+    recent: RefCell<Option<(Vec<u8>, Option<sled::IVec>)>>,
     /// File size below which no compaction is considered.
     compact_at_bytes: u64,
 }
@@ -377,6 +345,7 @@ impl SledRows {
             store: Some(store),
             checksum,
             failure: OnceCell::new(),
+            recent: RefCell::new(None),
             compact_at_bytes: limits::STATE_COPY_BYTES_MIN,
         })
     }
@@ -385,7 +354,15 @@ impl SledRows {
         self.store.as_ref().expect("the store is open between calls")
     }
 
+    fn store_mut(&mut self) -> &mut SledStore {
+        *self.recent.get_mut() = None;
+        self.store.as_mut().expect("the store is open between calls")
+    }
+
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        if bundles::is_bundled(key) {
+            return self.get_bundled(key);
+        }
         match self.store().db.get(key) {
             Ok(value) => value.map(|value| value.to_vec()),
             Err(error) => {
@@ -395,8 +372,31 @@ impl SledRows {
         }
     }
 
+    fn get_bundled(&self, key: &[u8]) -> Option<Vec<u8>> {
+        let (at, within) = bundles::place(key);
+        let mut recent = self.recent.borrow_mut();
+        if recent.as_ref().is_none_or(|(known, _)| *known != at) {
+            match self.store().db.get(&at) {
+                Ok(bundle) => *recent = Some((at, bundle)),
+                Err(error) => {
+                    record_failure(&self.failure, &error);
+                    return None;
+                }
+            }
+        }
+        let (_, bundle) = recent.as_ref()?;
+        match bundles::find(bundle.as_deref()?, within) {
+            Ok(found) => found.map(<[u8]>::to_vec),
+            Err(error) => {
+                record_failure(&self.failure, &error);
+                None
+            }
+        }
+    }
+
     fn range(&self, from: &[u8], to: &[u8]) -> RowRange<'_> {
-        RowRange::Sled { rows: self.store().db.range(from.to_vec()..to.to_vec()), failure: &self.failure }
+        let rows = self.store().db.range(bundles::first_key(from)..to.to_vec());
+        RowRange::Sled(SledRange::new(rows, from..to, &self.failure))
     }
 
     fn mark_unreadable(&self) {
@@ -413,34 +413,17 @@ impl SledRows {
         &mut self,
         changes: impl Iterator<Item = (&'a [u8], RowChange<'a>)>,
     ) -> Result<(), StateError> {
-        let mut batch = sled::Batch::default();
-        let mut sum = self.checksum;
-        for (key, change) in changes {
-            let before = match change {
-                RowChange::New(_) => None,
-                RowChange::Put(_) | RowChange::Remove => {
-                    self.store().db.get(key).map_err(StateError::Sled)?
-                }
-            };
-            if let Some(before) = before {
-                sum.subtract(key, &before);
-            }
-            match change {
-                RowChange::New(value) | RowChange::Put(value) => {
-                    assert!(value.len() <= limits::STATE_VALUE_BYTES_MAX, "a value of {} bytes", value.len());
-                    sum.add(key, value);
-                    batch.insert(key, value);
-                }
-                RowChange::Remove => batch.remove(key),
-            }
-        }
-        batch.insert(CHECKSUM, sum.encode());
-        self.store().apply(batch)?;
+        self.store_mut().finish_write()?;
+        let mut change = Change::new(&self.store().db, self.checksum);
+        change.all(changes)?;
+        let (batch, sum) = change.finish();
+        self.store_mut().apply(batch)?;
         self.checksum = sum;
         Ok(())
     }
 
     fn reopen(&mut self) -> Result<(), StateError> {
+        *self.recent.get_mut() = None;
         self.store = None;
         finish_compaction(&self.directory).map_err(StateError::Io)?;
         let store = SledStore::open(&self.directory)?;
@@ -459,6 +442,7 @@ impl SledRows {
         if size < self.compact_at_bytes || size < FILE_GROWTH_MAX * self.checksum.fresh_bytes() {
             return Ok(false);
         }
+        self.store_mut().finish_write()?;
         let started = Instant::now();
         if let Err(error) = self.write_compacted_copy() {
             // The old store is unchanged.
@@ -487,7 +471,7 @@ impl SledRows {
     fn write_compacted_copy(&self) -> Result<(), StateError> {
         let copying = sibling(&self.directory, "copying");
         remove(&copying).map_err(StateError::Io)?;
-        let fresh = SledStore::open(&copying)?;
+        let mut fresh = SledStore::open(&copying)?;
         let (mut batch, mut bytes, mut sum) = (sled::Batch::default(), 0, RowChecksum::default());
         for row in self.store().db.iter() {
             let (key, value) = row.map_err(StateError::Sled)?;
@@ -505,6 +489,7 @@ impl SledRows {
             return Err(StateError::Damaged("row checksum mismatch"));
         }
         fresh.apply(batch)?;
+        fresh.finish_write()?;
         drop(fresh);
         sync_all_below(&copying)
             .and_then(|()| fs::rename(&copying, sibling(&self.directory, "copied")))
@@ -514,6 +499,7 @@ impl SledRows {
 
     /// Replaces this store with the copy. [`finish_compaction`] recovers from a crash at any point.
     fn switch_to_copy(&mut self) -> Result<(), StateError> {
+        *self.recent.get_mut() = None;
         self.store = None;
         fs::rename(&self.directory, sibling(&self.directory, "old")).map_err(StateError::Io)?;
         finish_compaction(&self.directory).map_err(StateError::Io)?;

@@ -21,10 +21,14 @@ pub(crate) enum PowerState {
 
 type Image = BTreeMap<Vec<u8>, Vec<u8>>;
 
+/// Rows of the last write that is not durable yet, as they were before it.
+type Unsynced = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+
 /// Clones share their rows, so that a test can simulate a restart.
 #[derive(Clone)]
 pub(crate) struct MemoryRows {
     image: Arc<Mutex<Image>>,
+    unsynced: Arc<Mutex<Unsynced>>,
     power: PowerSource,
 }
 
@@ -36,16 +40,42 @@ impl std::fmt::Debug for MemoryRows {
 
 impl MemoryRows {
     pub(crate) fn new(power: PowerSource) -> Self {
-        Self { image: Arc::default(), power }
+        Self { image: Arc::default(), unsynced: Arc::default(), power }
     }
 
     fn with_image<R>(&self, work: impl FnOnce(&mut Image) -> R) -> R {
         work(&mut self.image.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    fn with_unsynced<R>(&self, work: impl FnOnce(&mut Unsynced) -> R) -> R {
+        work(&mut self.unsynced.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Deletes all rows.
     pub(crate) fn clear(&self) {
+        self.with_unsynced(BTreeMap::clear);
         self.with_image(BTreeMap::clear);
+    }
+
+    /// Undoes the last write if it is not durable, as a power failure may.
+    pub(crate) fn lose_unsynced(&self) {
+        for (key, before) in self.with_unsynced(std::mem::take) {
+            self.with_image(|image| match before {
+                Some(value) => drop(image.insert(key, value)),
+                None => drop(image.remove(&key)),
+            });
+        }
+    }
+
+    pub(super) fn finish_write(&self) -> Result<(), StateError> {
+        if self.with_unsynced(|unsynced| unsynced.is_empty()) {
+            return Ok(());
+        }
+        let supply = (self.power)();
+        if supply != PowerState::FailsBeforeWrite {
+            self.with_unsynced(BTreeMap::clear);
+        }
+        if supply == PowerState::On { Ok(()) } else { Err(StateError::Damaged("the power has failed")) }
     }
 
     /// Another store with the same power supply, empty.
@@ -60,6 +90,7 @@ impl MemoryRows {
             return Err(ReplaceError::Kept(failed()));
         }
         let rows = fresh.with_image(std::mem::take);
+        self.with_unsynced(BTreeMap::clear);
         self.with_image(|image| *image = rows);
         if supply == PowerState::On { Ok(()) } else { Err(ReplaceError::Closed(failed())) }
     }
@@ -83,23 +114,27 @@ impl MemoryRows {
         &self,
         changes: impl Iterator<Item = (&'a [u8], RowChange<'a>)>,
     ) -> Result<(), StateError> {
+        self.finish_write()?;
         let failed = || Err(StateError::Damaged("the power has failed"));
         let supply = (self.power)();
         if supply == PowerState::FailsBeforeWrite {
             return failed();
         }
+        let mut unsynced = Unsynced::new();
         self.with_image(|image| {
             for (key, change) in changes {
-                match change {
-                    RowChange::New(value) => {
-                        let before = image.insert(key.to_vec(), value.to_vec());
-                        assert!(before.is_none(), "new row {key:?} already exists");
+                let before = match change {
+                    RowChange::New(value) | RowChange::Put(value) => {
+                        image.insert(key.to_vec(), value.to_vec())
                     }
-                    RowChange::Put(value) => drop(image.insert(key.to_vec(), value.to_vec())),
-                    RowChange::Remove => drop(image.remove(key)),
-                }
+                    RowChange::Remove => image.remove(key),
+                };
+                let is_new = matches!(change, RowChange::New(_));
+                assert!(!is_new || before.is_none(), "new row {key:?} already exists");
+                unsynced.insert(key.to_vec(), before);
             }
         });
+        self.with_unsynced(|known| *known = unsynced);
         if supply == PowerState::On { Ok(()) } else { failed() }
     }
 }

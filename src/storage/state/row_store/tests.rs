@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::range::end_on_failure;
 use super::*;
 use crate::failpoints::fails_with;
 
@@ -95,9 +96,9 @@ fn unreadable_row_is_a_failure_not_a_missing_row() {
     let images = fill(&directory, &mut fastrand::Rng::with_seed(7));
     // Opens the store without reading its rows, so that sled reads each row on demand.
     let store = Some(SledStore::open(&directory).unwrap());
-    let (checksum, failure) = (RowChecksum::default(), OnceCell::new());
-    let mut rows =
-        SledRows { directory: directory.clone(), store, checksum, failure, compact_at_bytes: u64::MAX };
+    let (checksum, failure, recent) = (RowChecksum::default(), OnceCell::new(), RefCell::new(None));
+    let (directory_of, compact_at_bytes) = (directory.clone(), u64::MAX);
+    let mut rows = SledRows { directory: directory_of, store, checksum, failure, recent, compact_at_bytes };
     let length = fs::metadata(directory.join("db")).unwrap().len();
     let file = File::options().write(true).open(directory.join("db")).unwrap();
     file.set_len(0).and_then(|()| file.set_len(length)).unwrap();
@@ -160,7 +161,7 @@ fn torn_snapshot_is_removed_on_open() {
 fn store_with_missing_or_wrong_checksum_is_rejected() {
     for sum in [None, Some(RowChecksum { rows: 1, bytes: 4, hash: 0 }.encode())] {
         let below = tempfile::tempdir().unwrap();
-        let store = SledStore::open(below.path()).unwrap();
+        let mut store = SledStore::open(below.path()).unwrap();
         let mut batch = sled::Batch::default();
         batch.insert(b"K1", b"ab");
         if let Some(sum) = sum {
