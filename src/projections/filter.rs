@@ -23,8 +23,8 @@ pub struct Filter {
     /// Events from the first to the second position.
     pub positions: Option<(Position, Position)>,
     pub endpoints: Option<EndpointChoice>,
-    /// Queues of all tenants. Their deliveries are found by the tenant `*`, and not by a tenant's
-    /// name.
+    /// Endpoints and queues of all tenants. Their deliveries are found by the tenant `*`, and not
+    /// by a tenant's name.
     pub shared: Arc<HashSet<EndpointNumber>>,
     pub last_attempt: Option<LastAttemptFilter>,
     /// First characters of the event's id. The state has no ids, so the service applies it.

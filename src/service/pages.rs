@@ -57,14 +57,14 @@ impl Pages<'_> {
         Some(filter)
     }
 
-    /// The filter, with the queues of all tenants.
+    /// The filter, with the endpoints and queues of all tenants.
     pub(crate) fn with_owners(self, filter: Filter) -> Filter {
-        let shared = self.0.outbox_of(Home::All).registry(|registry| registry.shared_queues());
+        let shared = self.0.outbox_of(Home::All).registry(|registry| registry.shared_endpoints());
         Filter { shared, ..filter }
     }
 
-    /// Whether the scope covers a delivery of an event of this tenant. Those of a queue of all
-    /// tenants, and of an endpoint whose record is damaged, are the operator's.
+    /// Whether the scope covers a delivery of an event of this tenant. Those of an endpoint
+    /// of all tenants, and of one whose record is damaged, are the operator's.
     pub(crate) fn covers(self, scope: &Scope, tenant: &str, endpoint: EndpointNumber) -> bool {
         let is_own = || {
             let of_tenant =
