@@ -46,7 +46,8 @@ pub(crate) enum EndpointsCommand {
     Add {
         /// The URL that receives the webhooks.
         url: String,
-        /// The owner [default: that of the key, or default].
+        /// The owner; `*`: all tenants, for a key without one [default: that of the key, or
+        /// default].
         #[arg(long)]
         tenant: Option<String>,
         #[command(flatten)]
@@ -60,7 +61,7 @@ pub(crate) enum EndpointsCommand {
     },
     /// List endpoints, newest first.
     List {
-        /// Only of this tenant.
+        /// Only of this tenant; `*`: only those of all tenants.
         #[arg(long)]
         tenant: Option<String>,
         /// active, paused or disabled.

@@ -31,7 +31,7 @@ const LANES: &[Column] = &[
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  balto stats\n  balto stats --tenant acme --since 6h --hourly")]
 pub(crate) struct StatsArgs {
-    /// Only of this tenant.
+    /// Only of this tenant; `*`: only what belongs to all tenants.
     #[arg(long)]
     tenant: Option<String>,
     #[command(flatten)]
@@ -59,7 +59,7 @@ impl StatsArgs {
     after_help = "Examples:\n  balto lanes --oldest-due\n  balto lanes --reason circuitOpen --tenant acme"
 )]
 pub(crate) struct LanesArgs {
-    /// Only of this tenant.
+    /// Only of this tenant; `*`: only what belongs to all tenants.
     #[arg(long)]
     tenant: Option<String>,
     /// Only lanes that wait for this reason: notDue, rate, inFlightLimit, circuitOpen, retryAfter,

@@ -47,7 +47,7 @@ pub(crate) enum QueuesCommand {
     },
     /// List queues.
     List {
-        /// Only of this tenant.
+        /// Only of this tenant; `*`: only those of all tenants.
         #[arg(long)]
         tenant: Option<String>,
         #[command(flatten)]

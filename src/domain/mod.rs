@@ -61,8 +61,8 @@ pub use key::{ApiKey, Role};
 pub use last_attempt::{LastAttempt, LastFailure};
 pub use lease::{EndedLease, HeldLease, LeaseEnd, LeaseKey, TakenFrom, TakenMessage};
 pub use names::{
-    ConsumerName, EndpointUid, EventType, EventVersion, InvalidName, Label, OrderingKey, Pattern, QueueName,
-    QueueOwner, SenderName, SourceName, StreamName, Tenant, WorkerName, normalize_header_name,
+    ConsumerName, EndpointOwner, EndpointUid, EventType, EventVersion, InvalidName, Label, OrderingKey,
+    Pattern, QueueName, SenderName, SourceName, StreamName, Tenant, WorkerName, normalize_header_name,
 };
 pub use outgoing::{
     ClientAuthentication, CustomSignature, EndpointAuth, OAuthClient, RequestMethod, RequestShape,

@@ -215,7 +215,8 @@ impl Tenant {
     pub const DEFAULT: &'static str = "default";
     /// The reserved tenant of operator events.
     pub const OPERATOR: &'static str = "balto";
-    /// The owner of queues for the events of all tenants. No tenant can have this name.
+    /// The owner of endpoints and queues for the events of all tenants. No tenant can have this
+    /// name.
     pub const EVERY: &'static str = "*";
 
     /// See [`Self::EVERY`].
@@ -235,13 +236,25 @@ impl Tenant {
     pub fn takes_from(&self, tenant: &Self) -> bool {
         self == tenant || self.is_every() && tenant.as_str() != Self::OPERATOR
     }
+
+    /// The tenant itself, or for all tenants the one of requests without a tenant.
+    #[must_use]
+    pub fn or_default(&self) -> Self {
+        if self.is_every() { Self(Self::DEFAULT.into()) } else { self.clone() }
+    }
+
+    /// The tenant of events that Balto itself makes for a subscription of this owner.
+    #[must_use]
+    pub fn of_own_events(&self) -> Self {
+        if self.is_every() { Self(Self::OPERATOR.into()) } else { self.clone() }
+    }
 }
 
-/// The owner of a queue: a tenant, or all tenants.
+/// The owner of an endpoint or a queue: a tenant, or all tenants.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct QueueOwner(pub Tenant);
+pub struct EndpointOwner(pub Tenant);
 
-impl FromStr for QueueOwner {
+impl FromStr for EndpointOwner {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {

@@ -63,7 +63,7 @@ impl UnappliedLoad {
     }
 }
 
-/// Whether no quota applies: to the operator, and to the owner of queues of all tenants.
+/// Whether no quota applies: to the operator, and to the owner of what belongs to all tenants.
 fn is_exempt(tenant: &Tenant) -> bool {
     tenant.as_str() == Tenant::OPERATOR || tenant.is_every()
 }
@@ -83,7 +83,7 @@ struct TenantLoad {
 #[derive(Default)]
 pub(super) struct GroupLoads {
     tenants: HashMap<Tenant, TenantLoad>,
-    /// Queues of all tenants. No tenant's quota counts their messages.
+    /// Endpoints and queues of all tenants. No tenant's quota counts their deliveries.
     shared: Option<Arc<HashSet<EndpointNumber>>>,
 }
 
@@ -116,8 +116,9 @@ impl GroupLoads {
         registry: &RwLock<Registry>,
         unapplied: &mut UnappliedLoad,
     ) -> Result<(), QuotaExceeded> {
-        self.shared
-            .get_or_insert_with(|| registry.read().expect("no holder of this lock panics").shared_queues());
+        self.shared.get_or_insert_with(|| {
+            registry.read().expect("no holder of this lock panics").shared_endpoints()
+        });
         let more = self.load_of(event);
         let load = self.of(&event.tenant, registry, unapplied);
         let mut all = load.before;

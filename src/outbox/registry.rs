@@ -40,7 +40,7 @@ pub struct Registry {
     endpoints: BTreeMap<EndpointNumber, Arc<Endpoint>>,
     /// Endpoints with an ordering.
     ordered: Arc<HashSet<EndpointNumber>>,
-    /// Queues of all tenants, deleted ones included.
+    /// Endpoints and queues of all tenants, deleted ones included.
     shared: Arc<HashSet<EndpointNumber>>,
     /// Includes deleted endpoints, because queries still ask for their deliveries.
     by_id: HashMap<EndpointId, EndpointNumber>,
@@ -151,9 +151,10 @@ impl Registry {
         }
     }
 
-    /// Queues of all tenants, including deleted ones. Their deliveries belong to no tenant.
+    /// Endpoints and queues of all tenants, including deleted ones. Their deliveries belong to no
+    /// tenant.
     #[must_use]
-    pub fn shared_queues(&self) -> Arc<HashSet<EndpointNumber>> {
+    pub fn shared_endpoints(&self) -> Arc<HashSet<EndpointNumber>> {
         self.shared.clone()
     }
 

@@ -57,7 +57,7 @@ pub type Verdicts = HashMap<u64, bool>;
 pub struct Subscriptions {
     matcher: Matcher,
     conditions: HashMap<Tenant, TenantConditions>,
-    /// Of the queues of all tenants.
+    /// Of the endpoints and queues of all tenants.
     every: TenantConditions,
     last_filter: u64,
 }

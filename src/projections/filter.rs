@@ -14,7 +14,7 @@ use crate::domain::{
 /// (exclusive) bound the acceptance of the event, or the death of a dead letter.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// The owner of the list: an event's tenant, or `*` for queues of all tenants.
+    /// The owner of the list: an event's tenant, or `*` for what belongs to all tenants.
     pub tenant: Option<Tenant>,
     /// Only events of this tenant. Their deliveries may have other owners.
     pub events_of: Option<Tenant>,
@@ -26,8 +26,8 @@ pub struct Filter {
     /// Events from the first to the second position.
     pub positions: Option<(Position, Position)>,
     pub endpoints: Option<EndpointChoice>,
-    /// Queues of all tenants. Their deliveries are found by the tenant `*`, and not by a tenant's
-    /// name.
+    /// Endpoints and queues of all tenants. Their deliveries are found by the tenant `*`, and not
+    /// by a tenant's name.
     pub shared: Arc<HashSet<EndpointNumber>>,
     pub last_attempt: Option<LastAttemptFilter>,
     /// First characters of the event's id. The state has no ids, so the service applies it.

@@ -34,14 +34,14 @@ type FoundEvent = (Position, Arc<Event>);
 pub struct Events<'a>(pub &'a Context);
 
 impl Events<'_> {
-    /// Number of an event's deliveries that a scope sees. Those to queues of all tenants are the
-    /// operator's.
+    /// Number of an event's deliveries that a scope sees. Those to endpoints and queues of all
+    /// tenants are the operator's.
     #[must_use]
     pub fn delivery_count(self, scope: &Scope, event: &Event) -> usize {
         if scope.0.is_none() {
             return event.targets.len();
         }
-        let shared = self.0.outbox_of(Home::All).registry(|registry| registry.shared_queues());
+        let shared = self.0.outbox_of(Home::All).registry(|registry| registry.shared_endpoints());
         event.targets.iter().filter(|target| !shared.contains(target)).count()
     }
 

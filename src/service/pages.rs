@@ -57,11 +57,12 @@ impl Pages<'_> {
         Some(filter)
     }
 
-    /// The filter, with the queues of all tenants, and with the tenant of the endpoint's events.
+    /// The filter, with the endpoints and queues of all tenants, and with the tenant of the
+    /// endpoint's events.
     pub(crate) fn with_owners(self, filter: Filter) -> Filter {
-        let shared = self.0.outbox_of(Home::All).registry(|registry| registry.shared_queues());
-        // An endpoint gets only events of its tenant, also by replays, and a queue of all tenants
-        // those of any.
+        let shared = self.0.outbox_of(Home::All).registry(|registry| registry.shared_endpoints());
+        // An endpoint gets only events of its tenant, also by replays, and one of all tenants those
+        // of any.
         let owner_of = |number: EndpointNumber| {
             self.0.outbox_of(number).registry(|registry| registry.tenant_of(number).cloned())
         };
@@ -69,8 +70,8 @@ impl Pages<'_> {
         Filter { shared, events_of: owner.or(filter.events_of), ..filter }
     }
 
-    /// Whether the scope covers a delivery of an event of this tenant. Those of a queue of all
-    /// tenants, and of an endpoint whose record is damaged, are the operator's.
+    /// Whether the scope covers a delivery of an event of this tenant. Those of an endpoint
+    /// of all tenants, and of one whose record is damaged, are the operator's.
     pub(crate) fn covers(self, scope: &Scope, tenant: &str, endpoint: EndpointNumber) -> bool {
         let is_own = || {
             let of_tenant =

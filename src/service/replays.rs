@@ -27,7 +27,8 @@ impl Replays<'_> {
     /// number of deliveries.
     ///
     /// # Errors
-    /// When the scope lacks the event, an endpoint belongs to another tenant, or the commit failed.
+    /// When the scope lacks the event, an endpoint takes no events of its tenant, or the commit
+    /// failed.
     pub async fn of_event(
         self,
         scope: &Scope,
@@ -45,11 +46,16 @@ impl Replays<'_> {
         }
         let numbers: Vec<EndpointNumber> = match endpoints {
             Some(ids) => {
-                let find =
-                    |id| Endpoints(self.0).get(scope, id).filter(|endpoint| endpoint.tenant == event.tenant);
+                let find = |id| {
+                    Endpoints(self.0)
+                        .get(scope, id)
+                        .filter(|endpoint| endpoint.tenant.takes_from(&event.tenant))
+                };
                 let found: Option<Vec<_>> =
                     ids.iter().map(|id| find(id).map(|endpoint| endpoint.number)).collect();
-                found.ok_or(ChangeError::NotAllowed("an endpoint does not belong to the event's tenant"))?
+                found.ok_or(ChangeError::NotAllowed(
+                    "an endpoint does not take events of the event's tenant",
+                ))?
             }
             None => {
                 let mut wanted = self.0.outbox_of(&event.tenant).wanted_by(&event).await;

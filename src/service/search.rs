@@ -38,7 +38,7 @@ pub(crate) fn has_id_start(event: &Event, start: Option<&str>) -> bool {
     start.is_none_or(|start| event.id.as_str().starts_with(start))
 }
 
-/// The events of a queue of all tenants are anywhere.
+/// The events of an endpoint of all tenants are anywhere.
 fn scope_of(filter: &Filter) -> Scope {
     Scope(filter.tenant.clone().filter(|tenant| !tenant.is_every()))
 }
@@ -122,9 +122,7 @@ impl Searches<'_> {
             self.0.outbox_of(number).registry(|registry| registry.tenant_of(number).cloned())
         };
         let named = filter.tenant.clone().or_else(|| filter.endpoint.and_then(of_endpoint));
-        named
-            .filter(|tenant| !tenant.is_every())
-            .unwrap_or_else(|| Tenant::DEFAULT.parse().expect("a legal name"))
+        named.unwrap_or_else(Tenant::every).or_default()
     }
 
     /// The deliveries whose event has an id that begins as the filter wants.

@@ -271,7 +271,7 @@ impl Model {
         found == known || self.contents.get(&position) == Some(found)
     }
 
-    /// Whether it is a queue of all tenants, whose messages count for no tenant.
+    /// Whether it belongs to all tenants, so that its deliveries count for no tenant.
     pub(super) fn is_shared(&self, endpoint: EndpointNumber) -> bool {
         self.endpoints.get(&endpoint).is_some_and(|known| known.endpoint.tenant.is_every())
     }

@@ -18,7 +18,7 @@ use crate::context::environment::{Entropy, FileReads, Transport};
 use crate::courier::guard::RefusedUrl;
 use crate::courier::{NotSent, OutboundMessage, OutboundRequest, ReceiverReply};
 use crate::domain::{
-    DeliveryKey, DeliveryState, Endpoint, EndpointNumber, ErrorClass, Event, Now, RateLimit, Sealed,
+    DeliveryKey, DeliveryState, Endpoint, EndpointNumber, ErrorClass, Event, Now, RateLimit, Sealed, Tenant,
     Timestamp,
 };
 use crate::rules::signature::is_live;
@@ -337,8 +337,10 @@ impl Request<'_> {
         let (endpoint, before) = (known.endpoint.clone(), known.before.clone());
         let just_changed = now.wall.since(known.changed_at) <= LAG_MAX;
         let id = self.id.parse().map_err(|_| "invalid webhook-id")?;
-        let event =
-            inner.model.event_by_id(&endpoint.tenant, &id).ok_or("sent before the event was durable")?;
+        let event = inner
+            .model
+            .event_by_id(&self.tenant(&endpoint)?, &id)
+            .ok_or("sent before the event was durable")?;
         let key = DeliveryKey { event, endpoint: self.endpoint };
         let accepted = inner.model.oracle.events.get(&event).ok_or("the event was not accepted")?;
         // Against the current endpoint, regardless of the duration of the read.
@@ -353,6 +355,17 @@ impl Request<'_> {
         let former: &[_] = if just_changed { &before } else { &[] };
         check_rates(inner, &endpoint, former, now.wall.minus(self.held))?;
         Ok(key)
+    }
+
+    /// The tenant of the event: the owner of the endpoint, or that in the body.
+    fn tenant(&self, endpoint: &Endpoint) -> Result<Tenant, String> {
+        if !endpoint.tenant.is_every() {
+            return Ok(endpoint.tenant.clone());
+        }
+        let body: serde_json::Value = serde_json::from_slice(self.body).map_err(|error| error.to_string())?;
+        let named: Option<Tenant> = body["tenant"].as_str().and_then(|name| name.parse().ok());
+        let named = named.filter(|named| endpoint.tenant.takes_from(named));
+        named.ok_or_else(|| format!("an endpoint of all tenants got {body}"))
     }
 
     fn check_contents(&self, endpoint: &Endpoint, event: &Event) -> Result<(), String> {

@@ -309,7 +309,7 @@ impl Intake {
 /// Recognises an invalid message that is sent again, as long as its operator event is stored.
 /// Messages without an id are not recognised: two equal ones may be two messages. The reason and
 /// the mark of a repetition may differ, so the fingerprint leaves them out.
-fn parked_key(source: &SourceName, id: &str, body: &[u8]) -> Idempotency {
+pub(crate) fn parked_key(source: &SourceName, id: &str, body: &[u8]) -> Idempotency {
     let mut hasher = Sha256::new();
     for part in [b"source-parked", source.as_str().as_bytes(), id.as_bytes(), body] {
         hasher.update((part.len() as u64).to_be_bytes());

@@ -19,6 +19,8 @@ mod runner;
 use async_trait::async_trait;
 
 use crate::service::event_types::Unregistered;
+#[cfg(test)]
+pub(crate) use intake::parked_key;
 pub use intake::{Incoming, Intake, IntakeError, InvalidMessage, Settled, Unsettled};
 #[cfg(test)]
 pub(crate) use message::{Message, tests::source as sample_source};

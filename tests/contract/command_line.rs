@@ -13,6 +13,7 @@ use super::{ADMIN, endpoint, keyed, list, text};
 
 const BALTO: &str = env!("CARGO_BIN_EXE_balto");
 
+#[derive(Debug)]
 pub(crate) struct CommandOutput {
     pub(crate) code: i32,
     pub(crate) out: String,

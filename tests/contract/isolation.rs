@@ -172,6 +172,52 @@ async fn foreign_deleted_and_unknown_ids_get_the_same_response() {
     assert_eq!(list(&letters).len(), 2, "a foreign dead letter was changed: {letters}");
 }
 
+/// An endpoint of all tenants takes the tenant's own events, and is the operator's all the same.
+#[tokio::test]
+async fn endpoint_of_all_tenants_is_unknown_to_a_tenant() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = keyed(data.path()).await;
+    let receiver = Receiver::status(500).await;
+    let acme = key(&daemon, "admin", Some("acme")).await;
+    let hook = json!({"url": receiver.url, "tenant": "*", "uid": "all", "retry": {"maxAttempts": 1}});
+    let (status, made) = call_as(&daemon, ADMIN, "POST", "/endpoints", &hook.to_string()).await;
+    assert_eq!(status, 201, "{made}");
+    let event = text(&call_as(&daemon, &acme, "POST", "/events", r#"{"type":"a","data":1}"#).await.1, "id");
+    receiver.until(1).await;
+    let deadline = std::time::Instant::now() + WAIT_MAX;
+    let delivery = loop {
+        let letters = call_as(&daemon, ADMIN, "GET", "/dead-letters?tenant=*", "").await.1;
+        if let Some(letter) = letters["data"].get(0) {
+            break text(letter, "deliveryId");
+        }
+        assert!(std::time::Instant::now() < deadline, "no dead letter: {letters}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    let shared = TenantIds { endpoint: text(&made, "id"), event: event.clone(), delivery };
+    let unknown = TenantIds { event: event.clone(), ..TenantIds::unknown() };
+    for role in ["admin", "publisher", "viewer", "worker"] {
+        let acme = key(&daemon, role, Some("acme")).await;
+        let expected = requests_with_ids(&unknown, &event);
+        for (operation, cell) in requests_with_ids(&shared, &event) {
+            // The event is the tenant's.
+            if cell.3 != event {
+                let expected = response_for(&daemon, &acme, &expected[&operation]).await;
+                let answer = response_for(&daemon, &acme, &cell).await;
+                assert_eq!(answer, expected, "{operation} of the operator's endpoint as {role}");
+            }
+        }
+        for path in ["", "/lane", "/stats", "/secret", "/public-keys"] {
+            let path = format!("/endpoints/all{path}");
+            let status = call_as(&daemon, &acme, "GET", &path, "").await.0;
+            assert!(matches!(status, 403 | 404), "{path} as {role}: {status}");
+        }
+    }
+    let letters = call_as(&daemon, ADMIN, "GET", "/dead-letters?tenant=*", "").await.1;
+    assert_eq!(list(&letters).len(), 1, "the operator's dead letter was changed: {letters}");
+    let shown = call_as(&daemon, ADMIN, "GET", "/endpoints/all", "").await.1;
+    assert_eq!(shown["updatedAt"], made["updatedAt"], "{shown}");
+}
+
 /// A publisher that knows another tenant's event id can choose it for its own event.
 #[tokio::test]
 async fn chosen_id_does_not_shadow_a_generated_one() {

@@ -46,6 +46,7 @@ mod refusals;
 mod repetition;
 mod requests;
 mod secrets;
+mod shared_endpoints;
 mod shared_queues;
 mod sharing;
 mod stream_formats;

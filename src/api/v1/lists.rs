@@ -19,8 +19,8 @@ use crate::api::http::problem::{FieldError, Problem};
 use crate::api::http::response::Json;
 use crate::api::text;
 use crate::domain::{
-    Audience, DeadReason, DeliverySearch, EndpointNumber, EventId, EventType, InvalidName, LastAttemptFilter,
-    Pattern, Position, QueueOwner, ShownClass, Tenant, Timestamp,
+    Audience, DeadReason, DeliverySearch, EndpointNumber, EndpointOwner, EventId, EventType, InvalidName,
+    LastAttemptFilter, Pattern, Position, ShownClass, Tenant, Timestamp,
 };
 use crate::limits;
 use crate::nearest::nearest;
@@ -144,12 +144,12 @@ impl Query {
         }
     }
 
-    /// `tenant`: a tenant, or `*`, the owner of queues of all tenants.
+    /// `tenant`: a tenant, or `*`, the owner of what belongs to all tenants.
     ///
     /// # Errors
     /// 422 for anything else.
     pub fn owner(&self) -> Result<Option<Tenant>, Problem> {
-        Ok(self.get::<QueueOwner>("tenant")?.map(|QueueOwner(owner)| owner))
+        Ok(self.get::<EndpointOwner>("tenant")?.map(|EndpointOwner(owner)| owner))
     }
 
     /// A position: below 2^63.

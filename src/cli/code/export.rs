@@ -63,7 +63,7 @@ const TYPE: &[&str] =
     Examples:\n  balto export --tenant acme > endpoints.toml\n  balto export --format json | jq '.endpoints[].uid'"
 )]
 pub(crate) struct ExportArgs {
-    /// Only endpoints and queues of this tenant.
+    /// Only endpoints and queues of this tenant; `*`: only those of all tenants.
     #[arg(long)]
     tenant: Option<String>,
     /// Also event types, which belong to no tenant.

@@ -14,8 +14,8 @@ use super::{End, Store};
 use crate::domain::last_attempt::status_text;
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, DisabledReason, Endpoint, EndpointNumber,
-    EndpointStatus, EndpointTransport, ErrorClass, EventId, Expected, Hold, Idempotency, Next, Ordering,
-    Position, RateLimit, Record, Reservation, Tenant, Timestamp, Trigger,
+    EndpointStatus, ErrorClass, EventId, Expected, Hold, Idempotency, Next, Ordering, Position, RateLimit,
+    Record, Reservation, Tenant, Timestamp, Trigger,
 };
 use crate::filters::samples;
 use crate::outbox::draft::EventDraft;
@@ -323,8 +323,7 @@ impl<S: Store> Work<S> {
             Some(old) => old.transport.clone(),
             None => self.transport(),
         };
-        let is_shared = matches!(transport, EndpointTransport::Queue(_)) && self.percent(30);
-        let owner = if is_shared { Tenant::every() } else { tenant.parse().expect("a legal tenant") };
+        let owner = if self.percent(25) { Tenant::every() } else { tenant.parse().expect("a legal tenant") };
         Command::PutEndpoint(Box::new(Endpoint {
             number,
             transport,

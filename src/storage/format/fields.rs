@@ -4,7 +4,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::codec::{Malformed, Reader, put_bytes, put_u8, put_varint};
-use crate::domain::{EndpointNumber, InvalidName, QueueOwner, Tenant, Timestamp};
+use crate::domain::{EndpointNumber, EndpointOwner, InvalidName, Tenant, Timestamp};
 
 /// Why bytes cannot be decoded as a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,7 +45,7 @@ pub(super) fn get_name<T: FromStr<Err = InvalidName>>(r: &mut Reader<'_>) -> Res
 
 /// Reads the owner of a queue, or of what concerns one.
 pub(super) fn get_owner(r: &mut Reader<'_>) -> Result<Tenant, CodecError> {
-    get_name(r).map(|QueueOwner(owner)| owner)
+    get_name(r).map(|EndpointOwner(owner)| owner)
 }
 
 pub(super) fn put_time(out: &mut Vec<u8>, time: Timestamp) {

@@ -78,7 +78,7 @@ pub struct LettersInput {
     pub(super) endpoint_id: Option<String>,
     /// Name of a queue, of `tenant`, or of the tenant of the key, or `default`.
     pub(super) queue: Option<String>,
-    /// A tenant; `*`: only queues of all tenants.
+    /// A tenant; `*`: only endpoints and queues of all tenants.
     #[schemars(length(min = 1, max = 255), regex(pattern = OWNER_WORDS))]
     pub(super) tenant: Option<String>,
     /// A topic pattern.

@@ -49,7 +49,8 @@ pub async fn list(call: &Call) -> Result<Json<ListBody<DeliveryBody>>, Problem> 
     Ok(lists::page_reply(&call.path, &call.query, List::Deliveries, &page, data))
 }
 
-/// Where the events of the wanted deliveries are. Those of a queue of all tenants are anywhere.
+/// Where the events of the wanted deliveries are. Those of an endpoint of all tenants are
+/// anywhere.
 fn scope_of_events(call: &Call) -> Result<(Scope, Tenant), Problem> {
     match call.query.owner()? {
         Some(owner) if owner.is_every() => {

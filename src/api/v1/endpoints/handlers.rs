@@ -19,9 +19,9 @@ use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::context::responses::Remember;
 use crate::domain::{
-    Audience, ClientCertificate, Endpoint, EndpointAuth, EndpointId, EndpointNumber, EndpointStatus,
-    EndpointTransport, EndpointUid, Idempotency, Label, Pattern, Position, Sealed, SecretKind,
-    SignatureScheme, Tenant,
+    Audience, ClientCertificate, Endpoint, EndpointAuth, EndpointId, EndpointNumber, EndpointOwner,
+    EndpointStatus, EndpointTransport, EndpointUid, Idempotency, Label, Pattern, Position, Sealed,
+    SecretKind, SignatureScheme, Tenant,
 };
 use crate::limits;
 use crate::rules::handshake;
@@ -210,7 +210,8 @@ pub async fn create(
     let mut errors = Errors::default();
     amqp::lift_credentials(&mut input, &mut errors);
     let url = url_text(&input, &mut errors);
-    let tenant = input.tenant.as_deref().and_then(|tenant| errors.check("/tenant", tenant.parse::<Tenant>()));
+    let tenant = input.tenant.as_deref().and_then(|tenant| errors.check("/tenant", tenant.parse()));
+    let tenant = tenant.map(|EndpointOwner(owner)| owner);
     let mut settings = check_settings(call, &input, &[], &mut errors);
     let transport = amqp::check_transport(&input, &mut settings, &mut errors);
     let (secret, kind) = (input.secret.as_deref(), input.secret_type.as_deref());
@@ -335,7 +336,7 @@ pub(super) fn find_writable(call: &Call) -> Result<Arc<Endpoint>, Problem> {
 
 /// `GET /v1/endpoints`
 pub async fn list(call: &Call) -> Result<Json<ListBody<EndpointBody>>, Problem> {
-    let tenant = call.principal.tenant_filter(call.query.get("tenant")?)?;
+    let tenant = call.principal.tenant_filter(call.query.owner()?)?;
     let status = call.query.word("status", lists::ENDPOINT_STATUSES)?;
     let uid: Option<EndpointUid> = call.query.get("uid")?;
     let label: Option<Label> = call.query.get("label")?;

@@ -18,6 +18,7 @@ use crate::api::http::body::object;
 use crate::api::http::unique::members;
 use crate::api::text::{Time, Word, format_duration};
 use crate::api::v1::event_types::pins;
+use crate::api::v1::lists::OWNER_WORDS;
 use crate::api::v1::{PercentilesBody, disclosure};
 use crate::domain::{
     Audience, ClientCertificate, DisabledReason, Endpoint, EndpointStatus, EndpointStatusName, Format,
@@ -62,8 +63,9 @@ pub struct EndpointInput {
     /// `ep_`, unique in the tenant. Paths accept it in place of the id.
     #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9_.-]+$"))]
     pub uid: Option<String>,
-    /// Default: `default`. Cannot be changed.
-    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
+    /// Default: `default`. `*`: the endpoint takes the events of all tenants but `balto`; only for
+    /// keys without a tenant. Cannot be changed.
+    #[schemars(length(min = 1, max = 255), regex(pattern = OWNER_WORDS))]
     pub tenant: Option<String>,
     /// At most 1,024 bytes.
     #[schemars(length(max = 1024))]

@@ -26,7 +26,8 @@ use crate::service::{Conversions, Events, Requests};
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PreviewInput {
-    /// The id of an event of the endpoint's tenant.
+    /// The id of an event of the endpoint's tenant; for all tenants, an id that Balto made, or one
+    /// of the tenant `default`.
     #[schemars(length(min = 1, max = 64))]
     event_id: Option<String>,
     #[serde(default, deserialize_with = "object")]
@@ -123,7 +124,8 @@ pub(super) async fn stored_event(
 ) -> Result<(Position, Arc<Event>), Problem> {
     let unknown = || not_found("event", id);
     let parsed: EventId = id.parse().map_err(|_| unknown())?;
-    let found = Events(&call.api.context).get(&call.principal.scope, &endpoint.tenant, &parsed).await?;
+    let found =
+        Events(&call.api.context).get(&call.principal.scope, &endpoint.tenant.or_default(), &parsed).await?;
     let view = found.ok_or_else(unknown)?;
     if view.event.erased_at.is_some() {
         return Err(Problem::EventErased);
@@ -168,7 +170,7 @@ pub(super) fn unpublished_event(
     };
     Ok(Arc::new(Event {
         id,
-        tenant: endpoint.tenant.clone(),
+        tenant: endpoint.tenant.or_default(),
         event_type,
         version,
         timestamp,

@@ -110,7 +110,8 @@ pub struct FilterTrialInput {
     labels: Option<Vec<String>>,
     #[serde(default, deserialize_with = "object")]
     event: Option<PreviewEventInput>,
-    /// The id of an event of the same tenant.
+    /// The id of an event of the same tenant; for all tenants, an id that Balto made, or one of the
+    /// tenant `default`.
     #[schemars(length(min = 1, max = 64))]
     event_id: Option<String>,
     /// Only events accepted at or after this time. Default: any.

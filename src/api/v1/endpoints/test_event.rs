@@ -96,7 +96,8 @@ pub async fn test(
         idempotency,
         fingerprint: idempotency::fingerprint(&call.body),
         only: Some(endpoint.number),
-        ..EventDraft::new(endpoint.tenant.clone(), event_type, data)
+        // No tenant sees the test of an endpoint of all tenants.
+        ..EventDraft::new(endpoint.tenant.of_own_events(), event_type, data)
     };
     let limit = &call.api.test_limit;
     let now = call.api.context.now().monotonic;

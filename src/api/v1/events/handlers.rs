@@ -239,7 +239,7 @@ pub async fn replay(
         match Replays(&call.api.context).of_event(&scope, &tenant, &id, endpoints, keyed).await {
             Ok(count) => Ok(CountBody::accepted(count)),
             Err(ChangeError::NotFound) => Err(call.event_not_found(&tenant)),
-            // Checked above: they belong to another tenant than the event, or were just deleted.
+            // Checked above: they take no events of the event's tenant, or were just deleted.
             Err(ChangeError::NotAllowed(why)) => Err(Problem::invalid("/endpointIds", why)),
             Err(error) => Err(error.into()),
         }

@@ -17,7 +17,8 @@ pub const TENANT: Param = param("tenant", "Only this tenant", NAME);
 /// A tenant, or `*`.
 pub const OWNER_WORDS: &str = r"^(\*|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)$";
 const OWNER_NAME: Kind = Kind::Text(OWNER_WORDS, limits::NAME_BYTES_MAX);
-const OWNER: Param = param("tenant", "Only this tenant; `*`: only queues of all tenants", OWNER_NAME);
+const OWNER: Param =
+    param("tenant", "Only this tenant; `*`: only endpoints and queues of all tenants", OWNER_NAME);
 pub const TYPE: Param = param("type", "Only this event type", NAME);
 const TYPE_PATTERN: Param = param(
     "type",
@@ -62,7 +63,7 @@ pub const EVENTS: &[Param] = &[
     CURSOR,
 ];
 pub const ENDPOINTS: &[Param] = &[
-    TENANT,
+    OWNER,
     param("status", "Only endpoints with this status", Kind::Word(ENDPOINT_STATUSES)),
     param("uid", "Only the endpoint with this uid, in each tenant", RESOURCE_NAME),
     param(
@@ -173,7 +174,7 @@ pub const BUCKETS: &[&str] = &["1h"];
 pub const LANE_ORDERS: &[&str] = &["oldestDue"];
 pub const WAIT_REASONS: &[&str] = WaitReason::WORDS;
 pub const OVERVIEW: &[Param] = &[
-    TENANT,
+    OWNER,
     param("since", "Attempts from this hour on; default: 24 hours before `until`", Kind::Time),
     param(
         "until",
@@ -183,7 +184,7 @@ pub const OVERVIEW: &[Param] = &[
     param("bucket", "Also return the counts of each hour", Kind::Word(BUCKETS)),
 ];
 pub const LANES: &[Param] = &[
-    TENANT,
+    OWNER,
     param("reason", "Only lanes that wait for this reason", Kind::Word(WAIT_REASONS)),
     param(
         "sort",

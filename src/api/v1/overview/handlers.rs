@@ -20,7 +20,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// The tenant of the request, within the key's scope.
 fn scope(call: &Call) -> Result<Scope, Problem> {
-    Ok(Scope(call.principal.tenant_filter(call.query.get("tenant")?)?))
+    Ok(Scope(call.principal.tenant_filter(call.query.owner()?)?))
 }
 
 /// `GET /v1/stats`

@@ -8,7 +8,7 @@ impl Oracle {
         filter.last_attempt.is_none_or(|wanted| wanted.wants(&last()))
     }
 
-    /// The deliveries of a queue of all tenants belong to no tenant.
+    /// The deliveries of an endpoint of all tenants belong to no tenant.
     pub(super) fn wants_owner(filter: &Filter, endpoint: EndpointNumber) -> bool {
         let is_shared = filter.shared.contains(&endpoint);
         filter.tenant.as_ref().is_none_or(|tenant| tenant.is_every() == is_shared)
