@@ -166,17 +166,13 @@ pub(super) fn new_endpoint(inner: &mut Inner) -> Endpoint {
     let tenant = tenant(inner);
     let (crowded, queues) = (inner.plan.crowded, inner.plan.queues);
     let chance = &mut inner.chance;
-    let id = format!("ep_{number}_{:x}", chance.next());
+    let drawn = chance.next();
+    let id = format!("ep_{number}_{drawn:x}");
     let queue = (queues && !operators && chance.percent(50))
         .then(|| (Duration::from_millis(chance.within(200, 3_000)), chance.within(2, 8) as u32));
-    let tenant = match operators {
-        true => Tenant::OPERATOR.parse().expect("a legal tenant"),
-        false if chance.percent(if queue.is_some() { 25 } else { 15 }) => Tenant::every(),
-        false => tenant,
-    };
     let endpoint = Endpoint {
         number: EndpointNumber(0),
-        tenant,
+        tenant: if operators { Tenant::OPERATOR.parse().expect("a legal tenant") } else { tenant },
         transport: EndpointTransport::Http,
         url: format!("http://receiver.test/{id}").into(),
         id: id.parse().expect("a legal id"),
@@ -207,7 +203,12 @@ pub(super) fn new_endpoint(inner: &mut Inner) -> Endpoint {
         revision: Position(0),
     };
     match queue {
-        Some((visibility, deliveries_max)) => workers::as_queue(endpoint, visibility, deliveries_max),
+        Some((visibility, deliveries_max)) => {
+            let is_shared = chance.percent(25);
+            let tenant = if is_shared { Tenant::every() } else { endpoint.tenant.clone() };
+            workers::as_queue(Endpoint { tenant, ..endpoint }, visibility, deliveries_max)
+        }
+        None if !operators && drawn.is_multiple_of(7) => Endpoint { tenant: Tenant::every(), ..endpoint },
         None => endpoint,
     }
 }
