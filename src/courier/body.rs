@@ -3,9 +3,12 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
+use crate::domain::media::DataKind;
 use crate::domain::{
     Endpoint, Event, EventVersion, Format, Position, SenderName, Timestamp, TraceParent, attribute, media,
     normalize_header_name,
@@ -106,9 +109,21 @@ pub fn body<'a>(
 fn posted_data(event: &Event) -> (Bytes, &str) {
     let given = event.attribute(attribute::CONTENT_TYPE);
     let is_binary = event.attribute(attribute::BINARY).is_some();
-    let bytes = media::posted_bytes(&event.data, given, is_binary);
+    let bytes = posted_bytes(&event.data, given, is_binary);
     let default = if is_binary { media::BYTES } else { media::JSON };
     (bytes.map_or_else(|| event.data.clone(), Bytes::from), given.unwrap_or(default))
+}
+
+/// The bytes that were posted, from the stored data of a media type. `None` if they are the stored
+/// data.
+fn posted_bytes(data: &[u8], media: Option<&str>, is_binary: bool) -> Option<Vec<u8>> {
+    // Slashes may be escaped, so the string is parsed. Data of another JSON type is JSON.
+    let text = || serde_json::from_slice::<String>(data).ok();
+    match media.map(DataKind::of) {
+        _ if is_binary => STANDARD.decode(text()?).ok(),
+        None | Some(DataKind::Json) => None,
+        Some(DataKind::Text | DataKind::Bytes) => Some(text()?.into_bytes()),
+    }
 }
 
 /// The attributes of a CloudEvent in binary mode, as headers of a message (AMQP Protocol Binding,
@@ -397,6 +412,19 @@ pub fn validate_header(name: &str, value: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn posted_bytes_are_those_of_the_publisher() {
+        let posted = |data: &str, media, is_binary| posted_bytes(data.as_bytes(), media, is_binary);
+        assert_eq!(posted(r#""a\"b\u00e9""#, Some("text/plain"), false), Some("a\"bé".into()));
+        assert_eq!(posted(r#""<a/>""#, Some("application/xml"), false), Some("<a/>".into()));
+        assert_eq!(posted(r#""a\/8=""#, None, true), Some(vec![0x6b, 0xff]), "escaped slashes");
+        assert_eq!(posted(r#""aGk=""#, Some("application/json"), true), Some("hi".into()));
+        assert_eq!(posted(r#""a""#, None, false), None, "a JSON string");
+        assert_eq!(posted(r#""a""#, Some("application/vnd.a+json"), false), None);
+        assert_eq!(posted(r#"{"a":1}"#, Some("text/plain"), false), None, "data that was converted");
+        assert_eq!(posted(r#""a\/8""#, None, true), None, "no base64");
+    }
 
     #[test]
     fn reserved_and_malformed_headers_are_rejected() {
