@@ -98,6 +98,8 @@ struct Setup {
 const STORE_FAILED: u8 = 74;
 /// Exit code after a fatal panic: `EX_SOFTWARE` of sysexits.h.
 const INTERNAL_ERROR: u8 = 70;
+/// Longest wait for the tasks of a daemon that has ended. A task in a blocking call may take longer.
+const BLOCKED_TASKS_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Runs until a signal ends it.
 ///
@@ -150,8 +152,8 @@ fn run_to_the_end(mut setup: Setup) -> anyhow::Result<ExitCode> {
     let (supervisor, supervisor_thread) = Supervisor::new()?;
     let ended = runtime.block_on(run(setup, supervisor));
     supervisor_thread.end();
-    // Does not wait for blocked tasks.
-    runtime.shutdown_background();
+    // Waits for its tasks, because they hold the lock of the data directory.
+    runtime.shutdown_timeout(BLOCKED_TASKS_WAIT_MAX);
     ended
 }
 
