@@ -98,7 +98,7 @@ struct Setup {
 const STORE_FAILED: u8 = 74;
 /// Exit code after a fatal panic: `EX_SOFTWARE` of sysexits.h.
 const INTERNAL_ERROR: u8 = 70;
-/// Longest wait for the tasks of a daemon that has ended. A task in a blocking call may take longer.
+/// Longest wait for the tasks of a daemon that has ended. One in a blocking call may take longer.
 const BLOCKED_TASKS_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Runs until a signal ends it.
