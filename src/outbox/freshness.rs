@@ -159,7 +159,7 @@ fn changed_endpoints(record: &Record) -> Vec<EndpointNumber> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Event, Idempotency};
+    use crate::domain::{DeliveryKey, Event, Idempotency, Timestamp};
 
     fn event(tenant: &str, targets: u32) -> Record {
         let targets = (1..=targets).map(EndpointNumber).collect();
@@ -182,6 +182,27 @@ mod tests {
         assert_eq!(freshness.needed_for_request(&scope(last)), Position(last));
         assert!(freshness.needed_for_request(&scope(7)) < Position(last - 300), "it is applied");
         assert!(freshness.tracked.lock().unwrap().requests.len() <= 2 * FORGET_AT_MIN);
+    }
+
+    #[test]
+    fn question_waits_for_changes_of_its_own_deliveries_only() {
+        let registry = Arc::<RwLock<Registry>>::default();
+        for (number, tenant) in [(1, "busy"), (2, "good")] {
+            let endpoint = Arc::new(crate::rules::tests::endpoint(number, tenant, &[]));
+            registry.write().unwrap().apply(&Record::EndpointPut(endpoint));
+        }
+        // Nothing else is unapplied, so the number of changed deliveries is why these are tracked.
+        let freshness = Freshness::new(registry, Arc::new(AtomicU64::new(1_000)));
+        let needed = |tenant: &str| freshness.needed(&tenant.parse().unwrap());
+        let cancelled = |endpoint, events: u64| {
+            let of = |event| DeliveryKey { event: Position(event), endpoint: EndpointNumber(endpoint) };
+            Record::DeliveriesCancelled { deliveries: (1..=events).map(of).collect(), at: Timestamp::ZERO }
+        };
+        let many = limits::APPLY_STEP_TARGETS as u64 + 1;
+        freshness.on_commit(&[(Position(1_001), cancelled(1, many)), (Position(1_002), cancelled(2, 1))]);
+        freshness.on_commit(&[(Position(1_003), cancelled(1, 1))]);
+        assert_eq!((needed("good"), needed("busy")), (Position(1_002), Position(1_003)));
+        assert_eq!(needed("other"), Position(1_000));
     }
 
     #[test]

@@ -78,6 +78,7 @@ impl Step<'_> {
         {
             usage.pending = usage.pending.saturating_sub(1);
         }
+        debug_assert!(place.has_detail || pending::detail(self.rows, delivery).is_none());
         if place.has_detail {
             pending::remove_detail(self.rows, delivery);
         }

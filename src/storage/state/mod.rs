@@ -11,6 +11,8 @@ mod overlay;
 mod registry_keys;
 mod replacement;
 pub(crate) mod row_store;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::io;

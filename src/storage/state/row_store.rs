@@ -413,7 +413,6 @@ impl SledRows {
         &mut self,
         changes: impl Iterator<Item = (&'a [u8], RowChange<'a>)>,
     ) -> Result<(), StateError> {
-        self.store_mut().finish_write()?;
         let mut change = Change::new(&self.store().db, self.checksum);
         change.all(changes)?;
         let (batch, sum) = change.finish();

@@ -1,0 +1,32 @@
+//! Durability of checkpoints.
+
+use std::sync::Arc;
+
+use super::row_store::memory::{MemoryRows, PowerState};
+use super::*;
+
+/// The position of the state after a power cut. `is_synced`: a last checkpoint waits until all are
+/// durable.
+fn applied_after_a_power_cut(checkpoints: u64, is_synced: bool) -> Position {
+    let rows = MemoryRows::new(Arc::new(|| PowerState::On));
+    let open = || State::with_rows(RowStore::Memory(rows.clone()), Position(checkpoints)).unwrap();
+    let mut state = open();
+    for position in (1..=checkpoints).map(Position) {
+        let event = Record::EventAccepted(Arc::new(crate::rules::tests::event()));
+        state.apply_step(position, &event, false, &mut Vec::new());
+        state.begin_checkpoint(Timestamp::ZERO).unwrap();
+    }
+    if is_synced {
+        state.checkpoint(Timestamp::ZERO).unwrap();
+    }
+    drop(state);
+    rows.lose_unsynced();
+    open().applied()
+}
+
+#[test]
+fn power_cut_loses_at_most_the_checkpoint_that_is_not_durable() {
+    assert_eq!(applied_after_a_power_cut(1, false), Position(0));
+    assert_eq!(applied_after_a_power_cut(3, false), Position(2), "each waits for the one before");
+    assert_eq!(applied_after_a_power_cut(3, true), Position(3), "nothing new, but it waits");
+}
