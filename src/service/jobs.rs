@@ -147,9 +147,7 @@ impl Jobs<'_> {
             JobKind::PurgeQueue => Some(Cursor { endpoint: EndpointNumber(u32::MAX), ..Cursor::at(last) }),
             JobKind::RedriveDeadLetters | JobKind::PurgeDeadLetters | JobKind::DeleteTenant => None,
         };
-        let of_endpoint = |number: EndpointNumber| {
-            self.0.outbox_of(number).registry(|registry| registry.tenant_of(number).cloned())
-        };
+        let of_endpoint = |number| Pages(self.0).owner_of(number);
         let tenant = new.tenant.clone().or_else(|| new.selection.endpoint.and_then(of_endpoint));
         let at = self.0.now().wall;
         let mut job = Job {

@@ -45,6 +45,11 @@ impl Pages<'_> {
         Ok(page)
     }
 
+    /// The owner of an endpoint, also of a deleted one: a tenant, or all tenants.
+    pub(crate) fn owner_of(self, endpoint: EndpointNumber) -> Option<Tenant> {
+        self.0.outbox_of(endpoint).registry(|registry| registry.tenant_of(endpoint).cloned())
+    }
+
     /// The filter within the scope; `None` if the filter's tenant is outside the scope.
     pub(crate) fn scoped(self, scope: &Scope, filter: Filter) -> Option<Filter> {
         let mut filter = self.with_owners(filter);
@@ -63,10 +68,8 @@ impl Pages<'_> {
         let shared = self.0.outbox_of(Home::All).registry(|registry| registry.shared_endpoints());
         // An endpoint gets only events of its tenant, also by replays, and one of all tenants those
         // of any.
-        let owner_of = |number: EndpointNumber| {
-            self.0.outbox_of(number).registry(|registry| registry.tenant_of(number).cloned())
-        };
-        let owner = filter.endpoint.and_then(owner_of).filter(|owner| !owner.is_every());
+        let owner = filter.endpoint.and_then(|number| self.owner_of(number));
+        let owner = owner.filter(|owner| !owner.is_every());
         Filter { shared, events_of: owner.or(filter.events_of), ..filter }
     }
 

@@ -21,6 +21,7 @@ use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
 use crate::projections::reads::{EndpointChoice, Filter};
 use crate::service::events::Events;
+use crate::service::pages::Pages;
 use crate::service::types::Scope;
 
 /// Searches deliveries.
@@ -118,11 +119,9 @@ impl Searches<'_> {
     }
 
     fn tenant_of(self, filter: &Filter) -> Tenant {
-        let of_endpoint = |number: EndpointNumber| {
-            self.0.outbox_of(number).registry(|registry| registry.tenant_of(number).cloned())
-        };
-        let named = filter.tenant.clone().or_else(|| filter.endpoint.and_then(of_endpoint));
-        named.unwrap_or_else(Tenant::every).or_default()
+        let of_endpoint = |number| Pages(self.0).owner_of(number);
+        let owner = filter.tenant.clone().or_else(|| filter.endpoint.and_then(of_endpoint));
+        owner.unwrap_or_else(Tenant::every).or_default()
     }
 
     /// The deliveries whose event has an id that begins as the filter wants.

@@ -15,7 +15,7 @@ mod params;
 pub use params::*;
 
 use crate::api::http::heavy_work::off_thread;
-use crate::api::http::problem::{FieldError, Problem};
+use crate::api::http::problem::{Errors, FieldError, Problem};
 use crate::api::http::response::Json;
 use crate::api::text;
 use crate::domain::{
@@ -72,6 +72,12 @@ pub enum Kind {
     /// A duration of at most [`limits::WAIT_MAX`].
     Wait,
     Word(&'static [&'static str]),
+}
+
+/// Checks the member `tenant` of a body: a tenant, or `*`, as in [`Query::owner`].
+pub fn check_owner(given: Option<&str>, errors: &mut Errors) -> Option<Tenant> {
+    let owner = given.and_then(|tenant| errors.check("/tenant", tenant.parse()));
+    owner.map(|EndpointOwner(owner)| owner)
 }
 
 /// The query parameters of one request.

@@ -11,8 +11,8 @@ use crate::api::v1::jobs::model::{StartedBody, check_rate};
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found, text};
 use crate::domain::{
-    Audience, DeliveryId, DeliverySearch, EndpointNumber, EndpointOwner, JobKind, JobSelection,
-    LastAttemptFilter, Pattern, QueueName, ShownClass, Tenant,
+    Audience, DeliveryId, DeliverySearch, EndpointNumber, JobKind, JobSelection, LastAttemptFilter, Pattern,
+    QueueName, ShownClass, Tenant,
 };
 use crate::rules::patterns::{canonical, check_pattern};
 use crate::service::jobs::NewJob;
@@ -122,8 +122,8 @@ fn check_search(input: &LettersInput, audience: Audience, errors: &mut Errors) -
 fn bulk(call: &Call, kind: JobKind, input: &LettersInput) -> Result<NewJob, Problem> {
     let mut errors = Errors::default();
     let rate = check_rate(input.rate, &mut errors);
-    let owner = input.tenant.as_ref().and_then(|tenant| errors.check("/tenant", tenant.parse()));
-    let tenant = call.principal.tenant_filter(owner.map(|EndpointOwner(owner)| owner))?;
+    let owner = lists::check_owner(input.tenant.as_deref(), &mut errors);
+    let tenant = call.principal.tenant_filter(owner)?;
     let endpoint = check_endpoint(call, input, tenant.as_ref(), &mut errors)?;
     let types: Option<Pattern> =
         input.event_type.as_ref().and_then(|name| errors.check("/type", name.parse()));

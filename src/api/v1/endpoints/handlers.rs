@@ -19,9 +19,9 @@ use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::context::responses::Remember;
 use crate::domain::{
-    Audience, ClientCertificate, Endpoint, EndpointAuth, EndpointId, EndpointNumber, EndpointOwner,
-    EndpointStatus, EndpointTransport, EndpointUid, Idempotency, Label, Pattern, Position, Sealed,
-    SecretKind, SignatureScheme, Tenant,
+    Audience, ClientCertificate, Endpoint, EndpointAuth, EndpointId, EndpointNumber, EndpointStatus,
+    EndpointTransport, EndpointUid, Idempotency, Label, Pattern, Position, Sealed, SecretKind,
+    SignatureScheme, Tenant,
 };
 use crate::limits;
 use crate::rules::handshake;
@@ -210,8 +210,7 @@ pub async fn create(
     let mut errors = Errors::default();
     amqp::lift_credentials(&mut input, &mut errors);
     let url = url_text(&input, &mut errors);
-    let tenant = input.tenant.as_deref().and_then(|tenant| errors.check("/tenant", tenant.parse()));
-    let tenant = tenant.map(|EndpointOwner(owner)| owner);
+    let tenant = lists::check_owner(input.tenant.as_deref(), &mut errors);
     let mut settings = check_settings(call, &input, &[], &mut errors);
     let transport = amqp::check_transport(&input, &mut settings, &mut errors);
     let (secret, kind) = (input.secret.as_deref(), input.secret_type.as_deref());

@@ -13,7 +13,7 @@ use crate::api::v1::endpoints::selection::check_filter_room;
 use crate::api::v1::event_types::pins;
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
-use crate::domain::{Endpoint, EndpointOwner, EndpointStatus, Idempotency, QueueName, Tenant};
+use crate::domain::{Endpoint, EndpointStatus, Idempotency, QueueName, Tenant};
 use crate::service::types::ChangeError;
 use crate::service::{Endpoints, Queues};
 
@@ -49,8 +49,7 @@ pub async fn create(
             None
         }
     };
-    let tenant = input.tenant.as_deref().and_then(|tenant| errors.check("/tenant", tenant.parse()));
-    let tenant = tenant.map(|EndpointOwner(owner)| owner);
+    let tenant = lists::check_owner(input.tenant.as_deref(), &mut errors);
     let settings = input.settings(&mut errors);
     errors.finish()?;
     let tenant = call.principal.tenant(tenant)?;
