@@ -32,6 +32,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
+use crate::courier::Destinations;
 use crate::domain::{KeyId, Now, Party, PolicyDefaults, Position, QuotaExceeded, Quotas, Tenant, Timestamp};
 use crate::failpoints::{self, Bound};
 use crate::lanes::queue::WaiterNumber;
@@ -115,6 +116,7 @@ struct Shared {
     converted_events: ConvertedEvents,
     folded_states: FoldedStates,
     compiled_templates: CompiledTemplates,
+    destinations: Destinations,
     access_tokens: AccessTokens,
     key_uses: KeyUses,
     job_started: Notify,
@@ -161,6 +163,7 @@ impl Context {
             converted_events: ConvertedEvents::default(),
             folded_states: FoldedStates::default(),
             compiled_templates: CompiledTemplates::default(),
+            destinations: Destinations::default(),
             access_tokens: AccessTokens::default(),
             key_uses: KeyUses::default(),
             job_started: Notify::new(),
@@ -248,6 +251,10 @@ impl Context {
 
     pub(crate) fn compiled_templates(&self) -> &CompiledTemplates {
         &self.shared.compiled_templates
+    }
+
+    pub(crate) fn destinations(&self) -> &Destinations {
+        &self.shared.destinations
     }
 
     pub(crate) fn access_tokens(&self) -> &AccessTokens {

@@ -25,6 +25,7 @@ pub mod broker;
 mod broker_url;
 mod connect;
 mod deadline;
+mod destination;
 mod failure;
 mod generation;
 pub mod guard;
@@ -55,6 +56,7 @@ pub use broker_url::{BrokerCredentials, BrokerUrl, is_broker_url};
 pub use connect::Proxy;
 use connect::{ConnectError, Target};
 use deadline::{running_timer, with_deadline};
+pub use destination::{Destination, Destinations};
 use failure::{RequestFailure, classify};
 use generation::Generation;
 use guard::{EgressPolicy, Guard, RefusedUrl};
@@ -268,15 +270,16 @@ impl Courier {
         observed: &mut Observed,
     ) -> Result<ReceiverReply, RequestFailure> {
         // A pooled connection would skip the check that connecting makes.
-        self.shared.guard.check_url(&outbound.url)?;
-        let target = Target::new(&outbound.url).ok_or(RefusedUrl::Malformed("the URL needs a host"))?;
+        let destination = outbound.destination.clone();
+        self.shared.guard.check_url(&destination.url)?;
+        let target = &destination.wire()?.target;
         let pool = self.shared.generation.load().pool(outbound.identity.as_ref());
         let pool = pool.map_err(|reason| RequestFailure::Attempt(ErrorClass::Request, reason))?;
         let tenant = outbound.tenant.clone();
         let mut request = outbound.into_http()?;
-        let mut connection = match self.take(&pool, &target, tenant.as_ref())? {
+        let mut connection = match self.take(&pool, target, tenant.as_ref())? {
             Some(connection) => connection,
-            None => self.open(&pool, &target, tenant.as_ref(), deadline.as_mut(), observed).await?,
+            None => self.open(&pool, target, tenant.as_ref(), deadline.as_mut(), observed).await?,
         };
         loop {
             observed.begin(&connection);
@@ -294,12 +297,12 @@ impl Courier {
                         drop(response);
                         request = copy;
                         connection =
-                            self.open(&pool, &target, tenant.as_ref(), deadline.as_mut(), observed).await?;
+                            self.open(&pool, target, tenant.as_ref(), deadline.as_mut(), observed).await?;
                         continue;
                     }
                     let (reply, is_reusable) = read_reply(response, &mut connection, started, deadline).await;
                     if is_reusable {
-                        pool.put(target, connection);
+                        pool.put(target.clone(), connection);
                     }
                     return Ok(reply);
                 }
@@ -321,7 +324,7 @@ impl Courier {
             tracing::debug!("connection closed by the receiver, sending the request on a new one");
             request = copy;
             drop(connection);
-            connection = self.open(&pool, &target, tenant.as_ref(), deadline.as_mut(), observed).await?;
+            connection = self.open(&pool, target, tenant.as_ref(), deadline.as_mut(), observed).await?;
         }
     }
 

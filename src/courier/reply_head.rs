@@ -117,6 +117,10 @@ impl ReplyHead {
     /// Parses the bytes that have arrived and normalizes them in place. Returns how many remain.
     pub(super) fn read(&mut self, bytes: &mut [u8]) -> usize {
         self.has_begun |= !bytes.is_empty();
+        if !self.is_over() {
+            let room = limits::REPLY_HEAD_BYTES_MAX.saturating_sub(self.normalized.len());
+            self.normalized.reserve(bytes.len().min(room));
+        }
         let mut kept = 0;
         for at in 0..bytes.len() {
             if self.is_over() {

@@ -13,7 +13,8 @@ use hyper::{Method, Request};
 use url::Url;
 
 use super::broker_url::BrokerUrl;
-use super::guard::{self, RefusedUrl};
+use super::destination::Destination;
+use super::guard::RefusedUrl;
 use super::pool::HttpRequest;
 use super::tls::ClientIdentity;
 use crate::domain::RequestMethod;
@@ -22,7 +23,7 @@ use crate::domain::RequestMethod;
 #[derive(Debug)]
 pub struct OutboundRequest {
     method: Method,
-    pub(super) url: Url,
+    pub(super) destination: Arc<Destination>,
     headers: HeaderMap,
     body: Bytes,
     pub(super) timeout: Duration,
@@ -33,20 +34,15 @@ pub struct OutboundRequest {
 
 impl OutboundRequest {
     /// A `POST`.
-    ///
-    /// # Errors
-    /// When the stored URL does not parse.
-    pub fn new(url: &str, headers: HeaderMap, body: Bytes, timeout: Duration) -> Result<Self, String> {
-        let url = Url::parse(url).map_err(|error| error.to_string())?;
-        Ok(Self { method: Method::POST, url, headers, body, timeout, identity: None, tenant: None })
+    #[must_use]
+    pub fn new(destination: Arc<Destination>, headers: HeaderMap, body: Bytes, timeout: Duration) -> Self {
+        Self { method: Method::POST, destination, headers, body, timeout, identity: None, tenant: None }
     }
 
     /// An `OPTIONS` request of a handshake, without a body.
-    ///
-    /// # Errors
-    /// When the stored URL does not parse.
-    pub fn options(url: &str, headers: HeaderMap, timeout: Duration) -> Result<Self, String> {
-        Ok(Self { method: Method::OPTIONS, ..Self::new(url, headers, Bytes::new(), timeout)? })
+    #[must_use]
+    pub fn options(destination: Arc<Destination>, headers: HeaderMap, timeout: Duration) -> Self {
+        Self { method: Method::OPTIONS, ..Self::new(destination, headers, Bytes::new(), timeout) }
     }
 
     /// Sends the request by another method.
@@ -86,7 +82,7 @@ impl OutboundRequest {
     /// The URL as it is requested.
     #[must_use]
     pub fn url_text(&self) -> &str {
-        self.url.as_str()
+        self.destination.url.as_str()
     }
 
     /// Method, headers and body as they are sent. `None` if the URL cannot be requested.
@@ -104,13 +100,13 @@ impl OutboundRequest {
     /// # Errors
     /// When the URL cannot be requested.
     pub(super) fn into_http(self) -> Result<HttpRequest, RefusedUrl> {
-        let (uri, host) = guard::request_line(&self.url)?;
+        let wire = self.destination.wire()?;
         let mut request = Request::new(Full::new(self.body));
         *request.method_mut() = self.method;
-        *request.uri_mut() = uri;
+        *request.uri_mut() = wire.request_target.clone();
         *request.headers_mut() = self.headers;
         request.headers_mut().entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
-        request.headers_mut().insert(HOST, host);
+        request.headers_mut().insert(HOST, wire.host.clone());
         Ok(request)
     }
 }
@@ -123,7 +119,7 @@ impl OutboundRequest {
 
     /// URL, headers, body and timeout.
     pub(crate) fn contents(&self) -> (&Url, &HeaderMap, &[u8], Duration) {
-        (&self.url, &self.headers, &self.body, self.timeout)
+        (&self.destination.url, &self.headers, &self.body, self.timeout)
     }
 }
 

@@ -43,8 +43,10 @@ fn setup() -> (Courier, TcpListener, impl Fn() -> OutboundRequest) {
     let listener = socket.listen(1_024).unwrap().into_std().unwrap();
     listener.set_nonblocking(false).unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
-    let request =
-        move || OutboundRequest::new(&url, HeaderMap::new(), Bytes::new(), Duration::from_secs(60)).unwrap();
+    let destination = Arc::new(Destination::parse(&url).unwrap());
+    let request = move || {
+        OutboundRequest::new(destination.clone(), HeaderMap::new(), Bytes::new(), Duration::from_secs(60))
+    };
     (Courier::new(settings).unwrap(), listener, request)
 }
 
@@ -53,7 +55,9 @@ async fn request_on_a_closed_connection_is_returned_unsent() {
     let (courier, listener, request) = setup();
     let receiver_end = connect(&courier, &listener, request()).await;
     let pool = courier.shared.generation.load().pool(None).unwrap();
-    let mut connection = pool.take(&Target::new(&request().url).unwrap()).expect("the connection is idle");
+    let destination = request().destination;
+    let target = &destination.wire().unwrap().target;
+    let mut connection = pool.take(target).expect("the connection is idle");
     drop(receiver_end);
     tokio::time::sleep(Duration::from_millis(100)).await; // the kernel delivers the close
     let sending = connection.send(request().into_http().unwrap());
@@ -61,7 +65,7 @@ async fn request_on_a_closed_connection_is_returned_unsent() {
     let unsent = sent.expect("sending ends").expect_err("the connection is closed");
     assert!(unsent.into_error().is_canceled());
     // The courier takes the closed connection and repeats the request on a new one.
-    pool.put(Target::new(&request().url).unwrap(), connection);
+    pool.put(target.clone(), connection);
     connect(&courier, &listener, request()).await;
 }
 

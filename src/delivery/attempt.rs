@@ -214,7 +214,9 @@ async fn send(
     context.outbox_of(endpoint.number).record(Unit::of_record(record));
     if let Verdict::Gone(reason) = verdict {
         // Before the slot is free, so that no further request goes to the endpoint.
-        Endpoints(context).disable(endpoint.number, reason, |known| known.url == endpoint.url).await;
+        let disabled = Endpoints(context).disable(endpoint.number, reason, |known| known.url == endpoint.url);
+        // Boxed, because it is rare; every attempt would reserve its size otherwise.
+        Box::pin(disabled).await;
     }
     let outcome = known.map_or(lanes::AttemptOutcome::Neutral, |_| lane_outcome(verdict, &attempt));
     signal_finished(context, assignment, outcome, FailedAttempt::of(&attempt));
@@ -224,7 +226,7 @@ async fn send(
     {
         context.metrics().dead_lettered(reason, 1);
         let death = SystemEvents(context).deaths_data(delivery, 1, Some(event), reason);
-        SystemEvents(context).publish_dead(death.as_slice()).await;
+        Box::pin(SystemEvents(context).publish_dead(death.as_slice())).await;
     }
 }
 

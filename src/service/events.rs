@@ -191,7 +191,9 @@ impl Events<'_> {
                     let Some(draft) = retry_draft.take() else {
                         return Err(PublishError::IdempotencyMismatch);
                     };
-                    self.0.submit(vec![Command::Publish(Box::new(draft))]).await?.pop().expect("one command")
+                    let commands = vec![Command::Publish(Box::new(draft))];
+                    // Boxed, because it is rare; every request would reserve its size otherwise.
+                    Box::pin(self.0.submit(commands)).await?.pop().expect("one command")
                 }
             };
         }

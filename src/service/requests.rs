@@ -197,7 +197,8 @@ impl Requests<'_> {
         let headers = self.headers(content, stamp, secrecy)?;
         let Content { endpoint, body, .. } = content;
         let timeout = endpoint.timeout(&self.0.settings().defaults);
-        let request = OutboundRequest::new(&endpoint.url, headers, body.clone(), timeout)?;
+        let destination = self.0.destinations().get(&endpoint.url)?;
+        let request = OutboundRequest::new(destination, headers, body.clone(), timeout);
         Ok(request.with_method(endpoint.request.method))
     }
 
