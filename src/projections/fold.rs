@@ -441,8 +441,14 @@ impl Step<'_> {
                 tenant: event.tenant,
                 event_type: event.event_type,
             };
-            dead::put(self.rows, &letter);
+            let is_shared = self.is_shared(delivery.endpoint);
+            dead::put(self.rows, &letter, is_shared);
         }
+    }
+
+    /// Whether the endpoint, live or deleted, takes the events of all tenants.
+    fn is_shared(&self, endpoint: EndpointNumber) -> bool {
+        self.fold.tenants.get(&endpoint).is_some_and(Tenant::is_every)
     }
 
     /// Ends a pending delivery without an attempt.

@@ -9,7 +9,10 @@ use crate::context::home::Home;
 use crate::domain::{EndpointId, EndpointNumber, Tenant, Timestamp};
 use crate::lanes::{WaitReason, with_order};
 use crate::limits;
+use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
+use crate::outbox::registry::Registry;
+use crate::projections::counters::Lane;
 use crate::projections::stats::Hour;
 use crate::service::endpoints::Endpoints;
 use crate::service::pages::cut;
@@ -83,12 +86,8 @@ impl Overview<'_> {
         since: Timestamp,
         until: Timestamp,
     ) -> Result<OverviewStats, Unavailable> {
-        let endpoints: Vec<EndpointNumber> = self.0.outbox_of(scope.0.as_ref()).registry(|registry| {
-            let live = registry.endpoints().map(|endpoint| endpoint.number);
-            let all = live.chain(registry.deleted_endpoints());
-            all.filter(|number| registry.tenant_of(*number).is_some_and(|tenant| scope.covers(tenant)))
-                .collect()
-        });
+        let numbers = |registry: &Registry| registry.numbers_of(scope.0.as_ref()).collect::<Vec<_>>();
+        let endpoints = self.0.outbox_of(scope.0.as_ref()).registry(numbers);
         let mut hours: BTreeMap<u64, OverviewHour> = BTreeMap::new();
         for step in endpoints.chunks(limits::STATS_ENDPOINTS_PER_STEP) {
             let step = step.to_vec();
@@ -165,18 +164,15 @@ impl Overview<'_> {
 
     /// Live endpoints of the scope with pending deliveries, by number.
     async fn candidates(self, scope: &Scope) -> Result<Vec<Candidate>, Unavailable> {
-        let counted = self.0.outbox_of(scope.0.as_ref()).read(|state| {
-            let lanes = state.lanes().into_iter();
-            lanes.filter(|(_, lane)| lane.pending > 0).collect::<Vec<_>>()
-        });
-        let counted = counted.await?;
+        let counted = match &scope.0 {
+            Some(tenant) => self.lanes_of(tenant).await?,
+            None => self.0.outbox_of(Home::All).read(|state| state.lanes()).await?,
+        };
         Ok(self.0.outbox_of(scope.0.as_ref()).registry(|registry| {
-            let candidates = counted.into_iter().filter_map(|(number, lane)| {
+            let counted = counted.into_iter().filter(|(_, lane)| lane.pending > 0);
+            let candidates = counted.filter_map(|(number, lane)| {
                 // Queues have a report of their lane.
                 let endpoint = registry.endpoint(number).filter(|known| known.queue().is_none())?;
-                if !scope.covers(&endpoint.tenant) {
-                    return None;
-                }
                 Some(Candidate {
                     endpoint: number,
                     id: endpoint.id.clone(),
@@ -188,6 +184,23 @@ impl Overview<'_> {
             });
             candidates.collect()
         }))
+    }
+
+    /// Counters of the live endpoints of a tenant, by number.
+    async fn lanes_of(self, tenant: &Tenant) -> Result<Vec<(EndpointNumber, Lane)>, Unavailable> {
+        let live = |registry: &Registry| {
+            registry.endpoints_of(Some(tenant)).map(|endpoint| endpoint.number).collect::<Vec<_>>()
+        };
+        let numbers = self.0.outbox_of(tenant).registry(live);
+        let mut lanes = Vec::with_capacity(numbers.len());
+        for step in numbers.chunks(limits::STATS_ENDPOINTS_PER_STEP) {
+            let step = step.to_vec();
+            let of_step = move |state: &dyn ReadModel| -> Vec<_> {
+                step.into_iter().map(|number| (number, state.lane(number))).collect()
+            };
+            lanes.extend(self.0.outbox_of(tenant).read_of(Some(tenant), of_step).await?);
+        }
+        Ok(lanes)
     }
 
     async fn find_due_times(self, candidates: &mut [Candidate]) -> Result<(), Unavailable> {
