@@ -19,7 +19,7 @@ use owners::Owners;
 use crate::domain::{
     ApiKey, ConsumerKey, ConsumerPlace, Endpoint, EndpointId, EndpointNumber, EndpointUid, EventType,
     JobProgress, KeyId, Ordering, Position, QueueName, Quotas, Record, Source, SourceName, Tenant,
-    TenantSettings,
+    TenantSettings, Timestamp,
 };
 use crate::schemas::RegisteredType;
 
@@ -74,6 +74,8 @@ pub struct Registry {
     deleted: BTreeMap<EndpointNumber, DeletedEndpoint>,
     keys: BTreeMap<KeyId, Arc<ApiKey>>,
     keys_by_hash: HashMap<[u8; 32], KeyId>,
+    /// The recorded hour of the last use of each key.
+    key_uses: HashMap<KeyId, Timestamp>,
     tenants: BTreeMap<Tenant, Arc<TenantSettings>>,
     types: BTreeMap<EventType, Arc<RegisteredType>>,
     sources: BTreeMap<SourceName, Arc<Source>>,
@@ -117,7 +119,9 @@ impl Registry {
                 let before = self.keys.insert(key.id.clone(), key.clone());
                 self.count_key(before.as_deref(), Some(key));
             }
+            Record::KeyUsed { id, at } => drop(self.key_uses.insert(id.clone(), *at)),
             Record::KeyDeleted { id, .. } => {
+                self.key_uses.remove(id);
                 if let Some(gone) = self.keys.remove(id) {
                     self.keys_by_hash.remove(&gone.hash);
                     self.count_key(Some(&gone), None);
@@ -379,6 +383,12 @@ impl Registry {
     #[must_use]
     pub fn key(&self, id: &KeyId) -> Option<&Arc<ApiKey>> {
         self.keys.get(id)
+    }
+
+    /// The recorded hour of the key's last use.
+    #[must_use]
+    pub fn key_use(&self, id: &KeyId) -> Option<Timestamp> {
+        self.key_uses.get(id).copied()
     }
 
     pub fn keys(&self) -> impl DoubleEndedIterator<Item = &Arc<ApiKey>> {

@@ -223,7 +223,7 @@ impl Fold {
             Record::EndpointDeleted { endpoint, .. } => step.delete_endpoint(*endpoint),
             Record::KeyPut(key) => step.put_key(key),
             Record::KeyDeleted { id, .. } => step.delete_key(id),
-            Record::TenantPut(_) | Record::TenantDeleted { .. } => {}
+            Record::KeyUsed { .. } | Record::TenantPut(_) | Record::TenantDeleted { .. } => {}
             Record::HorizonMoved { horizon, .. } => {
                 step.fold.horizon = RecordedHorizon { horizon: *horizon, record: position };
             }

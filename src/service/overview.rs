@@ -53,9 +53,28 @@ pub enum LaneOrder {
     OldestDue,
 }
 
+/// Place of a lane in a list of lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LanePlace {
+    /// Due time of the next delivery, in the order [`LaneOrder::OldestDue`].
+    pub due: Timestamp,
+    pub endpoint: EndpointNumber,
+}
+
+impl LanePlace {
+    /// Whether the place is behind another one.
+    fn follows(self, other: Self, order: LaneOrder) -> bool {
+        match order {
+            LaneOrder::Endpoint => self.endpoint < other.endpoint,
+            LaneOrder::OldestDue => (self.due, self.endpoint) > (other.due, other.endpoint),
+        }
+    }
+}
+
 /// A lane with its endpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ListedLane {
+    pub place: LanePlace,
     pub endpoint_id: EndpointId,
     pub tenant: Tenant,
     pub lane: LaneView,
@@ -69,6 +88,12 @@ struct Candidate {
     pending: u64,
     waiting: u64,
     due: Option<Timestamp>,
+}
+
+impl Candidate {
+    fn place(&self) -> LanePlace {
+        LanePlace { due: self.due.unwrap_or(Timestamp::MAX), endpoint: self.endpoint }
+    }
 }
 
 /// Operations on all endpoints of a scope.
@@ -128,8 +153,8 @@ impl Overview<'_> {
         Ok(OverviewStats { sum, events, hours: hours.into_values().collect(), pending, dead_letters })
     }
 
-    /// Lanes with pending deliveries that wait for this reason (any if `None`), and whether there
-    /// are more.
+    /// Lanes after a place, with pending deliveries that wait for this reason (any if `None`), and
+    /// whether there are more.
     ///
     /// # Errors
     /// When the outbox is unavailable.
@@ -138,6 +163,7 @@ impl Overview<'_> {
         scope: &Scope,
         reason: Option<WaitReason>,
         order: LaneOrder,
+        after: Option<LanePlace>,
         limit: usize,
     ) -> Result<(Vec<ListedLane>, bool), Unavailable> {
         let mut candidates = self.candidates(scope).await?;
@@ -145,10 +171,10 @@ impl Overview<'_> {
             LaneOrder::Endpoint => candidates.reverse(),
             LaneOrder::OldestDue => {
                 self.find_due_times(&mut candidates).await?;
-                candidates
-                    .sort_by_key(|candidate| (candidate.due.unwrap_or(Timestamp::MAX), candidate.endpoint));
+                candidates.sort_by_key(|candidate| (candidate.place().due, candidate.endpoint));
             }
         }
+        candidates.retain(|candidate| after.is_none_or(|after| candidate.place().follows(after, order)));
         let mut lanes = Vec::new();
         let mut candidates = candidates.into_iter().peekable();
         while candidates.peek().is_some() && lanes.len() <= limit {
@@ -231,6 +257,7 @@ impl Overview<'_> {
             if reason.is_some() && found != reason {
                 return None;
             }
+            let place = candidate.place();
             let lane = LaneView {
                 reason: found.map(WaitReason::as_str),
                 pending: candidate.pending,
@@ -241,7 +268,7 @@ impl Overview<'_> {
                 circuit: report.circuit,
                 consecutive_failures: report.consecutive_failures,
             };
-            Some(ListedLane { endpoint_id: candidate.id, tenant: candidate.tenant, lane })
+            Some(ListedLane { place, endpoint_id: candidate.id, tenant: candidate.tenant, lane })
         });
         Ok(lanes.collect())
     }

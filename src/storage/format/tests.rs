@@ -294,6 +294,7 @@ fn samples() -> Vec<Record> {
         Record::KeyPut(Arc::new(ApiKey { role: Role::Viewer, expires_at: Some(time(900)), ..key() })),
         Record::KeyPut(Arc::new(ApiKey { role: Role::Worker, ..key() })),
         Record::KeyDeleted { id: "key_1".parse().unwrap(), at },
+        Record::KeyUsed { id: "key_1".parse().unwrap(), at },
         Record::TenantPut(Arc::new(tenant())),
         Record::TenantPut(Arc::new(bare_tenant())),
         Record::TenantDeleted { tenant: "acme".parse().unwrap(), at },
