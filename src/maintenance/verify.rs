@@ -233,8 +233,8 @@ fn check_state(
     Ok(())
 }
 
-/// Reports live endpoints and queues of one id, uid or name, and keys of one secret. The journal can
-/// hold them, and requests find only one of them.
+/// Reports live endpoints and queues of one id, uid or name, and keys of one secret. The journal
+/// can hold them, and requests find only one of them.
 fn report_repetitions(known: &Registry, problems: &mut Problems) {
     let mut repeated = |what: String, ids: Vec<&str>| {
         if ids.len() > 1 {

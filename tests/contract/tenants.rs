@@ -466,7 +466,8 @@ async fn overview_sums_the_endpoints_of_a_tenant() {
     assert_eq!(first(&daemon.get("/lanes?tenant=acme&sort=oldestDue").await), held);
     assert_eq!(first(&daemon.get("/lanes?tenant=acme").await), second);
     for (order, all) in [("", [&second, &held]), ("&sort=oldestDue", [&held, &second])] {
-        let path = format!("/lanes?tenant=acme&limit=1{order}");
+        // The lane of the endpoint that delivers may still have its delivery.
+        let path = format!("/lanes?tenant=acme&reason=paused&limit=1{order}");
         let (_, page, headers) = daemon.call("GET", &path, &[], "").await;
         let next = text(&page, "next");
         assert!(headers["link"].contains(&next), "{headers:?}");

@@ -19,14 +19,15 @@ use crate::nearest::nearest;
 ///
 /// # Errors
 /// 415 for a type that is not `accepted`, a charset other than UTF-8, or without a type. 400 for
-/// several types.
+/// several different ones.
 pub fn media_type(headers: &HeaderMap, accepted: &'static [&'static str]) -> Result<&'static str, Problem> {
     let problem = || Problem::UnsupportedMediaType { accepted };
     let mut values = headers.get_all(header::CONTENT_TYPE).iter();
-    let value = values.next().ok_or_else(problem)?.to_str().map_err(|_| problem())?;
-    if values.next().is_some() {
-        return Err(Problem::Malformed("Content-Type: duplicate header".to_owned()));
+    let first = values.next().ok_or_else(problem)?;
+    if values.any(|other| other != first) {
+        return Err(Problem::Malformed("Content-Type: headers of different types".to_owned()));
     }
+    let value = first.to_str().map_err(|_| problem())?;
     let mut parts = value.split(';').map(str::trim);
     let media = parts.next().unwrap_or_default();
     let found = accepted.iter().find(|one| one.eq_ignore_ascii_case(media)).ok_or_else(problem)?;
@@ -330,6 +331,8 @@ mod tests {
             assert_eq!(media_type(&headers(good), ACCEPTED), Ok("application/json"), "{good}");
         }
         let mut several = headers("application/json");
+        several.append(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        assert_eq!(media_type(&several, ACCEPTED), Ok("application/json"), "the same again");
         several.append(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         assert!(matches!(media_type(&several, ACCEPTED), Err(Problem::Malformed(_))));
         for bad in
