@@ -39,7 +39,7 @@ use crate::context::environment::Environment;
 use crate::context::source::SealingSource;
 use crate::courier::Courier;
 use crate::delivery::{Dispatcher, Run, assemble};
-use crate::delivery::{erasure, jobs, rebuilding, resealing, retention};
+use crate::delivery::{erasure, jobs, key_uses, rebuilding, resealing, retention};
 use crate::metrics::Metrics;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::{AdmissionLimits, DiskWrite, Outbox};
@@ -213,6 +213,9 @@ async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
     let delivered = drain(&run, &mut signals, serving, sources, early, delivery).await;
     drop(background);
     let has_failed = report_delivery_end(delivered);
+    if !has_failed {
+        key_uses::finish(&context).await;
+    }
     let is_stopped = signals.stop_store(context, has_failed).await;
     ops.abort_all();
     tracing::info!("stopped");
@@ -235,6 +238,7 @@ fn spawn_tasks(
     background.spawn(jobs::run(context.clone()));
     background.spawn(rebuilding::run(context.clone()));
     background.spawn(resealing::run(context.clone()));
+    background.spawn(key_uses::run(context.clone()));
     let delivery = tokio::spawn(dispatcher.run(run.subscribe(), setup.config.delivery.drain_timeout));
     (delivery, background)
 }

@@ -158,6 +158,10 @@ pub(crate) enum Mutation {
     ForgetTenantPage,
     /// After retention has deleted events of the newest page, new events there are not indexed.
     TrustOpenPage,
+    /// The index of dead letters by owner lacks those of endpoints of all tenants.
+    ForgetOwner,
+    /// Retention removes the block of a stream's positions with the first event of it.
+    DropKeptVersions,
 }
 
 #[cfg(not(test))]

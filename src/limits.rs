@@ -516,6 +516,8 @@ const _: () = assert!(TAIL_BYTES_MAX >= 4 * 3 * EVENT_BYTES_MAX); // several of 
 pub const LIST_STEPS_MAX: usize = 20;
 /// Time after which a list request that has found no item returns an empty page with a cursor.
 pub const LIST_SEARCH_MAX: Duration = Duration::from_secs(5);
+/// Most uses of API keys that are recorded in one commit.
+pub const KEY_USES_PER_COMMIT: usize = 1_000;
 /// Most deliveries in one redrive, purge, cancel or replay record.
 pub const BULK_DELIVERIES_MAX: usize = 1_000;
 

@@ -79,6 +79,8 @@ closed_list! {
         OperatorEvent => "operatorEvent",
         /// Steps of bulk work.
         Jobs => "jobs",
+        /// The hours in which API keys were used are recorded.
+        KeyUses => "keyUses",
         Gauges => "gauges",
     }
 }

@@ -426,7 +426,7 @@ pub static ROUTES: &[Route] = &[
     route!(Get "/v1/feed", "readFeed", "Read all events in order, from a cursor on",
         ReadEvents, lists::FEED, Plain, feed::handlers::get),
     route!(Get "/v1/projections", "listProjections", "List the state and the consumers with their positions and lags",
-        Read, NONE, Plain, projections::handlers::list),
+        Read, lists::PROJECTIONS, Plain, projections::handlers::list),
     route!(Post "/v1/projections/state/rebuild", "rebuildState", "Rebuild the state from the journal while the old one serves",
         Operator, NONE, Plain, projections::handlers::rebuild),
     route!(Get "/v1/openapi.json", "getOpenapi", "Get this document",

@@ -51,6 +51,12 @@ pub fn format_duration(duration: Duration) -> String {
     }
 }
 
+/// Seconds with three decimals, as a JSON number.
+#[must_use]
+pub fn seconds(duration: Duration) -> f64 {
+    duration.as_millis() as f64 / 1_000.0
+}
+
 /// Parses an RFC 3339 time from 1970 on. Truncates to milliseconds.
 ///
 /// # Errors

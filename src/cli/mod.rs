@@ -319,7 +319,7 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
         Command::DeadLetters(command) => block_on(command.run(&session()?))?,
         Command::Consumers(command) => block_on(command.run(&session()?))?,
         Command::Projections { command } => {
-            let command = command.unwrap_or(projections::ProjectionsCommand::List);
+            let command = command.unwrap_or_default();
             block_on(command.run(&session()?))?;
         }
         Command::Queues(command) => block_on(command.run(&session()?))?,

@@ -292,17 +292,6 @@ impl Session {
         self.print_end(any, cursor.is_some())
     }
 
-    /// Prints the rows of an answer with `data`.
-    pub(crate) fn show_rows(&self, answer: &str, columns: &[Column]) -> anyhow::Result<()> {
-        if self.json {
-            return Ok(json_line(answer.trim_end())?);
-        }
-        let page: Page = serde_json::from_str(answer).context("the answer is not a list")?;
-        let mut table = Table::new(columns.iter().map(|column| column.0.to_owned()).collect(), colour());
-        self.print_page(&page, &mut table, columns, false)?;
-        self.print_end(!page.data.is_empty(), false)
-    }
-
     fn print_page(
         &self,
         page: &Page,

@@ -1,9 +1,8 @@
 //! `balto stats` and `balto lanes`: an overview of all tenants, or of one.
 
 use clap::Args;
-use serde_json::Value;
 
-use super::args::{self, QueryArgs, Window};
+use super::args::{self, Paging, QueryArgs, Window};
 use super::output::{Column, Session};
 
 const BUCKETS: &[Column] = &[
@@ -70,9 +69,8 @@ pub(crate) struct LanesArgs {
     /// The lane whose next delivery was due first comes first.
     #[arg(long)]
     oldest_due: bool,
-    /// Number of lanes.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=250))]
-    limit: Option<u16>,
+    #[command(flatten)]
+    paging: Paging,
 }
 
 impl LanesArgs {
@@ -80,17 +78,7 @@ impl LanesArgs {
         let query = QueryArgs::default()
             .with("tenant", self.tenant.clone())
             .with("reason", self.reason.clone())
-            .with("sort", self.oldest_due.then(|| "oldestDue".to_owned()))
-            .with("limit", self.limit.map(|limit| limit.to_string()));
-        let answer = session.client.get(&["v1", "lanes"], &query.0).await?;
-        let is_cut = || {
-            let answer: Value = serde_json::from_str(&answer).unwrap_or_default();
-            answer["more"] == true
-        };
-        session.show_rows(&answer, LANES)?;
-        if !session.json && is_cut() {
-            super::output::note("There are more: --limit shows up to 250.");
-        }
-        Ok(())
+            .with("sort", self.oldest_due.then(|| "oldestDue".to_owned()));
+        session.list(&["v1", "lanes"], query, &self.paging, LANES).await
     }
 }

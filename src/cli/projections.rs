@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use serde_json::Value;
 
+use super::args::{Paging, QueryArgs};
 use super::output::{Column, ProgressLine, Session};
 use crate::quantity::quantity;
 
@@ -29,7 +30,10 @@ const PAUSE: Duration = Duration::from_millis(300);
     balto projections rebuild state")]
 pub(crate) enum ProjectionsCommand {
     /// List the state and the consumers with their positions and lags.
-    List,
+    List {
+        #[command(flatten)]
+        paging: Paging,
+    },
     /// Build a new state from the journal while the old one serves, and wait for the end.
     Rebuild {
         /// The projection.
@@ -41,10 +45,18 @@ pub(crate) enum ProjectionsCommand {
     },
 }
 
+impl Default for ProjectionsCommand {
+    fn default() -> Self {
+        Self::List { paging: Paging::default() }
+    }
+}
+
 impl ProjectionsCommand {
     pub(crate) async fn run(&self, session: &Session) -> anyhow::Result<()> {
         match self {
-            Self::List => session.show_rows(&projections(session).await?, COLUMNS),
+            Self::List { paging } => {
+                session.list(&["v1", "projections"], QueryArgs::default(), paging, COLUMNS).await
+            }
             Self::Rebuild { name, no_wait } => {
                 let answer = session.client.post(&["v1", "projections", name, "rebuild"], None).await?;
                 if *no_wait { session.show(&answer) } else { until_rebuilt(session, name).await }

@@ -1,6 +1,7 @@
 //! Last use of each API key, to the hour.
 //!
-//! Kept in memory: a record per use would make every read a write. A restart forgets it.
+//! Kept in memory: a record per use would make every read a write. A background task records the
+//! hours that are new, so that a restart keeps them ([`crate::delivery`]).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,6 +37,13 @@ impl KeyUses {
         hours.get(key).map(|hour| Timestamp::from_millis(hour.load(Ordering::Relaxed) * HOUR))
     }
 
+    /// The keys that were used since the start, with the start of the hour of their last use.
+    pub(super) fn all(&self) -> Vec<(KeyId, Timestamp)> {
+        let hours = self.hours.read().unwrap_or_else(PoisonError::into_inner);
+        let start = |hour: &AtomicU64| Timestamp::from_millis(hour.load(Ordering::Relaxed) * HOUR);
+        hours.iter().map(|(key, hour)| (key.clone(), start(hour))).collect()
+    }
+
     pub(super) fn forget(&self, key: &KeyId) {
         self.hours.write().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
@@ -54,6 +62,7 @@ mod tests {
         {
             uses.note(&key, Timestamp::from_millis(at));
             assert_eq!(uses.last(&key), Some(Timestamp::from_millis(last)), "{at}");
+            assert_eq!(uses.all(), [(key.clone(), Timestamp::from_millis(last))], "{at}");
         }
         uses.forget(&key);
         assert_eq!(uses.last(&key), None);

@@ -103,6 +103,8 @@ struct Shared {
     exclusive: FairSemaphore<Party>,
     /// Long computations for requests have turns on half of the processors.
     processors: FairSemaphore<Party>,
+    /// Changes of resources that were interrupted by others have one turn.
+    changes: FairSemaphore<Party>,
     waits: Waits,
     consumers: Arc<ConsumerWatch>,
     erasure_requested: Notify,
@@ -153,6 +155,7 @@ impl Context {
             tenant_rates,
             exclusive,
             processors: FairSemaphore::new(turns),
+            changes: FairSemaphore::new(1),
             waits,
             consumers: Arc::default(),
             erasure_requested: Notify::new(),
@@ -243,6 +246,11 @@ impl Context {
     /// one.
     pub(crate) async fn processor_turn(&self, party: &Party) -> FairTurn<Party> {
         self.shared.processors.turn(party).await
+    }
+
+    /// Waits for the turn of a party to repeat an interrupted change.
+    pub(crate) async fn change_turn(&self, party: &Party) -> FairTurn<Party> {
+        self.shared.changes.turn(party).await
     }
 
     pub(crate) fn folded_states(&self) -> &FoldedStates {
@@ -355,6 +363,11 @@ impl Context {
     /// The hour of the key's last use since the start of the process.
     pub(crate) fn last_key_use(&self, key: &KeyId) -> Option<Timestamp> {
         self.shared.key_uses.last(key)
+    }
+
+    /// See [`KeyUses::all`].
+    pub(crate) fn key_uses(&self) -> Vec<(KeyId, Timestamp)> {
+        self.shared.key_uses.all()
     }
 
     pub(crate) fn forget_key_use(&self, key: &KeyId) {

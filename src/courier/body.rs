@@ -65,7 +65,9 @@ pub fn message_body(
     let mut body = match queue.format {
         // A queue cannot have format `raw`: its workers need the event's id.
         Format::Standard | Format::Raw => standard_body(event),
-        Format::CloudEvents | Format::CloudEventsBinary => cloudevent_body(queue, event, deprecation),
+        Format::CloudEvents | Format::CloudEventsBinary => {
+            cloudevent_body(event, deprecation, |name, value| is_extension(name, value, queue.trace))
+        }
     };
     body.pop();
     let text = |text: &str| serde_json::to_string(text).expect("a string is JSON");
@@ -86,6 +88,39 @@ pub fn message_body(
     body.into()
 }
 
+/// Extensions of an event in the feed. They replace those of its publisher.
+const FEED_EXTENSIONS: [&str; 4] = ["sequence", "storedversion", "conversionerror", "erasedat"];
+
+/// An event of the feed as a CloudEvent: its position is the extension `sequence`, padded so that
+/// texts have the order of positions. `texts`: the published version of a converted event, and why
+/// an event was not converted.
+#[must_use]
+pub fn feed_cloudevent(
+    position: Position,
+    event: &Event,
+    texts: [Option<&str>; 2],
+    deprecation: Option<Option<Timestamp>>,
+) -> Vec<u8> {
+    let is_sent = |name: &str, value: &str| {
+        is_extension(name, value, true)
+            && !FEED_EXTENSIONS.contains(&name.trim_end_matches(attribute::NOT_TEXT))
+    };
+    let mut body = cloudevent_body(event, deprecation, is_sent);
+    body.pop();
+    let sequence = format!("{:020}", position.0);
+    let erased = event.erased_at.map(|at| at.rfc3339().to_string());
+    let [stored_version, conversion_error] = texts;
+    let values = [Some(sequence.as_str()), stored_version, conversion_error, erased.as_deref()];
+    for (name, value) in FEED_EXTENSIONS.into_iter().zip(values) {
+        if let Some(value) = value {
+            let value = serde_json::to_string(value).expect("a string is JSON");
+            body.extend_from_slice(format!(r#","{name}":{value}"#).as_bytes());
+        }
+    }
+    body.push(b'}');
+    body
+}
+
 /// The body in the endpoint's format, and its media type. `deprecation` is set for a deprecated
 /// version, with the time until which it is published.
 #[must_use]
@@ -98,7 +133,8 @@ pub fn body<'a>(
         Format::Standard => (standard_body(event).into(), media::JSON),
         // Some receivers compare this media type byte for byte.
         Format::CloudEvents => (
-            cloudevent_body(endpoint, event, deprecation).into(),
+            cloudevent_body(event, deprecation, |name, value| is_extension(name, value, endpoint.trace))
+                .into(),
             "application/cloudevents+json; charset=utf-8",
         ),
         Format::Raw | Format::CloudEventsBinary => posted_data(event),
@@ -145,7 +181,8 @@ pub fn cloudevent_headers(endpoint: &Endpoint, event: &Event) -> Vec<(String, St
         (attribute::DATA_SCHEMA, own(attribute::DATA_SCHEMA)),
     ];
     attributes.extend(optional.into_iter().filter_map(|(name, value)| Some((name, value?))));
-    let extensions = event.attributes.iter().filter(|(name, value)| is_extension(name, value, endpoint));
+    let extensions =
+        event.attributes.iter().filter(|(name, value)| is_extension(name, value, endpoint.trace));
     let extensions =
         extensions.map(|(name, value)| (name.trim_end_matches(attribute::NOT_TEXT), value.to_string()));
     attributes
@@ -158,7 +195,11 @@ pub fn cloudevent_headers(endpoint: &Endpoint, event: &Event) -> Vec<(String, St
 /// CloudEvents 1.0 in structured mode. An event posted as a CloudEvent keeps its id, source and
 /// extensions. Other events get Balto's id and the source `/<tenant>`. An event without data has no
 /// `data` member, because null is a value (section 3.1).
-fn cloudevent_body(endpoint: &Endpoint, event: &Event, deprecation: Option<Option<Timestamp>>) -> Vec<u8> {
+fn cloudevent_body(
+    event: &Event,
+    deprecation: Option<Option<Timestamp>>,
+    is_sent: impl Fn(&str, &str) -> bool,
+) -> Vec<u8> {
     let mut body = Vec::with_capacity(event.data.len() + 512);
     let id = event.attribute(attribute::ID).unwrap_or(event.id.as_str());
     let source =
@@ -193,8 +234,7 @@ fn cloudevent_body(endpoint: &Endpoint, event: &Event, deprecation: Option<Optio
     let is_own = |name: &str| {
         deprecation.is_some() && name.trim_end_matches(attribute::NOT_TEXT).starts_with("deprecat")
     };
-    for (name, value) in
-        event.attributes.iter().filter(|(name, value)| is_extension(name, value, endpoint) && !is_own(name))
+    for (name, value) in event.attributes.iter().filter(|(name, value)| is_sent(name, value) && !is_own(name))
     {
         match name.strip_suffix(attribute::NOT_TEXT) {
             Some(name) => body.extend_from_slice(format!(r#","{name}":{value}"#).as_bytes()),
@@ -214,11 +254,11 @@ fn cloudevent_body(endpoint: &Endpoint, event: &Event, deprecation: Option<Optio
 }
 
 /// Whether an attribute is sent as an extension. Attributes with a member or header of their kind
-/// are not. A trace is sent if the endpoint has tracing on; the extension names the span of the
-/// event, not of this attempt.
-fn is_extension(name: &str, value: &str, endpoint: &Endpoint) -> bool {
+/// are not. `trace`: the trace is sent; the extension names the span of the event, not of this
+/// attempt.
+fn is_extension(name: &str, value: &str, trace: bool) -> bool {
     match name.trim_end_matches(attribute::NOT_TEXT) {
-        attribute::TRACE_PARENT => endpoint.trace && TraceParent::parse(value).is_some(),
+        attribute::TRACE_PARENT => trace && TraceParent::parse(value).is_some(),
         "tracestate" | "baggage" => false,
         _ => !attribute::OWN.contains(&name),
     }

@@ -11,6 +11,7 @@ mod gauges;
 mod handshake;
 mod intake;
 pub mod jobs;
+pub mod key_uses;
 mod lane_policy;
 mod lane_upkeep;
 mod payload_cache;

@@ -42,6 +42,11 @@ pub enum Record {
         id: KeyId,
         at: Timestamp,
     },
+    /// A key was used in the hour that begins at this time.
+    KeyUsed {
+        id: KeyId,
+        at: Timestamp,
+    },
     /// These deliveries are pending and due now, in a new retry series; missing ones are created.
     /// A redrive revives only dead ones. Only a replay revives purged ones.
     DeliveriesRevived {
@@ -181,6 +186,7 @@ impl Record {
             | Self::EndpointDeleted { .. }
             | Self::KeyPut(_)
             | Self::KeyDeleted { .. }
+            | Self::KeyUsed { .. }
             | Self::DeliveriesRevived { .. }
             | Self::DeliveriesCancelled { .. }
             | Self::DeliveriesDied { .. }

@@ -74,6 +74,7 @@ impl Record {
             | Self::EndpointDeleted { .. }
             | Self::KeyPut(_)
             | Self::KeyDeleted { .. }
+            | Self::KeyUsed { .. }
             | Self::TenantPut(_)
             | Self::TenantDeleted { .. }
             | Self::HorizonMoved { .. }

@@ -20,8 +20,8 @@ const LIMIT_WITH_HEADROOM: usize = 64;
 
 #[derive(Debug, Default)]
 pub(super) struct TurnAudit {
-    /// How often each waiting tenant was passed over since its last turn.
-    passed_over: HashMap<Arc<str>, usize>,
+    /// The tenants that passed over each waiting tenant since its last turn.
+    passed_over: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
     /// All tenants that ever had a lane.
     names: BTreeSet<Arc<str>>,
 }
@@ -71,9 +71,8 @@ impl Lanes {
         let mut passed_over = std::mem::take(&mut self.audit.passed_over);
         passed_over.retain(|name, _| waiting.iter().any(|(other, _)| *other == name));
         for (name, _) in waiting {
-            let count = passed_over.entry(name.clone()).or_default();
-            *count += 1;
-            assert!(*count < tenants.len(), "{name} was passed over {count} times, now by {sender}");
+            let is_first = passed_over.entry(name.clone()).or_default().insert(sender.clone());
+            assert!(is_first, "{name} was passed over twice by {sender}");
         }
         self.audit.passed_over = passed_over;
     }

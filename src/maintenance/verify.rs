@@ -7,6 +7,7 @@
 //! rebuild, and compares the rows. Verification needs as much memory as the daemon, and disk space
 //! for two copies of the state, regardless of the backlog.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -220,6 +221,7 @@ fn check_state(
     for frame in reader.frames_from(from) {
         frame.into_iter().flatten().for_each(|(_, record)| known.apply(&record));
     }
+    report_repetitions(&known, &mut report.problems);
     report.endpoints = known.endpoints().cloned().collect();
     for endpoint in &report.endpoints {
         let filter = endpoint.selection.filter.as_deref();
@@ -229,6 +231,39 @@ fn check_state(
     }
     report.sources = known.sources().cloned().collect();
     Ok(())
+}
+
+/// Reports live endpoints and queues of one id, uid or name, and keys of one secret. The journal
+/// can hold them, and requests find only one of them.
+fn report_repetitions(known: &Registry, problems: &mut Problems) {
+    let mut repeated = |what: String, ids: Vec<&str>| {
+        if ids.len() > 1 {
+            problems.add(format!("journal: {} {what}: {}", ids.len(), ids.join(", ")));
+        }
+    };
+    let (mut ids, mut uids, mut queues) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    for endpoint in known.endpoints() {
+        let (id, tenant) = (endpoint.id.as_str(), endpoint.tenant.as_str());
+        ids.entry(id).or_insert_with(Vec::new).push(id);
+        if let Some(uid) = &endpoint.uid {
+            uids.entry((tenant, uid.as_str())).or_insert_with(Vec::new).push(id);
+        }
+        if let Some(target) = endpoint.queue() {
+            queues.entry((tenant, target.name.as_str())).or_insert_with(Vec::new).push(id);
+        }
+    }
+    let mut secrets: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for key in known.keys() {
+        secrets.entry(key.hash).or_default().push(key.id.as_str());
+    }
+    ids.into_iter().for_each(|(id, found)| repeated(format!("endpoints have the id {id}"), found));
+    for ((tenant, uid), found) in uids {
+        repeated(format!("endpoints of tenant {tenant} have the uid {uid}"), found);
+    }
+    for ((tenant, name), found) in queues {
+        repeated(format!("queues of tenant {tenant} have the name {name}"), found);
+    }
+    secrets.into_values().for_each(|found| repeated("keys have one secret".to_owned(), found));
 }
 
 /// Opens a copy of the state. Returns `None` if there is nothing to compare; the report gives the

@@ -206,6 +206,7 @@ impl Committer {
             Command::PutSource(source) => self.put_source(source, staged),
             Command::DeleteSource { name, at } => self.delete_source(name, *at, staged),
             Command::Record(Record::KeyPut(key)) => self.put_key(key, staged),
+            Command::Record(Record::KeyUsed { id, at }) => self.use_key(id, *at, staged),
             Command::DeleteEndpoint { endpoint, at } => {
                 if read(&self.registry).endpoint(*endpoint).is_none() {
                     return Outcome::Conflict;
@@ -328,6 +329,7 @@ impl Committer {
             Record::EndpointDeleted { endpoint, .. } => *endpoint,
             Record::KeyPut(_)
             | Record::KeyDeleted { .. }
+            | Record::KeyUsed { .. }
             | Record::TenantPut(_)
             | Record::TenantDeleted { .. }
             | Record::TypePut(_)

@@ -285,9 +285,8 @@ impl ReadModel for State {
 
     fn feed(&self, filter: &FeedFilter, after: Position, until: Position, limit: usize) -> FeedStep {
         let mut sieve = filter.sieve();
-        let (tenant, range) =
-            (filter.tenant.as_ref().map(Tenant::as_str), (after, until.min(self.applied())));
-        feed::look(self.rows(), tenant, range, limit, |event| {
+        let of = (filter.tenant.as_ref().map(Tenant::as_str), filter.only_stream());
+        feed::look(self.rows(), of, (after, until.min(self.applied())), limit, |event| {
             let is_wanted = sieve.wants_named(event.tenant, event.event_type, event.stream);
             (is_wanted, sieve.work)
         })

@@ -9,14 +9,17 @@ use std::sync::Arc;
 
 mod consumers;
 mod jobs;
+mod owners;
 
 pub use consumers::{ConsumerDirectory, ConsumerStatus};
 pub use jobs::{JobDirectory, KnownJob};
 
+use owners::Owners;
+
 use crate::domain::{
     ApiKey, ConsumerKey, ConsumerPlace, Endpoint, EndpointId, EndpointNumber, EndpointUid, EventType,
     JobProgress, KeyId, Ordering, Position, QueueName, Quotas, Record, Source, SourceName, Tenant,
-    TenantSettings,
+    TenantSettings, Timestamp,
 };
 use crate::schemas::RegisteredType;
 
@@ -35,6 +38,25 @@ fn queue_key(endpoint: &Endpoint) -> Option<(Tenant, QueueName)> {
     Some((endpoint.tenant.clone(), endpoint.queue()?.name.clone()))
 }
 
+/// The part of a deleted endpoint that old deliveries show.
+#[derive(Debug)]
+struct DeletedEndpoint {
+    id: EndpointId,
+    tenant: Tenant,
+    /// Its name, if it was a queue.
+    queue: Option<QueueName>,
+}
+
+impl From<&Endpoint> for DeletedEndpoint {
+    fn from(endpoint: &Endpoint) -> Self {
+        Self {
+            id: endpoint.id.clone(),
+            tenant: endpoint.tenant.clone(),
+            queue: endpoint.queue().map(|target| target.name.clone()),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Registry {
     endpoints: BTreeMap<EndpointNumber, Arc<Endpoint>>,
@@ -42,15 +64,18 @@ pub struct Registry {
     ordered: Arc<HashSet<EndpointNumber>>,
     /// Endpoints and queues of all tenants, deleted ones included.
     shared: Arc<HashSet<EndpointNumber>>,
+    owners: Owners,
     /// Includes deleted endpoints, because queries still ask for their deliveries.
     by_id: HashMap<EndpointId, EndpointNumber>,
     queues: HashMap<(Tenant, QueueName), EndpointNumber>,
     /// Live endpoints with a uid.
     uids: HashMap<EndpointUid, BTreeMap<Tenant, EndpointNumber>>,
-    /// Ids and tenants of deleted endpoints, which old deliveries still name.
-    deleted: BTreeMap<EndpointNumber, (EndpointId, Tenant)>,
+    /// Deleted endpoints, which old deliveries still name.
+    deleted: BTreeMap<EndpointNumber, DeletedEndpoint>,
     keys: BTreeMap<KeyId, Arc<ApiKey>>,
     keys_by_hash: HashMap<[u8; 32], KeyId>,
+    /// The recorded hour of the last use of each key.
+    key_uses: HashMap<KeyId, Timestamp>,
     tenants: BTreeMap<Tenant, Arc<TenantSettings>>,
     types: BTreeMap<EventType, Arc<RegisteredType>>,
     sources: BTreeMap<SourceName, Arc<Source>>,
@@ -85,7 +110,8 @@ impl Registry {
                     }
                     self.change_uid(Some(&gone), None);
                     self.count_endpoint(Some(&gone), None);
-                    self.deleted.insert(*endpoint, (gone.id.clone(), gone.tenant.clone()));
+                    self.owners.add_deleted(&gone);
+                    self.deleted.insert(*endpoint, gone.as_ref().into());
                 }
             }
             Record::KeyPut(key) => {
@@ -93,7 +119,9 @@ impl Registry {
                 let before = self.keys.insert(key.id.clone(), key.clone());
                 self.count_key(before.as_deref(), Some(key));
             }
+            Record::KeyUsed { id, at } => drop(self.key_uses.insert(id.clone(), *at)),
             Record::KeyDeleted { id, .. } => {
+                self.key_uses.remove(id);
                 if let Some(gone) = self.keys.remove(id) {
                     self.keys_by_hash.remove(&gone.hash);
                     self.count_key(Some(&gone), None);
@@ -146,6 +174,7 @@ impl Registry {
     }
 
     fn note_owner(&mut self, endpoint: &Endpoint) {
+        self.owners.add(endpoint);
         if endpoint.tenant.is_every() && !self.shared.contains(&endpoint.number) {
             Arc::make_mut(&mut self.shared).insert(endpoint.number);
         }
@@ -230,8 +259,9 @@ impl Registry {
         if let Record::EndpointPut(endpoint) = record {
             self.last_number = self.last_number.max(endpoint.number.0);
             self.note_owner(endpoint);
+            self.owners.add_deleted(endpoint);
             self.by_id.insert(endpoint.id.clone(), endpoint.number);
-            self.deleted.insert(endpoint.number, (endpoint.id.clone(), endpoint.tenant.clone()));
+            self.deleted.insert(endpoint.number, endpoint.as_ref().into());
         }
     }
 
@@ -278,6 +308,26 @@ impl Registry {
         self.endpoints.get(number)
     }
 
+    /// Numbers of the queues that have this name, or had it when they were deleted. Ascending: a
+    /// live one is the last.
+    #[must_use]
+    pub fn queues_named(&self, tenant: &Tenant, name: &QueueName) -> Vec<EndpointNumber> {
+        let live = self.queue(tenant, name).map(|queue| queue.number);
+        self.owners.former_queues(tenant, name).chain(live).collect()
+    }
+
+    /// Numbers of the deleted endpoints that had this uid.
+    pub fn former_endpoints(&self, uid: &EndpointUid) -> impl Iterator<Item = EndpointNumber> + '_ {
+        self.owners.former_endpoints(uid)
+    }
+
+    /// The name of a queue, including deleted ones.
+    #[must_use]
+    pub fn queue_name(&self, number: EndpointNumber) -> Option<&QueueName> {
+        let live = self.endpoints.get(&number).and_then(|endpoint| Some(&endpoint.queue()?.name));
+        live.or_else(|| self.deleted.get(&number)?.queue.as_ref())
+    }
+
     /// The number of an endpoint, including deleted ones.
     #[must_use]
     pub fn number_of(&self, id: &EndpointId) -> Option<EndpointNumber> {
@@ -298,7 +348,7 @@ impl Registry {
 
     fn id_and_tenant(&self, number: EndpointNumber) -> Option<(&EndpointId, &Tenant)> {
         let live = self.endpoints.get(&number).map(|endpoint| (&endpoint.id, &endpoint.tenant));
-        live.or_else(|| self.deleted.get(&number).map(|(id, tenant)| (id, tenant)))
+        live.or_else(|| self.deleted.get(&number).map(|gone| (&gone.id, &gone.tenant)))
     }
 
     /// Live endpoints by number, which is the order of creation.
@@ -306,8 +356,23 @@ impl Registry {
         self.endpoints.values()
     }
 
+    /// Live endpoints of a tenant, or of all if `None`, by number.
+    pub fn endpoints_of(&self, tenant: Option<&Tenant>) -> impl DoubleEndedIterator<Item = &Arc<Endpoint>> {
+        let all = tenant.is_none().then(|| self.endpoints());
+        let own = tenant.map(|tenant| self.owners.live(tenant));
+        let own = own.into_iter().flatten().filter_map(|number| self.endpoints.get(&number));
+        all.into_iter().flatten().chain(own)
+    }
+
     pub fn deleted_endpoints(&self) -> impl Iterator<Item = EndpointNumber> + '_ {
         self.deleted.keys().copied()
+    }
+
+    /// Numbers of the live endpoints of a tenant, or of all if `None`, then of the deleted ones.
+    pub fn numbers_of(&self, tenant: Option<&Tenant>) -> impl Iterator<Item = EndpointNumber> + '_ {
+        let all = tenant.is_none().then(|| self.endpoints.keys().chain(self.deleted.keys()).copied());
+        let own = tenant.map(|tenant| self.owners.live(tenant).chain(self.owners.deleted(tenant)));
+        all.into_iter().flatten().chain(own.into_iter().flatten())
     }
 
     #[must_use]
@@ -318,6 +383,12 @@ impl Registry {
     #[must_use]
     pub fn key(&self, id: &KeyId) -> Option<&Arc<ApiKey>> {
         self.keys.get(id)
+    }
+
+    /// The recorded hour of the key's last use.
+    #[must_use]
+    pub fn key_use(&self, id: &KeyId) -> Option<Timestamp> {
+        self.key_uses.get(id).copied()
     }
 
     pub fn keys(&self) -> impl DoubleEndedIterator<Item = &Arc<ApiKey>> {

@@ -310,6 +310,8 @@ pub enum Outcome {
     Tenant(Arc<TenantSettings>),
     /// The consumer after the command.
     Consumer(ConsumerStatus),
+    /// The command created the consumer.
+    ConsumerCreated(ConsumerStatus),
     /// The consumer is not at the position that the move expects.
     ConsumerMoved {
         actual: Position,

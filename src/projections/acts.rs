@@ -1,6 +1,8 @@
-//! The index of audit entries (`a`), by the position of their record.
+//! The index of audit entries, by the position of their record: all (`a`), and those that concern a
+//! tenant (`u`).
 //!
-//! A row has the fields that a list filters by. Retention removes rows by the time of the act.
+//! An `a` row has the fields that a list filters by. Retention removes rows by the time of the act.
+//! Invariant: each entry that concerns a tenant has one row of each kind.
 
 use std::ops::ControlFlow;
 
@@ -12,6 +14,7 @@ use crate::failpoints::{self, Bound};
 use crate::limits;
 
 const TAG: u8 = b'a';
+const TENANT_TAG: u8 = b'u';
 
 /// Word for the configured admin key, as the actor of a filter.
 pub const ADMIN_ACTOR: &str = "admin";
@@ -75,6 +78,24 @@ fn key(position: Position) -> Vec<u8> {
     Key::new(TAG).position(position).0
 }
 
+fn tenant_prefix(tenant: &str) -> Key {
+    Key::new(TENANT_TAG).bytes(tenant.as_bytes()).bytes(&[0])
+}
+
+fn tenant_key(tenant: &str, position: Position) -> Vec<u8> {
+    tenant_prefix(tenant).position(position).0
+}
+
+/// The entry that a row of a tenant names. `None` for a malformed key.
+pub(super) fn named(tenant_key: &[u8]) -> Option<Position> {
+    match tenant_key.split_last_chunk::<8>()? {
+        ([TENANT_TAG, tenant @ .., 0], position) if std::str::from_utf8(tenant).is_ok() => {
+            Some(Position(u64::from_be_bytes(*position)))
+        }
+        _ => None,
+    }
+}
+
 pub(super) fn put(rows: &mut dyn Rows, position: Position, entry: &AuditEntry) {
     let row = ActRow::from(entry);
     let mut value = Vec::with_capacity(64);
@@ -83,6 +104,9 @@ pub(super) fn put(rows: &mut dyn Rows, position: Position, entry: &AuditEntry) {
         put_bytes(&mut value, text.as_bytes());
     }
     rows.put(&key(position), value);
+    if !row.tenant.is_empty() {
+        rows.put(&tenant_key(&row.tenant, position), Vec::new());
+    }
 }
 
 /// Whether the entry is kept.
@@ -96,21 +120,32 @@ pub(super) fn time(value: &[u8]) -> Option<Timestamp> {
     decode(value).ok().map(|row| row.at)
 }
 
+/// The time of the act with this position.
+pub(super) fn time_of(rows: &dyn Rows, position: Position) -> Option<Timestamp> {
+    time(&rows.get(&key(position))?)
+}
+
 /// Entries before a cursor, newest first. A step examines a bounded number of rows.
 #[must_use]
 pub fn list(rows: &dyn Rows, filter: &AuditFilter, after: Option<Cursor>, limit: usize) -> Found<Position> {
-    let end = after.map_or_else(|| after_prefix(&[TAG]), |cursor| key(cursor.position));
+    let prefix = filter.tenant.as_ref().map_or_else(|| Key::new(TAG), |own| tenant_prefix(own.as_str())).0;
+    let end = after.map_or_else(
+        || after_prefix(&prefix),
+        |cursor| [&prefix[..], &cursor.position.0.to_be_bytes()].concat(),
+    );
     let most = failpoints::bound(Bound::ScanEntries, limits::SCAN_ENTRIES_MAX);
     let mut found = Found { items: Vec::new(), next: None };
     let (mut examined, mut last) = (0, None);
-    rows.scan_back(&[TAG], &end, &mut |key, value| {
-        if found.items.len() == limit || examined == most {
+    rows.scan_back(&prefix, &end, &mut |row_key, value| {
+        if found.items.len() == limit || examined >= most {
             found.next = last.map(Cursor::at);
             return ControlFlow::Break(());
         }
-        let position = Position(u64_at(key, 1));
-        (examined, last) = (examined + 1, Some(position));
-        if decode(value).is_ok_and(|row| filter.wants_row(&row)) {
+        let position = Position(u64_at(row_key, prefix.len()));
+        let of_tenant = filter.tenant.is_some().then(|| rows.get(&key(position)).unwrap_or_default());
+        examined += 1 + usize::from(of_tenant.is_some());
+        last = Some(position);
+        if decode(of_tenant.as_deref().unwrap_or(value)).is_ok_and(|row| filter.wants_row(&row)) {
             found.items.push(position);
         }
         ControlFlow::Continue(())
@@ -120,18 +155,22 @@ pub fn list(rows: &dyn Rows, filter: &AuditFilter, after: Option<Cursor>, limit:
 
 /// Deletes up to `limit` entries of acts before a time, oldest first. Returns their positions.
 pub fn forget(rows: &mut dyn Rows, before: Timestamp, limit: usize) -> Vec<Position> {
-    let mut positions = Vec::new();
+    let mut acts = Vec::new();
     rows.scan(&[TAG], &after_prefix(&[TAG]), &mut |key, value| {
-        if positions.len() == limit || time(value).is_none_or(|at| at >= before) {
-            return ControlFlow::Break(());
+        let row = decode(value).ok().filter(|row| row.at < before);
+        match row.filter(|_| acts.len() < limit) {
+            Some(row) => acts.push((Position(u64_at(key, 1)), row.tenant)),
+            None => return ControlFlow::Break(()),
         }
-        positions.push(Position(u64_at(key, 1)));
         ControlFlow::Continue(())
     });
-    for position in &positions {
+    for (position, tenant) in &acts {
         rows.remove(&key(*position));
+        if !tenant.is_empty() {
+            rows.remove(&tenant_key(tenant, *position));
+        }
     }
-    positions
+    acts.into_iter().map(|(position, _)| position).collect()
 }
 
 fn decode(value: &[u8]) -> Result<ActRow, Malformed> {

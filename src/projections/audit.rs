@@ -8,6 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::ControlFlow;
 
+mod describe;
+
+use describe::{HOUR_TENANT_AT, describe, difference};
+
 use super::failing::Failing;
 use super::pages::{self, EventEntry};
 use super::retention::{Cutoffs, Expiry};
@@ -19,9 +23,6 @@ use crate::domain::{Horizon, Position, Timestamp};
 
 /// Rows per batch.
 const ROWS_PER_READ: usize = 512;
-
-/// Offset of the tenant in the key of an hour of a tenant, behind the tag and the hour.
-const HOUR_TENANT_AT: usize = 9;
 
 /// Tolerated differences.
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,10 +54,13 @@ pub fn audit(
     audit.compare_exactly(b'G');
     audit.compare_exactly(b'P');
     audit.compare_exactly(b'X');
+    audit.compare_exactly(b'x');
+    audit.compare_exactly(b'o');
     audit.compare_exactly(b'R');
     audit.compare_exactly(b'Q');
     audit.compare_exactly(b'j');
     audit.compare_acts();
+    audit.compare_acts_of_tenants();
     audit.compare_pages();
     audit.compare_tenant_pages();
     audit.compare_rows_of_events(b'F');
@@ -302,6 +306,17 @@ impl Audit<'_> {
         });
     }
 
+    /// Compares the index of audit entries by tenant. As [`Self::compare_acts`].
+    fn compare_acts_of_tenants(&mut self) {
+        self.for_each_row(b'u', |audit, key, kept, folded| {
+            let at = acts::named(key).and_then(|position| acts::time_of(audit.folded, position));
+            let has_expired = kept.is_none() && at.is_some_and(|at| at < audit.terms.acts_from);
+            if kept != folded && !has_expired {
+                audit.report(difference(&describe(key), kept.is_some(), folded.is_some()));
+            }
+        });
+    }
+
     fn compare_streams(&mut self) {
         let gaps = self.terms.gaps;
         self.for_each_row(b'S', |audit, key, kept, folded| {
@@ -483,53 +498,12 @@ fn is_part_of(part: Option<Failing>, whole: Option<Failing>) -> bool {
 /// Key length of a tag, if it is fixed.
 fn key_bytes(tag: u8) -> Option<usize> {
     match tag {
-        b'D' | b'W' | b'X' => Some(21),
+        b'D' | b'W' | b'X' | b'x' => Some(21),
         b'G' | b'P' | b'T' | b'M' => Some(13),
         b'F' | b'H' | b'j' | b'a' => Some(9),
         b'I' | b'J' => Some(17),
         b'L' | b'R' => Some(5),
         _ => None,
-    }
-}
-
-fn difference(row: &str, is_kept: bool, is_folded: bool) -> String {
-    match (is_kept, is_folded) {
-        (true, false) => format!("{row} is not in the journal"),
-        (false, true) => format!("{row} is missing"),
-        _ => format!("{row} differs from the journal"),
-    }
-}
-
-/// Description of a row.
-fn describe(key: &[u8]) -> String {
-    let event = |offset| Position(u64_at(key, offset));
-    match key[0] {
-        b'D' => format!(
-            "the due entry of event {} in the lane of endpoint {} (due {})",
-            event(13),
-            endpoint_at(key, 1).0,
-            u64_at(key, 5)
-        ),
-        b'W' => format!("the entry of event {} in a queue of endpoint {}", event(13), endpoint_at(key, 1).0),
-        b'P' => format!("the history of event {} for endpoint {}", event(1), endpoint_at(key, 9).0),
-        b'X' => format!("the dead letter of event {} for endpoint {}", event(9), endpoint_at(key, 17).0),
-        b'F' => format!("the targets of event {}", event(1)),
-        b'H' => format!("the pending erasure of event {}", event(1)),
-        b'M' => format!("the states of event {} in part {}", event(1), endpoint_at(key, 9).0),
-        b'S' => format!("the head of stream {}", String::from_utf8_lossy(&key[1..]).replace('\0', " ")),
-        b'V' => {
-            let name = String::from_utf8_lossy(&key[1..key.len().saturating_sub(9).max(1)]);
-            format!("a block of positions of stream {}", name.replace('\0', " "))
-        }
-        b'T' => format!("the statistics of endpoint {} in hour {}", endpoint_at(key, 1).0, u64_at(key, 5)),
-        b'B' => {
-            let tenant = String::from_utf8_lossy(&key[HOUR_TENANT_AT..]);
-            format!("the hours of tenant {tenant} in hour {}", u64_at(key, 1))
-        }
-        b'y' => format!("the usage of event type {}", String::from_utf8_lossy(&key[1..]).replace('\0', " ")),
-        b't' => "a row of the index of pages by tenant".to_owned(),
-        b'R' => format!("the reserved rate of endpoint {}", endpoint_at(key, 1).0),
-        tag => format!("a row of kind {}", char::from(tag)),
     }
 }
 

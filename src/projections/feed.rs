@@ -1,8 +1,8 @@
 //! Positions of events in ascending order, for the feed.
 
+use super::page_index::PageIndex;
 use super::pages::{self, EventTraits, page_of};
 use super::rows::Rows;
-use super::tenant_pages;
 use crate::domain::Position;
 use crate::failpoints::{self, Bound};
 use crate::limits;
@@ -17,11 +17,12 @@ pub struct FeedStep {
 }
 
 /// Looks at the events after `after` and up to `until`, of the tenant if there is one, until
-/// `limit` of them are wanted or the work of this step is done. `wants` returns the work so far, to
-/// which the events of other tenants add one each.
+/// `limit` of them are wanted or the work of this step is done. If they are of one stream, only
+/// looks at pages with such events. `wants` returns the work so far, to which the events of other
+/// tenants add one each.
 pub fn look(
     rows: &dyn Rows,
-    tenant: Option<&str>,
+    (tenant, stream): (Option<&str>, Option<&str>),
     (after, until): (Position, Position),
     limit: usize,
     mut wants: impl FnMut(&EventTraits<'_>) -> (bool, usize),
@@ -29,7 +30,8 @@ pub fn look(
     let work_max = failpoints::bound(Bound::ScanEntries, limits::SCAN_ENTRIES_MAX);
     let mut step = FeedStep { events: Vec::new(), looked_at: after };
     let mut skipped = 0;
-    let mut page = tenant_pages::page_at_or_above(rows, tenant, page_of(after.next()));
+    let index = PageIndex::new(rows, tenant, stream);
+    let mut page = index.at_or_above(rows, page_of(after.next()));
     while let Some(current) = page {
         let events = pages::events_where(rows, current, &mut |event| {
             let is_its = tenant.is_none_or(|tenant| tenant == event.tenant);
@@ -50,7 +52,7 @@ pub fn look(
                 return step;
             }
         }
-        page = tenant_pages::page_at_or_above(rows, tenant, current + 1);
+        page = index.at_or_above(rows, current + 1);
     }
     step.looked_at = step.looked_at.max(until);
     step
@@ -90,7 +92,7 @@ mod tests {
         for (limit, until) in [(1, 1_999), (7, 1_000), (10_000, 5_000)] {
             let (mut after, mut found) = (Position(0), Vec::new());
             while after < Position(until) {
-                let step = look(&rows, None, (after, Position(until)), limit, |event| {
+                let step = look(&rows, (None, None), (after, Position(until)), limit, |event| {
                     (event.position.0 % 2 == 0, 0)
                 });
                 assert!(step.looked_at > after && step.events.len() <= limit);
@@ -108,7 +110,7 @@ mod tests {
     fn step_without_matches_ends_with_its_work() {
         let rows = rows(1..30_000);
         let mut work = 0;
-        let step = look(&rows, None, (Position(0), Position(40_000)), 10, |_| {
+        let step = look(&rows, (None, None), (Position(0), Position(40_000)), 10, |_| {
             work += 1;
             (false, work)
         });

@@ -51,6 +51,17 @@ pub enum EndpointChoice {
 }
 
 impl EndpointChoice {
+    /// The endpoints of both choices.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Listed(listed), other) | (other, Self::Listed(listed)) => {
+                Self::Listed(Arc::new(listed.iter().copied().filter(|number| other.has(*number)).collect()))
+            }
+            (Self::Range(first, last), Self::Range(from, to)) => Self::Range(first.max(from), last.min(to)),
+        }
+    }
+
     fn has(&self, endpoint: EndpointNumber) -> bool {
         match self {
             Self::Listed(endpoints) => endpoints.contains(&endpoint),
@@ -76,6 +87,15 @@ impl Filter {
     pub(super) fn only_tenant(&self) -> Option<&str> {
         let own = self.tenant.as_ref().filter(|tenant| !tenant.is_every());
         own.or(self.events_of.as_ref()).map(Tenant::as_str)
+    }
+
+    /// The endpoint of all wanted deliveries, if they are of one.
+    pub(crate) fn only_endpoint(&self) -> Option<EndpointNumber> {
+        let single = |choice: &EndpointChoice| match choice {
+            EndpointChoice::Listed(listed) => listed.iter().next().filter(|_| listed.len() == 1).copied(),
+            EndpointChoice::Range(first, last) => Some(*first).filter(|first| first == last),
+        };
+        self.endpoint.or_else(|| self.endpoints.as_ref().and_then(single))
     }
 
     /// Whether an event is too old, and with it all earlier ones: acceptance times follow

@@ -223,7 +223,7 @@ impl Fold {
             Record::EndpointDeleted { endpoint, .. } => step.delete_endpoint(*endpoint),
             Record::KeyPut(key) => step.put_key(key),
             Record::KeyDeleted { id, .. } => step.delete_key(id),
-            Record::TenantPut(_) | Record::TenantDeleted { .. } => {}
+            Record::KeyUsed { .. } | Record::TenantPut(_) | Record::TenantDeleted { .. } => {}
             Record::HorizonMoved { horizon, .. } => {
                 step.fold.horizon = RecordedHorizon { horizon: *horizon, record: position };
             }
@@ -441,8 +441,14 @@ impl Step<'_> {
                 tenant: event.tenant,
                 event_type: event.event_type,
             };
-            dead::put(self.rows, &letter);
+            let is_shared = self.is_shared(delivery.endpoint);
+            dead::put(self.rows, &letter, is_shared);
         }
+    }
+
+    /// Whether the endpoint, live or deleted, takes the events of all tenants.
+    fn is_shared(&self, endpoint: EndpointNumber) -> bool {
+        self.fold.tenants.get(&endpoint).is_some_and(Tenant::is_every)
     }
 
     /// Ends a pending delivery without an attempt.

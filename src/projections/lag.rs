@@ -1,8 +1,8 @@
 //! How many events are ahead of a position in the log.
 
+use super::page_index::PageIndex;
 use super::pages::{self, EventTraits, page_of};
 use super::rows::Rows;
-use super::tenant_pages;
 use crate::domain::{Position, Timestamp};
 
 /// The events after a position.
@@ -16,18 +16,19 @@ pub struct Lag {
     pub is_cut: bool,
 }
 
-/// Counts the wanted events after a position, of the tenant if there is one. Examines about
-/// `entries_max` events.
+/// Counts the wanted events after a position, of the tenant if there is one. If they are of one
+/// stream, only looks at pages with such events. Examines about `entries_max` events.
 pub fn count(
     rows: &dyn Rows,
-    tenant: Option<&str>,
+    (tenant, stream): (Option<&str>, Option<&str>),
     after: Position,
     entries_max: usize,
     wants: &mut dyn FnMut(&EventTraits<'_>) -> bool,
 ) -> Lag {
     let (mut lag, mut examined) = (Lag::default(), 0);
     let mut next = Some(page_of(after.next()));
-    let page_from = |page| tenant_pages::page_at_or_above(rows, tenant, page);
+    let index = PageIndex::new(rows, tenant, stream);
+    let page_from = |page| index.at_or_above(rows, page);
     while let Some(page) = next.and_then(page_from) {
         let events = pages::events_where(rows, page, &mut |event| {
             examined += 1;

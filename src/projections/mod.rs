@@ -15,6 +15,8 @@
 //! | `O` | page, checkpoint, chunk | entries | changes of delivery state, in blocks; the last one is valid |
 //! | `M` | event, part | entries | delivery states of a wide event, and of replays to other endpoints |
 //! | `X` | death, event, endpoint | [`dead::Letter`] | dead letters, in order of death |
+//! | `x` | endpoint, death, event | empty | index of the dead letters of an endpoint |
+//! | `o` | owner, death, event, endpoint | empty | index of the dead letters of a tenant or `*` |
 //! | `S` | tenant, stream | [`streams::Head`], open block | versions and times of a stream, positions of its last events |
 //! | `V` | tenant, stream, block | positions | positions of a stream's earlier events, in blocks |
 //! | `B` | hour, tenant | [`tenant_hours::TenantHour`] | events and attempts of that hour |
@@ -28,6 +30,7 @@
 //! | `U` | tenant | [`usage::Usage`] | numbers of endpoints, keys, deliveries and events |
 //! | `j` | job | [`jobs::JobRow`] | progress of running jobs and of the last ended ones |
 //! | `a` | act | time, tenant, actor, action, target | index of audit entries |
+//! | `u` | tenant, act | empty | index of the audit entries that concern a tenant |
 //! | `y` | event type, version | [`type_usage::TypeUsage`] | events of a registered type's version |
 
 pub mod acts;
@@ -45,6 +48,7 @@ pub mod jobs;
 pub mod lag;
 mod last_attempt;
 pub mod leases;
+pub mod page_index;
 pub mod pages;
 pub mod pending;
 pub mod reads;

@@ -35,7 +35,13 @@ pub fn page_of(position: Position) -> u64 {
 /// The first position of a page.
 #[must_use]
 pub fn first_position(page: u64) -> u64 {
-    page * page_positions()
+    page.saturating_mul(page_positions())
+}
+
+/// The last position of a page.
+#[must_use]
+pub fn last_position(page: u64) -> Position {
+    Position(page.saturating_mul(page_positions()).saturating_add(page_positions() - 1))
 }
 
 /// Size in bytes at which a block is closed.

@@ -4,14 +4,15 @@
 
 use std::ops::ControlFlow;
 
-use super::dead::Letter;
+use super::dead::{Letter, LettersOf};
 pub use super::filter::{EndpointChoice, Filter};
+use super::page_index::PageIndex;
 use super::pages::{EventEntry, first_position, page_of};
 use super::states::{PageStates, StateEntry, StatePlace, state_of};
-use super::{Rows, dead, leases, pages, pending, tenant_pages};
+use super::{Rows, dead, leases, pages, pending};
 use crate::domain::{
     DeadReason, DeliveryKey, DeliveryState, EndpointNumber, HeldLease, LastAttempt, Position, Progress,
-    Timestamp,
+    StreamName, Timestamp,
 };
 use crate::failpoints::{self, Bound};
 use crate::limits;
@@ -140,8 +141,8 @@ fn scan_entries() -> usize {
 }
 
 /// Visits the events below `below` that the filter wants, newest first, until `visit` breaks or the
-/// entry budget is spent. Only visits the pages that have events of the filter's tenant. All
-/// entries of a page and the deliveries that `visit` examines use the budget. Returns the last
+/// entry budget is spent. Only visits the pages that have events of the filter's tenant or stream.
+/// All entries of a page and the deliveries that `visit` examines use the budget. Returns the last
 /// visited position, or the first one of its page; `None` at the end.
 fn walk_events(
     rows: &dyn Rows,
@@ -150,10 +151,8 @@ fn walk_events(
     mut visit: impl FnMut(&EventEntry, &PageStates<'_>) -> ControlFlow<()>,
 ) -> Option<u64> {
     let (mut examined, mut passed) = (0, false);
-    let page_below = |below: u64| {
-        let last = page_of(Position(below.checked_sub(1)?));
-        tenant_pages::page_at_or_below(rows, filter.only_tenant(), last)
-    };
+    let index = PageIndex::new(rows, filter.only_tenant(), filter.stream.as_ref().map(StreamName::as_str));
+    let page_below = |below: u64| index.at_or_below(rows, page_of(Position(below.checked_sub(1)?)));
     let mut page = page_below(below);
     while let Some(current) = page.filter(|_| !passed) {
         let states = PageStates::new(rows, current);
@@ -272,7 +271,7 @@ pub fn past(
 }
 
 /// Deliveries by descending event and endpoint. Filters: tenant, events_of, endpoint, endpoints,
-/// event, positions, event_type, types, delivery_state, last_attempt, since, until.
+/// event, positions, event_type, types, stream, delivery_state, last_attempt, since, until.
 pub fn deliveries(
     rows: &dyn Rows,
     filter: &Filter,
@@ -328,6 +327,18 @@ pub fn deliveries(
 /// the event.
 const RESULT_ENTRIES: usize = 16;
 
+/// Entries that a look at a dead letter by endpoint or owner uses: its index, and the letter.
+const INDEXED_ENTRIES: usize = 2;
+
+/// The fewest letters that have all wanted ones.
+fn letters_of(filter: &Filter) -> LettersOf<'_> {
+    match (filter.only_endpoint(), &filter.tenant) {
+        (Some(endpoint), _) => LettersOf::Endpoint(endpoint),
+        (None, Some(owner)) => LettersOf::Owner(owner.as_str()),
+        (None, None) => LettersOf::All,
+    }
+}
+
 /// Dead letters, newest death first. Filters: tenant, endpoint, endpoints, positions, event_type,
 /// types, reason, last_attempt, since, until.
 pub fn dead_letters(rows: &dyn Rows, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Letter> {
@@ -337,12 +348,13 @@ pub fn dead_letters(rows: &dyn Rows, filter: &Filter, after: Option<Cursor>, lim
     let before =
         after.map(|cursor| (cursor.position, DeliveryKey { event: cursor.event, endpoint: cursor.endpoint }));
     let mut complete = true;
-    dead::newest_first(rows, before, &mut |letter| {
+    let of = letters_of(filter);
+    dead::newest_first(rows, of, before, &mut |letter| {
         if items.len() == limit || examined >= scan_entries() {
             complete = false;
             return ControlFlow::Break(());
         }
-        examined += 1;
+        examined += if of == LettersOf::All { 1 } else { INDEXED_ENTRIES };
         let DeliveryKey { event, endpoint } = letter.delivery;
         next = Some(Cursor { position: letter.death, endpoint, event });
         if !filter.wants_letter(&letter) {

@@ -50,7 +50,7 @@ pub fn after_prefix(prefix: &[u8]) -> Vec<u8> {
 
 /// The tags of all rows of projections; see the table in [`projections`](super). Verification
 /// reports rows with other tags.
-pub const TAGS: &[u8] = b"DPWEFHOMXSVIGJLRTBQUyjat";
+pub const TAGS: &[u8] = b"DPWEFHOMXxoSVIGJLRTBQUyjaut";
 
 /// Key builder: a tag, then big-endian numbers, so that byte order is number order.
 #[derive(Clone, Debug)]

@@ -3,9 +3,12 @@
 //!
 //! A block covers [`BLOCK_VERSIONS`] versions. The last, open block is part of the head row, so a
 //! short stream costs one row. Versions are dense, in commit order. Retention moves the first
-//! version that can be read. Invariant: the positions from that version on are complete. After a
-//! rebuild from a journal with a gap, they begin behind the gap.
+//! version that can be read. After a rebuild from a journal with a gap, it is behind the gap.
+//! Invariants: the blocks list the stream's events that the rows have, and no others. From the
+//! first version on, they are complete. Below it are events that retention has kept, because of a
+//! dead letter for instance: reads by version do not give them, lists of events do.
 
+use std::collections::BTreeMap;
 use std::ops::{ControlFlow, RangeInclusive};
 
 use super::pages;
@@ -49,7 +52,8 @@ pub struct Head {
 }
 
 /// Positions of consecutive versions: the first version, and the encoded positions. The first
-/// position is absolute, each further one is the difference to the previous one.
+/// position is absolute, each further one is the difference to the previous one. A difference of
+/// zero is a version that is not there.
 struct Block<'a> {
     first: u64,
     positions: &'a [u8],
@@ -63,12 +67,40 @@ impl Block<'_> {
     }
 
     fn versions(&self) -> impl Iterator<Item = (u64, Position)> {
-        let (mut reader, mut at) = (Reader::new(self.positions), 0);
-        (self.first..).map_while(move |version| {
-            at += reader.get_varint().ok()?;
-            Some((version, Position(at)))
-        })
+        let (mut reader, mut at) = (Reader::new(self.positions), 0_u64);
+        let all = (self.first..).map_while(move |version| {
+            let difference = reader.get_varint().ok()?;
+            at = at.checked_add(difference)?;
+            Some((difference > 0).then_some((version, Position(at))))
+        });
+        all.flatten()
     }
+
+    fn listed(&self) -> Vec<Position> {
+        self.versions().map(|(_, position)| position).collect()
+    }
+}
+
+/// The first of some ascending versions, and their encoded positions. `None` if there are none.
+fn encode_versions(versions: impl IntoIterator<Item = (u64, Position)>) -> Option<(u64, Vec<u8>)> {
+    let (mut encoded, mut next, mut before) = (None, 0, 0);
+    for (version, position) in versions {
+        let (_, positions) = encoded.get_or_insert_with(|| (version, Vec::with_capacity(8)));
+        for _ in next..if next == 0 { 0 } else { version } {
+            put_varint(positions, 0);
+        }
+        put_varint(positions, position.0 - before);
+        (next, before) = (version + 1, position.0);
+    }
+    encoded
+}
+
+/// The value of a `V` row.
+fn encode_block(first: u64, positions: &[u8]) -> Vec<u8> {
+    let mut block = Vec::with_capacity(positions.len() + 10);
+    put_varint(&mut block, first);
+    block.extend_from_slice(positions);
+    block
 }
 
 /// The separator of tenant, stream and block is a byte that no name contains.
@@ -136,22 +168,35 @@ pub fn append(
     let (mut first, mut positions, mut previous) = (version, Vec::with_capacity(8), 0);
     if let Some((before, open)) = known {
         head.first_at = before.first_at;
-        if version == before.version + 1 {
+        let follows = version == before.version + 1;
+        if follows {
             head.first_version = before.first_version;
+        }
+        if follows && before.first_version <= open.first {
             if !open.positions.is_empty() {
                 (first, previous) = (open.first, before.last.0);
                 positions.extend_from_slice(open.positions);
             }
         } else {
-            remove_blocks(rows, tenant, stream, before.first_version, version);
+            let is_in_block = block_of(version) == block_of(before.version);
+            let last = if is_in_block { Some((version, position)) } else { None };
+            let kept = open.versions().filter(|(kept, _)| *kept < version);
+            match encode_versions(kept.chain(last)) {
+                Some(whole) if is_in_block => (first, positions) = whole,
+                Some((first, kept)) => {
+                    let block = encode_block(first, &kept);
+                    rows.put(&block_key(tenant, stream, block_of(before.version)), block);
+                }
+                None => {}
+            }
         }
     }
-    put_varint(&mut positions, position.0 - previous);
+    if previous > 0 || positions.is_empty() {
+        put_varint(&mut positions, position.0 - previous);
+    }
     if version == last_of(block_of(version)) {
         if !failpoints::is_active(Mutation::ForgetStreamBlock) {
-            let mut block = Vec::with_capacity(positions.len() + 10);
-            put_varint(&mut block, first);
-            block.extend_from_slice(&positions);
+            let block = encode_block(first, &positions);
             rows.put(&block_key(tenant, stream, block_of(version)), block);
         }
         (first, positions) = (version + 1, Vec::new());
@@ -159,23 +204,27 @@ pub fn append(
     rows.put(&key, encode(&head, &Block { first, positions: &positions }));
 }
 
-/// Removes the blocks between two first versions.
-fn remove_blocks(rows: &mut dyn Rows, tenant: &str, stream: &str, before: u64, first_version: u64) {
-    for block in block_of(before)..block_of(first_version) {
-        rows.remove(&block_key(tenant, stream, block));
-    }
-}
-
-/// Moves the first version of a stream behind a deleted event.
+/// Removes a deleted event from its block, and moves the first version of the stream behind it.
 pub(super) fn forget(rows: &mut dyn Rows, tenant: &str, stream: &str, version: u64) {
     let key = head_key(tenant, stream);
     let Some(row) = rows.get(&key) else { return };
-    let Some((mut head, open)) = decode(&row).filter(|(head, _)| head.first_version <= version) else {
-        return;
-    };
-    remove_blocks(rows, tenant, stream, head.first_version, version + 1);
-    head.first_version = version + 1;
+    let Some((mut head, open)) = decode(&row) else { return };
+    head.first_version = head.first_version.max(version + 1);
+    let without = |block: &Block<'_>| encode_versions(block.versions().filter(|(kept, _)| *kept != version));
+    if version >= open.first {
+        let (first, positions) = without(&open).unwrap_or((head.version + 1, Vec::new()));
+        return rows.put(&key, encode(&head, &Block { first, positions: &positions }));
+    }
     rows.put(&key, encode(&head, &open));
+    let key = block_key(tenant, stream, block_of(version));
+    if failpoints::is_active(Mutation::DropKeptVersions) && block_of(version + 1) == block_of(version) {
+        return rows.remove(&key);
+    }
+    let row = rows.get(&key).unwrap_or_default();
+    match Block::decode(&row).ok().and_then(|block| without(&block)) {
+        Some((first, positions)) => rows.put(&key, encode_block(first, &positions)),
+        None => rows.remove(&key),
+    }
 }
 
 /// Versions and positions of a range of a stream's versions, ascending, without those below the
@@ -205,6 +254,101 @@ pub fn positions(
     });
     found.extend(open.versions().filter(is_wanted));
     found
+}
+
+/// Finds a closed block among those with these numbers: the first one, or the last one.
+fn closed_block(
+    rows: &dyn Rows,
+    (tenant, stream): (&str, &str),
+    blocks: std::ops::Range<u64>,
+    is_last: bool,
+) -> Option<(u64, Vec<Position>)> {
+    let (from, to) = (block_key(tenant, stream, blocks.start), block_key(tenant, stream, blocks.end));
+    let mut found = None;
+    let visit = &mut |key: &[u8], value: &[u8]| {
+        let positions = Block::decode(value).map(|block| block.listed());
+        found = Some((u64_at(key, key.len() - 8), positions.unwrap_or_default()));
+        ControlFlow::Break(())
+    };
+    if is_last {
+        rows.scan_back(&from, &to, visit)
+    } else {
+        rows.scan(&from, &to, visit)
+    }
+    found
+}
+
+/// The newest event of a stream at or below a position, among those that the rows have.
+pub(super) fn newest_until(
+    rows: &dyn Rows,
+    (tenant, stream): (&str, &str),
+    until: Position,
+) -> Option<Position> {
+    let row = rows.get(&head_key(tenant, stream))?;
+    let (head, open) = decode(&row)?;
+    let newest = |all: &[Position]| all[..all.partition_point(|at| *at <= until)].last().copied();
+    let open = newest(&open.listed());
+    if open.is_some() {
+        return open;
+    }
+    // Blocks below `low` begin at or below the position, those from `high` on do not.
+    let (mut low, mut high, mut found) = (0, block_of(head.version) + 1, None);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let block = closed_block(rows, (tenant, stream), low..middle + 1, true);
+        match block.map(|(number, all)| (number, newest(&all))) {
+            Some((number, None)) => high = number,
+            Some((_, newest)) => (low, found) = (middle + 1, newest),
+            None => low = middle + 1,
+        }
+    }
+    found
+}
+
+/// The oldest event of a stream from a position on, among those that the rows have.
+pub(super) fn oldest_from(
+    rows: &dyn Rows,
+    (tenant, stream): (&str, &str),
+    from: Position,
+) -> Option<Position> {
+    let row = rows.get(&head_key(tenant, stream))?;
+    let (head, open) = decode(&row)?;
+    let oldest = |all: &[Position]| all.get(all.partition_point(|at| *at < from)).copied();
+    let mut found = oldest(&open.listed());
+    // Blocks below `low` end below the position, those from `high` on do not.
+    let (mut low, mut high) = (0, block_of(head.version) + 1);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let block = closed_block(rows, (tenant, stream), middle..high, false);
+        match block.map(|(number, all)| (number, oldest(&all))) {
+            Some((number, None)) => low = number + 1,
+            Some((_, oldest)) => (high, found) = (middle, oldest),
+            None => high = middle,
+        }
+    }
+    found
+}
+
+/// The tenants that have a stream with this name. `None` if more than `most` tenants have streams.
+pub(super) fn tenants_with(rows: &dyn Rows, stream: &str, most: usize) -> Option<Vec<Box<str>>> {
+    let (mut from, end) = (Key::new(b'S').0, after_prefix(b"S"));
+    let (mut tenants, mut looked_at) = (Vec::new(), 0);
+    loop {
+        let mut next: Option<Box<str>> = None;
+        rows.scan(&from, &end, &mut |key, _| {
+            next = names(key).map(|(tenant, _)| tenant.into());
+            ControlFlow::Break(())
+        });
+        let Some(tenant) = next else { return Some(tenants) };
+        looked_at += 1;
+        if looked_at > most {
+            return None;
+        }
+        from = after_prefix(&Key::new(b'S').bytes(tenant.as_bytes()).bytes(&[0]).0);
+        if rows.get(&head_key(&tenant, stream)).is_some() {
+            tenants.push(tenant);
+        }
+    }
 }
 
 /// The last version that was accepted before a time, or the one before the first version.
@@ -272,15 +416,13 @@ pub(super) fn heads_agree(
     };
     let first = kept.first_version;
     let is_moved = || first > folded.first_version && is_deleted(first - 1) == Some(true);
-    let readable = |open: &Block<'_>| open.versions().filter(|(at, _)| *at >= first).collect::<Vec<_>>();
     ends(&kept) == ends(&folded)
         && begins
         && (first == folded.first_version || is_moved())
-        && readable(&kept_open) == readable(&folded_open)
+        && versions_agree(kept_rows, first, &kept_open, &folded_open)
 }
 
-/// Whether a kept block of positions agrees with the one that the journal gives, from the stream's
-/// first version on.
+/// Whether a kept block of positions agrees with the one that the journal gives.
 pub(super) fn blocks_agree(
     kept_rows: &dyn Rows,
     key: &[u8],
@@ -292,14 +434,22 @@ pub(super) fn blocks_agree(
     let Some(first) = head.as_deref().and_then(decode).map(|(head, _)| head.first_version) else {
         return false;
     };
-    let versions = |row: &[u8]| -> Option<Vec<(u64, Position)>> {
-        Some(Block::decode(row).ok()?.versions().filter(|(version, _)| *version >= first).collect())
-    };
-    match (kept, folded) {
-        (Some(kept), Some(folded)) => versions(kept).is_some() && versions(kept) == versions(folded),
-        (None, Some(_)) => last_of(u64_at(key, key.len() - 8)) < first,
-        (_, None) => false,
-    }
+    let empty = Block { first: 1, positions: &[] };
+    let Some(Ok(folded)) = folded.map(Block::decode) else { return false };
+    let Ok(kept) = kept.map_or(Ok(empty), Block::decode) else { return false };
+    versions_agree(kept_rows, first, &kept, &folded)
+}
+
+/// Whether a kept block lists what the journal gives. Below the first version, retention may have
+/// deleted events: it lists those that the rows have.
+fn versions_agree(kept_rows: &dyn Rows, first: u64, kept: &Block<'_>, folded: &Block<'_>) -> bool {
+    let kept: BTreeMap<u64, Position> = kept.versions().collect();
+    let folded: BTreeMap<u64, Position> = folded.versions().collect();
+    let is_there = |position| pages::event(kept_rows, position).is_some();
+    kept.iter().all(|(version, at)| folded.get(version) == Some(at) && (*version >= first || is_there(*at)))
+        && folded
+            .iter()
+            .all(|(version, at)| kept.contains_key(version) || (*version < first && !is_there(*at)))
 }
 
 #[cfg(test)]

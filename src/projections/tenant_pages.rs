@@ -8,7 +8,6 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
-use super::pages;
 use super::rows::{Key, Rows, u64_at};
 use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
@@ -77,9 +76,8 @@ pub(super) fn remove(rows: &mut dyn Rows, tenant: &str, page: u64) {
     }
 }
 
-/// The last page at or below `at` that has events, of the tenant if there is one.
-pub fn page_at_or_below(rows: &dyn Rows, tenant: Option<&str>, at: u64) -> Option<u64> {
-    let Some(tenant) = tenant else { return pages::page_at_or_below(rows, at) };
+/// The last page at or below `at` that has events of the tenant.
+pub(super) fn page_at_or_below(rows: &dyn Rows, tenant: &str, at: u64) -> Option<u64> {
     let (last, number) = place(tenant, at);
     let mut found = None;
     rows.scan_back(&key(tenant, 0), &[&last[..], &[0]].concat(), &mut |key, value| {
@@ -91,9 +89,8 @@ pub fn page_at_or_below(rows: &dyn Rows, tenant: Option<&str>, at: u64) -> Optio
     found
 }
 
-/// The first page at or above `at` that has events, of the tenant if there is one.
-pub fn page_at_or_above(rows: &dyn Rows, tenant: Option<&str>, at: u64) -> Option<u64> {
-    let Some(tenant) = tenant else { return pages::page_at_or_above(rows, at) };
+/// The first page at or above `at` that has events of the tenant.
+pub(super) fn page_at_or_above(rows: &dyn Rows, tenant: &str, at: u64) -> Option<u64> {
     let (first, number) = place(tenant, at);
     let mut found = None;
     let end = [&key(tenant, u64::MAX)[..], &[0]].concat();

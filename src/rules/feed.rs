@@ -55,6 +55,15 @@ impl FeedFilter {
         FeedSieve { filter: self, types: HashMap::new(), work: 0 }
     }
 
+    /// The stream of all events of the feed, if they are of one.
+    #[must_use]
+    pub fn only_stream(&self) -> Option<&str> {
+        match &self.streams {
+            FeedStreams::One(stream) => Some(stream.as_str()),
+            FeedStreams::All | FeedStreams::Prefix(_) => None,
+        }
+    }
+
     /// Whether the feed has only events of streams.
     #[must_use]
     pub fn has_only_streams(&self) -> bool {

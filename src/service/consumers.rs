@@ -159,13 +159,12 @@ impl Consumers<'_> {
         mut consumer: Consumer,
         start: Start,
     ) -> Result<(ConsumerStatus, Creation), ConsumerError> {
-        let known = self.status(&consumer.key).is_some();
-        if !known {
+        if self.status(&consumer.key).is_none() {
             consumer.place =
                 ConsumerPlace { position: self.position_of(&consumer, start).await?, moved_at: None };
         }
-        let status = self.submit(Command::PutConsumer(Box::new(consumer))).await?;
-        Ok((status, if known { Creation::Existed } else { Creation::Created }))
+        // The writer decides which of several requests creates it.
+        self.commit_one(Command::PutConsumer(Box::new(consumer))).await
     }
 
     /// Moves a consumer to a position up to the end of the log.
@@ -214,8 +213,13 @@ impl Consumers<'_> {
     }
 
     async fn submit(self, command: Command) -> Result<ConsumerStatus, ConsumerError> {
+        Ok(self.commit_one(command).await?.0)
+    }
+
+    async fn commit_one(self, command: Command) -> Result<(ConsumerStatus, Creation), ConsumerError> {
         match self.0.submit(vec![command]).await?.into_iter().next() {
-            Some(Outcome::Consumer(status)) => Ok(status),
+            Some(Outcome::Consumer(status)) => Ok((status, Creation::Existed)),
+            Some(Outcome::ConsumerCreated(status)) => Ok((status, Creation::Created)),
             Some(Outcome::ConsumerMoved { actual }) => Err(ConsumerError::Moved { actual }),
             Some(Outcome::TooManyConsumers) => Err(ConsumerError::TooMany),
             Some(Outcome::QuotaExceeded(exceeded)) => Err(exceeded.into()),

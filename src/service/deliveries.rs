@@ -18,7 +18,6 @@ use crate::projections::reads::{Cursor, DeliveryFacts, Filter};
 use crate::service::bulk::{DELETED, Deaths, deliveries_per_step, revive_command};
 use crate::service::history::History;
 use crate::service::pages::Pages;
-use crate::service::queues::QUEUE_ID;
 use crate::service::requests::Requests;
 use crate::service::search::has_id_start;
 use crate::service::system_events::SystemEvents;
@@ -95,12 +94,10 @@ impl Deliveries<'_> {
 
     fn destination(self, number: EndpointNumber) -> Destination {
         self.0.outbox_of(number).registry(|registry| {
-            let id = registry.id_of(number).cloned();
-            let live = registry.endpoint(number).and_then(|endpoint| endpoint.queue());
-            // A deleted queue is known by its id.
-            let is_queue = live.is_some() || id.as_ref().is_some_and(|id| id.as_str().starts_with(QUEUE_ID));
-            let kind = if is_queue { DestinationKind::Queue } else { DestinationKind::Endpoint };
-            Destination { kind, id, name: live.map(|target| target.name.clone()) }
+            let name = registry.queue_name(number).cloned();
+            let kind = if name.is_some() { DestinationKind::Queue } else { DestinationKind::Endpoint };
+            let is_deleted = registry.endpoint(number).is_none();
+            Destination { kind, id: registry.id_of(number).cloned(), name, is_deleted }
         })
     }
 

@@ -77,6 +77,27 @@ impl Endpoints<'_> {
         })
     }
 
+    /// The endpoints with this id or uid, by number. Those of a uid are the live one, and deleted
+    /// ones that had it. Empty: none in the scope.
+    ///
+    /// # Errors
+    /// When endpoints of several tenants have the uid.
+    pub fn numbers(self, scope: &Scope, id_or_uid: &str) -> Result<Vec<EndpointNumber>, AmbiguousUid> {
+        if let Some(number) = id_or_uid.parse().ok().and_then(|id| self.number(scope, &id)) {
+            return Ok(vec![number]);
+        }
+        let live = self.find(scope, id_or_uid)?;
+        let Ok(uid) = id_or_uid.parse::<EndpointUid>() else { return Ok(Vec::new()) };
+        self.0.outbox_of(scope.0.as_ref()).registry(|registry| {
+            let owner = |number: &EndpointNumber| registry.tenant_of(*number);
+            let former = registry.former_endpoints(&uid);
+            let former = former.filter(|number| owner(number).is_some_and(|tenant| scope.covers(tenant)));
+            let all: Vec<_> = former.chain(live.map(|endpoint| endpoint.number)).collect();
+            let is_ambiguous = all.windows(2).any(|pair| owner(&pair[0]) != owner(&pair[1]));
+            if is_ambiguous { Err(AmbiguousUid) } else { Ok(all) }
+        })
+    }
+
     /// The number in delivery keys. Deleted endpoints keep theirs, so that filters find deliveries.
     #[must_use]
     pub fn number(self, scope: &Scope, id: &EndpointId) -> Option<EndpointNumber> {
@@ -84,6 +105,17 @@ impl Endpoints<'_> {
             let number = registry.number_of(id)?;
             registry.tenant_of(number).is_some_and(|tenant| scope.covers(tenant)).then_some(number)
         })
+    }
+
+    #[must_use]
+    pub fn is_live(self, number: EndpointNumber) -> bool {
+        self.0.outbox_of(number).endpoint(number).is_some()
+    }
+
+    /// The id of an endpoint, also of a deleted one.
+    #[must_use]
+    pub fn id_of(self, number: EndpointNumber) -> Option<String> {
+        self.0.outbox_of(number).registry(|registry| registry.id_of(number).map(ToString::to_string))
     }
 
     /// The id of an endpoint, or the name of a live queue.
@@ -120,12 +152,12 @@ impl Endpoints<'_> {
     ) -> Page<Arc<Endpoint>> {
         let is_listed = |endpoint: &&Arc<Endpoint>| {
             scope.covers(&endpoint.tenant)
-                && tenant.is_none_or(|tenant| *tenant == endpoint.tenant)
                 && after.is_none_or(|cursor| endpoint.number < cursor.endpoint)
                 && is_wanted(endpoint)
         };
         let mut items: Vec<_> = self.0.outbox_of(tenant).registry(|registry| {
-            registry.endpoints().rev().filter(is_listed).take(limit + 1).cloned().collect()
+            let of_tenant = registry.endpoints_of(tenant.or(scope.0.as_ref())).rev();
+            of_tenant.filter(is_listed).take(limit + 1).cloned().collect()
         });
         let more = cut(&mut items, limit);
         let last = items.last().filter(|_| more).map(|endpoint| endpoint.number);

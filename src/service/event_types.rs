@@ -223,7 +223,7 @@ impl EventTypes<'_> {
 
     fn pins(self, scope: &Scope, name: &EventType) -> Vec<PinView> {
         self.0.outbox_of(Home::All).registry(|registry| {
-            let endpoints = registry.endpoints().filter(|endpoint| scope.covers(&endpoint.tenant));
+            let endpoints = registry.endpoints_of(scope.0.as_ref());
             let pinned = endpoints.filter_map(|endpoint| {
                 let holder = PinHolder::Subscription(endpoint.id.clone());
                 Some(PinView { holder, pin: endpoint.pin(name)?.clone() })

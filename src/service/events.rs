@@ -168,6 +168,7 @@ impl Events<'_> {
                 | Outcome::UidTaken
                 | Outcome::Tenant(_)
                 | Outcome::Consumer(_)
+                | Outcome::ConsumerCreated(_)
                 | Outcome::ConsumerMoved { .. }
                 | Outcome::TooManyConsumers
                 | Outcome::Job(_)

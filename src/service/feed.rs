@@ -11,7 +11,8 @@ use tokio::sync::watch;
 use crate::context::Context;
 use crate::context::home::Home;
 use crate::context::waiter_limit::WaiterPlace;
-use crate::domain::{Event, Party, Position, Record, VersionChoice};
+use crate::courier::body::feed_cloudevent;
+use crate::domain::{Event, EventVersion, Party, Position, Record, VersionChoice};
 use crate::failpoints::{Bound, Mutation};
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
@@ -162,6 +163,15 @@ impl Feed<'_> {
         if let Some(last) = page.events.last().filter(|_| cut.is_some()) {
             page.next = last.position;
         }
+    }
+
+    /// The event as a CloudEvent.
+    #[must_use]
+    pub fn cloudevent(self, entry: &FeedEvent) -> Vec<u8> {
+        let texts =
+            [entry.stored_version.as_ref().map(EventVersion::as_str), entry.conversion_error.as_deref()];
+        let deprecation = Conversions(self.0).deprecation(&entry.event);
+        feed_cloudevent(entry.position, &entry.event, texts, deprecation)
     }
 
     /// Waits for events after the end of a page.

@@ -6,7 +6,8 @@ use crate::context::Context;
 use crate::context::home::Home;
 use crate::context::responses::Remember;
 use crate::domain::{ApiKey, KeyId, Party, Record, Timestamp};
-use crate::outbox::draft::ChangeError;
+use crate::limits;
+use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::outbox::unit::Command;
 
 /// Operations on API keys.
@@ -36,10 +37,28 @@ impl Keys<'_> {
         self.0.note_key_use(key);
     }
 
-    /// The hour of the last use since the start of the daemon.
+    /// The start of the hour of the last use. A crash may lose the last minutes.
     #[must_use]
     pub fn last_use(self, key: &KeyId) -> Option<Timestamp> {
-        self.0.last_key_use(key)
+        self.0.last_key_use(key).max(self.recorded_use(key))
+    }
+
+    fn recorded_use(self, key: &KeyId) -> Option<Timestamp> {
+        self.0.outbox_of(Home::All).registry(|registry| registry.key_use(key))
+    }
+
+    /// Records the hours of use that are not recorded yet.
+    ///
+    /// # Errors
+    /// When the outbox is unavailable. A later call records them.
+    pub(crate) async fn record_uses(self) -> Result<(), Unavailable> {
+        let mut uses = self.0.key_uses();
+        uses.retain(|(id, at)| self.get(id).is_some() && self.recorded_use(id) < Some(*at));
+        for step in uses.chunks(limits::KEY_USES_PER_COMMIT) {
+            let record = |(id, at): &(KeyId, Timestamp)| Record::KeyUsed { id: id.clone(), at: *at };
+            self.0.submit(step.iter().map(record).map(Command::Record).collect()).await?;
+        }
+        Ok(())
     }
 
     /// # Errors

@@ -9,7 +9,10 @@ use crate::context::home::Home;
 use crate::domain::{EndpointId, EndpointNumber, Tenant, Timestamp};
 use crate::lanes::{WaitReason, with_order};
 use crate::limits;
+use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
+use crate::outbox::registry::Registry;
+use crate::projections::counters::Lane;
 use crate::projections::stats::Hour;
 use crate::service::endpoints::Endpoints;
 use crate::service::pages::cut;
@@ -50,9 +53,28 @@ pub enum LaneOrder {
     OldestDue,
 }
 
+/// Place of a lane in a list of lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LanePlace {
+    /// Due time of the next delivery, in the order [`LaneOrder::OldestDue`].
+    pub due: Timestamp,
+    pub endpoint: EndpointNumber,
+}
+
+impl LanePlace {
+    /// Whether the place is behind another one.
+    fn follows(self, other: Self, order: LaneOrder) -> bool {
+        match order {
+            LaneOrder::Endpoint => self.endpoint < other.endpoint,
+            LaneOrder::OldestDue => (self.due, self.endpoint) > (other.due, other.endpoint),
+        }
+    }
+}
+
 /// A lane with its endpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ListedLane {
+    pub place: LanePlace,
     pub endpoint_id: EndpointId,
     pub tenant: Tenant,
     pub lane: LaneView,
@@ -66,6 +88,12 @@ struct Candidate {
     pending: u64,
     waiting: u64,
     due: Option<Timestamp>,
+}
+
+impl Candidate {
+    fn place(&self) -> LanePlace {
+        LanePlace { due: self.due.unwrap_or(Timestamp::MAX), endpoint: self.endpoint }
+    }
 }
 
 /// Operations on all endpoints of a scope.
@@ -83,12 +111,8 @@ impl Overview<'_> {
         since: Timestamp,
         until: Timestamp,
     ) -> Result<OverviewStats, Unavailable> {
-        let endpoints: Vec<EndpointNumber> = self.0.outbox_of(scope.0.as_ref()).registry(|registry| {
-            let live = registry.endpoints().map(|endpoint| endpoint.number);
-            let all = live.chain(registry.deleted_endpoints());
-            all.filter(|number| registry.tenant_of(*number).is_some_and(|tenant| scope.covers(tenant)))
-                .collect()
-        });
+        let numbers = |registry: &Registry| registry.numbers_of(scope.0.as_ref()).collect::<Vec<_>>();
+        let endpoints = self.0.outbox_of(scope.0.as_ref()).registry(numbers);
         let mut hours: BTreeMap<u64, OverviewHour> = BTreeMap::new();
         for step in endpoints.chunks(limits::STATS_ENDPOINTS_PER_STEP) {
             let step = step.to_vec();
@@ -129,8 +153,8 @@ impl Overview<'_> {
         Ok(OverviewStats { sum, events, hours: hours.into_values().collect(), pending, dead_letters })
     }
 
-    /// Lanes with pending deliveries that wait for this reason (any if `None`), and whether there
-    /// are more.
+    /// Lanes after a place, with pending deliveries that wait for this reason (any if `None`), and
+    /// whether there are more.
     ///
     /// # Errors
     /// When the outbox is unavailable.
@@ -139,6 +163,7 @@ impl Overview<'_> {
         scope: &Scope,
         reason: Option<WaitReason>,
         order: LaneOrder,
+        after: Option<LanePlace>,
         limit: usize,
     ) -> Result<(Vec<ListedLane>, bool), Unavailable> {
         let mut candidates = self.candidates(scope).await?;
@@ -146,10 +171,10 @@ impl Overview<'_> {
             LaneOrder::Endpoint => candidates.reverse(),
             LaneOrder::OldestDue => {
                 self.find_due_times(&mut candidates).await?;
-                candidates
-                    .sort_by_key(|candidate| (candidate.due.unwrap_or(Timestamp::MAX), candidate.endpoint));
+                candidates.sort_by_key(|candidate| (candidate.place().due, candidate.endpoint));
             }
         }
+        candidates.retain(|candidate| after.is_none_or(|after| candidate.place().follows(after, order)));
         let mut lanes = Vec::new();
         let mut candidates = candidates.into_iter().peekable();
         while candidates.peek().is_some() && lanes.len() <= limit {
@@ -165,18 +190,15 @@ impl Overview<'_> {
 
     /// Live endpoints of the scope with pending deliveries, by number.
     async fn candidates(self, scope: &Scope) -> Result<Vec<Candidate>, Unavailable> {
-        let counted = self.0.outbox_of(scope.0.as_ref()).read(|state| {
-            let lanes = state.lanes().into_iter();
-            lanes.filter(|(_, lane)| lane.pending > 0).collect::<Vec<_>>()
-        });
-        let counted = counted.await?;
+        let counted = match &scope.0 {
+            Some(tenant) => self.lanes_of(tenant).await?,
+            None => self.0.outbox_of(Home::All).read(|state| state.lanes()).await?,
+        };
         Ok(self.0.outbox_of(scope.0.as_ref()).registry(|registry| {
-            let candidates = counted.into_iter().filter_map(|(number, lane)| {
+            let counted = counted.into_iter().filter(|(_, lane)| lane.pending > 0);
+            let candidates = counted.filter_map(|(number, lane)| {
                 // Queues have a report of their lane.
                 let endpoint = registry.endpoint(number).filter(|known| known.queue().is_none())?;
-                if !scope.covers(&endpoint.tenant) {
-                    return None;
-                }
                 Some(Candidate {
                     endpoint: number,
                     id: endpoint.id.clone(),
@@ -188,6 +210,23 @@ impl Overview<'_> {
             });
             candidates.collect()
         }))
+    }
+
+    /// Counters of the live endpoints of a tenant, by number.
+    async fn lanes_of(self, tenant: &Tenant) -> Result<Vec<(EndpointNumber, Lane)>, Unavailable> {
+        let live = |registry: &Registry| {
+            registry.endpoints_of(Some(tenant)).map(|endpoint| endpoint.number).collect::<Vec<_>>()
+        };
+        let numbers = self.0.outbox_of(tenant).registry(live);
+        let mut lanes = Vec::with_capacity(numbers.len());
+        for step in numbers.chunks(limits::STATS_ENDPOINTS_PER_STEP) {
+            let step = step.to_vec();
+            let of_step = move |state: &dyn ReadModel| -> Vec<_> {
+                step.into_iter().map(|number| (number, state.lane(number))).collect()
+            };
+            lanes.extend(self.0.outbox_of(tenant).read_of(Some(tenant), of_step).await?);
+        }
+        Ok(lanes)
     }
 
     async fn find_due_times(self, candidates: &mut [Candidate]) -> Result<(), Unavailable> {
@@ -218,6 +257,7 @@ impl Overview<'_> {
             if reason.is_some() && found != reason {
                 return None;
             }
+            let place = candidate.place();
             let lane = LaneView {
                 reason: found.map(WaitReason::as_str),
                 pending: candidate.pending,
@@ -228,7 +268,7 @@ impl Overview<'_> {
                 circuit: report.circuit,
                 consecutive_failures: report.consecutive_failures,
             };
-            Some(ListedLane { endpoint_id: candidate.id, tenant: candidate.tenant, lane })
+            Some(ListedLane { place, endpoint_id: candidate.id, tenant: candidate.tenant, lane })
         });
         Ok(lanes.collect())
     }

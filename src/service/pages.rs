@@ -9,9 +9,12 @@ use crate::failpoints::Bound;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::registry::Registry;
-use crate::projections::reads::{Cursor, Filter, Found};
+use crate::projections::reads::{Cursor, EndpointChoice, Filter, Found};
 use crate::service::types::{Page, Scope};
 use crate::{failpoints, limits};
+
+/// Most listed endpoints whose owners are compared.
+const LISTED_MAX: usize = 64;
 
 /// Fills pages.
 #[derive(Clone, Copy)]
@@ -70,7 +73,17 @@ impl Pages<'_> {
         // of any.
         let owner = filter.endpoint.and_then(|number| self.owner_of(number));
         let owner = owner.filter(|owner| !owner.is_every());
-        Filter { shared, events_of: owner.or(filter.events_of), ..filter }
+        let tenant = filter.tenant.clone().or_else(|| self.common_owner(&filter));
+        Filter { shared, tenant, events_of: owner.or(filter.events_of), ..filter }
+    }
+
+    /// The owner of some listed endpoints, if all have the same. Their deliveries are its.
+    fn common_owner(self, filter: &Filter) -> Option<Tenant> {
+        let Some(EndpointChoice::Listed(listed)) = &filter.endpoints else { return None };
+        let mut owners = listed.iter().take(LISTED_MAX + 1).map(|number| self.owner_of(*number));
+        let first = owners.next().flatten()?;
+        let is_common = listed.len() <= LISTED_MAX && owners.all(|owner| owner.as_ref() == Some(&first));
+        is_common.then_some(first)
     }
 
     /// Whether the scope covers a delivery of an event of this tenant. Those of an endpoint

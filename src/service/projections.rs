@@ -5,10 +5,11 @@ use std::time::Duration;
 use crate::context::Context;
 use crate::context::home::Home;
 use crate::context::rebuilds::RebuildStatus;
-use crate::domain::{Position, Tenant, Timestamp};
+use crate::domain::{ConsumerKey, Position, Tenant, Timestamp};
 use crate::outbox::Health;
 use crate::outbox::draft::Unavailable;
 use crate::projections::fold::Totals;
+use crate::service::pages::cut;
 use crate::storage::journal::JournalReader;
 
 /// The state.
@@ -39,8 +40,7 @@ pub struct ProjectionLag {
 /// A consumer, as a projection of the user's application.
 #[derive(Clone, Debug)]
 pub struct ConsumerProgress {
-    pub name: String,
-    pub tenant: Option<Tenant>,
+    pub key: ConsumerKey,
     pub position: Position,
     pub lag: ProjectionLag,
 }
@@ -89,28 +89,30 @@ impl Projections<'_> {
         Ok(self.0.rebuilds().request(self.0.now().wall, self.0.outbox_of(Home::All).applied()))
     }
 
-    /// The consumers of a tenant, or all, by tenant and name.
+    /// Consumers after a key, by tenant and name, and whether there are more. `tenant`: only those
+    /// of this tenant.
     ///
     /// # Errors
     /// When the outbox is unavailable.
-    pub async fn consumers(self, tenant: Option<&Tenant>) -> Result<Vec<ConsumerProgress>, Unavailable> {
-        let known: Vec<_> = self.0.outbox_of(tenant).registry(|registry| {
-            let all = registry.consumers().after(None);
+    pub async fn consumers(
+        self,
+        tenant: Option<&Tenant>,
+        after: Option<&ConsumerKey>,
+        limit: usize,
+    ) -> Result<(Vec<ConsumerProgress>, bool), Unavailable> {
+        let mut known: Vec<_> = self.0.outbox_of(tenant).registry(|registry| {
+            let all = registry.consumers().after(after);
             let own = all.filter(|known| tenant.is_none() || known.consumer.key.tenant.as_ref() == tenant);
-            own.cloned().collect()
+            own.take(limit + 1).cloned().collect()
         });
+        let more = cut(&mut known, limit);
         let mut list = Vec::with_capacity(known.len());
         for status in known {
-            let (key, position) = (&status.consumer.key, status.place.position);
+            let (key, position) = (status.consumer.key.clone(), status.place.position);
             let lag = self.lag(position).await?;
-            list.push(ConsumerProgress {
-                name: key.name.to_string(),
-                tenant: key.tenant.clone(),
-                position,
-                lag,
-            });
+            list.push(ConsumerProgress { key, position, lag });
         }
-        Ok(list)
+        Ok((list, more))
     }
 
     async fn lag(self, position: Position) -> Result<ProjectionLag, Unavailable> {

@@ -108,6 +108,16 @@ impl Queues<'_> {
         found.filter(|queue| scope.covers(&queue.tenant))
     }
 
+    /// The queues that have this name, or had it when they were deleted, by number. Empty: none in
+    /// the scope.
+    #[must_use]
+    pub fn named(self, scope: &Scope, tenant: &Tenant, name: &QueueName) -> Vec<EndpointNumber> {
+        if !scope.covers(tenant) {
+            return Vec::new();
+        }
+        self.0.outbox_of(tenant).registry(|registry| registry.queues_named(tenant, name))
+    }
+
     /// Newest first.
     #[must_use]
     pub fn list(

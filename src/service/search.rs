@@ -39,6 +39,14 @@ pub(crate) fn has_id_start(event: &Event, start: Option<&str>) -> bool {
     start.is_none_or(|start| event.id.as_str().starts_with(start))
 }
 
+/// The endpoints of both choices.
+fn and(one: Option<EndpointChoice>, other: EndpointChoice) -> Option<EndpointChoice> {
+    Some(match one {
+        Some(one) => one.and(other),
+        None => other,
+    })
+}
+
 /// The events of an endpoint of all tenants are anywhere.
 fn scope_of(filter: &Filter) -> Scope {
     Scope(filter.tenant.clone().filter(|tenant| !tenant.is_every()))
@@ -107,11 +115,12 @@ impl Searches<'_> {
             }
             IdMeaning::Deliveries => {
                 let (events, endpoints) = text.strip_prefix("dlv_").and_then(delivery_range)?;
-                (filter.positions, filter.endpoints) = (Some(events), Some(endpoints));
+                filter.positions = Some(events);
+                filter.endpoints = and(filter.endpoints, endpoints);
             }
             IdMeaning::Endpoints => {
                 let endpoints = self.endpoints(&scope_of(&filter), text);
-                filter.endpoints = Some(EndpointChoice::Listed(Arc::new(endpoints)));
+                filter.endpoints = and(filter.endpoints, EndpointChoice::Listed(Arc::new(endpoints)));
             }
             IdMeaning::Nothing => return None,
         }
@@ -146,12 +155,10 @@ impl Searches<'_> {
     /// Live and deleted endpoints of the scope whose id starts so.
     fn endpoints(self, scope: &Scope, start: &str) -> HashSet<EndpointNumber> {
         self.0.outbox_of(scope.0.as_ref()).registry(|registry| {
-            let numbers = registry.endpoints().map(|endpoint| endpoint.number);
             let matches = |number: &EndpointNumber| {
                 registry.id_of(*number).is_some_and(|id| id.as_str().starts_with(start))
-                    && registry.tenant_of(*number).is_some_and(|tenant| scope.covers(tenant))
             };
-            numbers.chain(registry.deleted_endpoints()).filter(matches).collect()
+            registry.numbers_of(scope.0.as_ref()).filter(matches).collect()
         })
     }
 

@@ -196,7 +196,7 @@ impl Tenants<'_> {
         self.0.outbox_of(tenant).registry(|registry| {
             let keys = registry.keys().filter(|key| key.tenant.as_ref() == Some(tenant));
             let keys = keys.map(|key| Command::Record(Record::KeyDeleted { id: key.id.clone(), at }));
-            let endpoints = registry.endpoints().filter(|endpoint| endpoint.tenant == *tenant);
+            let endpoints = registry.endpoints_of(Some(tenant));
             let endpoints =
                 endpoints.map(|endpoint| Command::DeleteEndpoint { endpoint: endpoint.number, at });
             let consumers = registry.consumers().of_tenant(tenant);

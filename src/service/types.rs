@@ -14,7 +14,7 @@ pub use crate::outbox::registry::{ConsumerStatus, KnownJob};
 pub use crate::outbox::tail::FeedEvent;
 pub use crate::projections::acts::AuditFilter;
 pub use crate::projections::lag::Lag;
-pub use crate::projections::reads::{Cursor, Filter};
+pub use crate::projections::reads::{Cursor, EndpointChoice, Filter};
 pub use crate::projections::streams::Head;
 pub use crate::schemas::json::compact;
 pub use crate::schemas::registered::{VersionIncompatibility, value_of};
@@ -84,10 +84,11 @@ closed_list! {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Destination {
     pub kind: DestinationKind,
-    /// `None` if the endpoint was deleted and has left the registry.
+    /// `None` if the record of the endpoint is lost.
     pub id: Option<EndpointId>,
-    /// Of a live queue.
+    /// Of a queue.
     pub name: Option<QueueName>,
+    pub is_deleted: bool,
 }
 
 /// An attempt, and its request with masked secrets, if it can be built again.

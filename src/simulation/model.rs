@@ -121,6 +121,9 @@ impl Model {
             | Record::SourceDeleted { .. }
             | Record::ConsumerPut(_)
             | Record::ConsumerDeleted { .. } => false,
+            Record::KeyUsed { id, .. } => {
+                self.oracle.key_uses.get(id).is_none_or(|(_, last)| *last != position)
+            }
             Record::ConsumerMoved { key, .. } => !self.oracle.consumers.is_last_move(key, position),
             Record::HorizonMoved { .. } => self.oracle.horizon.record != position,
             Record::JobPut(_) | Record::JobMoved { .. } => !self.oracle.jobs.needs(position),
@@ -192,6 +195,7 @@ impl Model {
             | Record::SourceDeleted { .. }
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
+            | Record::KeyUsed { .. }
             | Record::RequestAnswered { .. }
             | Record::EventErased { .. }
             | Record::MessagesLeased { .. }

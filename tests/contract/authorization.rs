@@ -203,6 +203,7 @@ async fn forbidden_token_url_is_rejected_and_never_requested() {
         let (status, problem, _) = daemon.call("POST", "/endpoints", &[], &body).await;
         is_problem(&(status, problem.clone()), 422, "forbidden_url", url);
         assert!(text(&problem, "detail").contains("tokenUrl"), "{problem}");
+        assert_eq!(problem["errors"][0]["pointer"], "/auth/oauth2/tokenUrl", "{problem}");
     }
     let made = endpoint(&daemon, &receiver, json!({"auth": oauth(&tokens.url)})).await;
     let bad = json!({"auth": {"oauth2": {"tokenUrl": "http://169.254.169.254/", "clientSecret": "x"}}});

@@ -78,6 +78,56 @@ async fn consumer_keeps_its_place_through_changes_and_restarts() {
     }
 }
 
+/// Changes at the same time all succeed, one after the other.
+#[tokio::test]
+async fn parallel_changes_of_a_resource_succeed() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Arc::new(keyed(data.path()).await);
+    let hook = json!({"url": "http://127.0.0.1:9000/"});
+    let made = ask(&daemon, "POST", "/endpoints", hook).await.1;
+    let endpoint = format!("/endpoints/{}", text(&made, "id"));
+    assert_eq!(ask(&daemon, "POST", "/queues", json!({"name": "jobs"})).await.0, 201);
+    assert_eq!(ask(&daemon, "PUT", "/tenants/acme", json!({})).await.0, 201);
+    for (method, path, member, before) in [
+        ("PATCH", endpoint.clone(), "description", ""),
+        ("POST", format!("{endpoint}/secret/rotate"), "overlap", "s"),
+        ("PATCH", "/queues/jobs".to_owned(), "description", ""),
+        ("PATCH", "/tenants/acme".to_owned(), "name", ""),
+        ("PUT", "/tenants/acme".to_owned(), "name", ""),
+    ] {
+        let mut requests = tokio::task::JoinSet::new();
+        for number in 0..16 {
+            let (daemon, path) = (Arc::clone(&daemon), path.clone());
+            // An overlap of 0 s leaves one secret, so that their number stays below its limit.
+            let value = if before == "s" { "0s".to_owned() } else { format!("{number}") };
+            requests.spawn(async move { ask(&daemon, method, &path, json!({ member: value })).await.0 });
+        }
+        assert_eq!(requests.join_all().await, [200; 16], "{method} {path}");
+    }
+}
+
+/// Of requests at the same time, one creates the resource, and the others replace it.
+#[tokio::test]
+async fn resource_of_parallel_puts_is_created_once() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Arc::new(keyed(data.path()).await);
+    for path in ["/consumers/search", "/tenants/acme", "/event-types/pet.adopted"] {
+        let mut requests = tokio::task::JoinSet::new();
+        for number in 0..8 {
+            let daemon = Arc::clone(&daemon);
+            let body = match path {
+                "/tenants/acme" => json!({"name": format!("{number}")}),
+                "/consumers/search" => json!({"description": format!("{}", number / 2)}),
+                _ => json!({"versions": {"1.0": {"schema": {}}}}),
+            };
+            requests.spawn(async move { ask(&daemon, "PUT", path, body).await.0 });
+        }
+        let mut answers = requests.join_all().await;
+        answers.sort_unstable();
+        assert_eq!(answers, [200, 200, 200, 200, 200, 200, 200, 201], "{path}");
+    }
+}
+
 #[tokio::test]
 async fn commit_moves_forward_from_where_the_instance_was() {
     let data = tempfile::tempdir().unwrap();
@@ -399,6 +449,16 @@ async fn projections_show_the_state_and_the_consumers() {
     assert_eq!((&consumer["name"], &consumer["kind"]), (&json!("search"), &json!("consumer")));
     assert_eq!((&consumer["position"], &consumer["tenant"]), (&json!(first), &json!("acme")));
     assert!(consumer["lag"]["records"].as_u64().unwrap() >= 1, "{consumer}");
+    done(&daemon, "PUT", "/consumers/audit", json!({"tenant": "acme"})).await;
+    let (mut names, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = done(&daemon, "GET", &format!("/projections?limit=1{cursor}"), Value::Null).await;
+        assert_eq!(list(&page).len(), 1, "{page}");
+        names.push(text(&list(&page)[0], "name"));
+        let Some(next) = page["next"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(names, ["state", "audit", "search"]);
     let other = key(&daemon, "viewer", Some("other")).await;
     let (status, shown) = call_as(&daemon, &other, "GET", "/projections", "").await;
     assert_eq!((status, list(&shown).len()), (200, 1), "{shown}");
@@ -450,4 +510,39 @@ async fn consumer_reads_each_event_once_in_order() {
         is_problem(&answer, 422, "validation_failed", query);
     }
     is_problem(&ask(&daemon, "GET", "/consumers/x/events", Value::Null).await, 404, "not_found", "unknown");
+}
+
+/// `GET /v1/feed?consumer=` is the feed of the consumer.
+#[tokio::test]
+async fn feed_reads_a_consumer_by_name() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = keyed(data.path()).await;
+    let first = publish(&daemon, json!({"type": "pet.created"})).await;
+    let second = publish(&daemon, json!({"type": "pet.created"})).await;
+    publish(&daemon, json!({"type": "order.paid"})).await;
+    let body = json!({"types": ["pet.*"], "tenant": "default"});
+    assert_eq!(ask(&daemon, "PUT", "/consumers/search", body).await.0, 201);
+    assert_eq!(commit(&daemon, "search", json!({"position": first})).await.0, 200);
+    let positions = |page: &Value| -> Vec<u64> {
+        list(page).iter().map(|event| event["position"].as_u64().unwrap()).collect()
+    };
+    for path in ["/feed?consumer=search", "/feed?consumer=search&tenant=default&limit=5&wait=1s"] {
+        assert_eq!(positions(&done(&daemon, "GET", path, Value::Null).await), [second], "{path}");
+    }
+    for (query, name) in [
+        ("consumer=search&after=0", "after"),
+        ("consumer=search&types=a", "types"),
+        ("consumer=search&stream=a", "stream"),
+        ("consumer=search&streamPrefix=a", "streamPrefix"),
+        ("consumer=search&versions=latest", "versions"),
+        ("consumer=a%20b", "consumer"),
+    ] {
+        let answer = ask(&daemon, "GET", &format!("/feed?{query}"), Value::Null).await;
+        is_problem(&answer, 422, "validation_failed", query);
+        assert_eq!(answer.1["errors"][0]["parameter"], name, "{}", answer.1);
+    }
+    for query in ["consumer=none", "consumer=search&tenant=other"] {
+        let answer = ask(&daemon, "GET", &format!("/feed?{query}"), Value::Null).await;
+        is_problem(&answer, 404, "not_found", query);
+    }
 }

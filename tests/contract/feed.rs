@@ -279,3 +279,57 @@ async fn foreign_events_do_not_hold_up_a_page() {
     let page = daemon.get("/feed?tenant=rare&after=now").await;
     assert_eq!(page["caughtUp"], true);
 }
+
+/// HTTP Feeds: `Accept: application/cloudevents-batch+json`, `lastEventId` and `timeout`.
+#[tokio::test]
+async fn batch_of_cloudevents_goes_on_after_the_last_event() {
+    const BATCH: &str = "application/cloudevents-batch+json";
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let events: Vec<_> = (0..5).map(|number| json!({"type": "a.b", "data": {"n": number}})).collect();
+    let positions = publish(&daemon, &events).await;
+    let batch =
+        async |query: &str| daemon.call("GET", &format!("/feed{query}"), &[("accept", BATCH)], "").await;
+    let (status, first, headers) = batch("?limit=2&types=a.%23").await;
+    assert_eq!((status, headers["content-type"].as_str()), (200, BATCH), "{first}");
+    let all = |page: &Value| -> Vec<u64> {
+        let page = page.as_array().unwrap();
+        page.iter().map(|event| event["data"]["n"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(all(&first), [0, 1], "{first}");
+    let last = &first[1];
+    let expected = format!("{:020}", positions[1]);
+    let members = ["specversion", "type", "source", "sequence"].map(|name| text(last, name));
+    assert_eq!(members, ["1.0", "a.b", "/default", &expected], "{last}");
+    let next = headers["link"].split(['<', '>']).nth(1).unwrap().strip_prefix("/v1/feed").unwrap();
+    for query in [next, &format!("?lastEventId={}&limit=2", text(last, "id"))] {
+        assert_eq!(all(&batch(query).await.1), [2, 3], "{query}");
+    }
+    let (_, end, headers) = batch(&format!("?lastEventId={:020}&timeout=10", positions[4])).await;
+    assert_eq!(end, json!([]), "{headers:?}");
+    assert_eq!(all(&batch(&format!("?lastEventId={:020}", 0)).await.1), [0, 1, 2, 3, 4]);
+    for (query, name) in [
+        ("?lastEventId=none", "lastEventId"),
+        ("?lastEventId=0&after=0", "lastEventId"),
+        ("?lastEventId=", "lastEventId"),
+        ("?timeout=60001", "timeout"),
+        ("?timeout=-1", "timeout"),
+        ("?timeout=1&wait=1s", "timeout"),
+    ] {
+        let (status, problem, _) = batch(query).await;
+        is_problem(&(status, problem.clone()), 422, "validation_failed", query);
+        assert_eq!(problem["errors"][0]["parameter"], name, "{problem}");
+    }
+    let (status, ahead, _) = batch("?lastEventId=00000000000000999999").await;
+    is_problem(&(status, ahead), 409, "position_ahead", "a sequence of another log");
+    for (query, name) in [("?lastEventId=0", "lastEventId"), ("?timeout=1", "timeout")] {
+        let (status, problem, _) = get(&daemon, &format!("/feed{query}")).await;
+        is_problem(&(status, problem.clone()), 422, "validation_failed", query);
+        assert_eq!(problem["errors"][0]["parameter"], name, "{problem}");
+    }
+    let erased = json!({"reason": "a request"}).to_string();
+    let path = format!("/events/{}/erase", text(last, "id"));
+    assert_eq!(daemon.call("POST", &path, &[], &erased).await.0, 202);
+    let page = batch("?limit=2").await.1;
+    assert_eq!((&page[1]["data"], page[1]["erasedat"].is_string()), (&Value::Null, true), "{page}");
+}

@@ -57,7 +57,7 @@ async fn expiry_must_be_a_time_in_the_future() {
 #[tokio::test]
 async fn last_use_of_a_key_is_shown_to_the_hour() {
     let data = tempfile::tempdir().unwrap();
-    let daemon = keyed(data.path()).await;
+    let mut daemon = keyed(data.path()).await;
     let (_, made) = create(&daemon, &json!({"role": "viewer", "description": "dashboard"})).await;
     assert_eq!((&made["lastUsedAt"], &made["description"]), (&Value::Null, &json!("dashboard")), "{made}");
     let path = format!("/keys/{}", text(&made, "id"));
@@ -70,4 +70,12 @@ async fn last_use_of_a_key_is_shown_to_the_hour() {
     assert!(text(&shown, "lastUsedAt").ends_with(":00:00.000Z"), "{shown}");
     let listed = call_as(&daemon, ADMIN, "GET", "/keys", "").await.1;
     assert_eq!(list(&listed)[0]["lastUsedAt"], shown["lastUsedAt"], "{listed}");
+
+    // It is recorded once, and a restart keeps it.
+    assert_eq!(daemon.terminate(), Some(0));
+    for _ in 0..2 {
+        let mut daemon = keyed(data.path()).await;
+        assert_eq!(call_as(&daemon, ADMIN, "GET", &path, "").await.1, shown, "after a restart");
+        daemon.kill();
+    }
 }

@@ -146,6 +146,40 @@ async fn key_is_found_at_its_location() {
     is_problem(&call_as(&daemon, ADMIN, "GET", path, "").await, 404, "not_found", "a deleted key");
 }
 
+/// A new resource with a name is found at its `Location`, also at that of a repeated response.
+#[tokio::test]
+async fn named_resource_is_found_at_its_location() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = keyed(data.path()).await;
+    let acme = key(&daemon, "admin", Some("acme")).await;
+    let source =
+        r#"{"name":"shop","url":"amqp://127.0.0.1:5672/%2F","username":"u","password":"p","queue":"q"}"#;
+    for (key, method, path, body) in [
+        (ADMIN, "POST", "/queues", r#"{"name":"jobs","tenant":"other"}"#),
+        (ADMIN, "POST", "/queues", r#"{"name":"jobs"}"#),
+        (ADMIN, "POST", "/queues", r#"{"name":"jobs","tenant":"*"}"#),
+        (&acme, "POST", "/queues", r#"{"name":"jobs"}"#),
+        (ADMIN, "PUT", "/consumers/c", r#"{"tenant":"other"}"#),
+        (ADMIN, "PUT", "/consumers/c", r#"{"tenant":"default"}"#),
+        (ADMIN, "PUT", "/consumers/c", "{}"),
+        (&acme, "PUT", "/consumers/c", "{}"),
+        (ADMIN, "PUT", "/tenants/other", "{}"),
+        (ADMIN, "PUT", "/event-types/a.b", r#"{"versions":{"1.0":{"schema":{}}}}"#),
+        (ADMIN, "POST", "/sources", source),
+    ] {
+        let bearer = format!("Bearer {key}");
+        let headers = [("authorization", bearer.as_str()), ("idempotency-key", body)];
+        for time in 0..if method == "POST" { 2 } else { 1 } {
+            let (status, made, answered) = daemon.call(method, path, &headers, body).await;
+            assert_eq!(status, 201, "{path} {body}: {made}");
+            let location = answered.get("location").unwrap_or_else(|| panic!("{path} {body}, {time}"));
+            let found = call_as(&daemon, key, "GET", location.strip_prefix("/v1").unwrap(), "").await;
+            let same = ["name", "tenant"].map(|name| found.1[name] == made[name]);
+            assert_eq!((found.0, same), (200, [true; 2]), "{location}: {}", found.1);
+        }
+    }
+}
+
 /// A publisher reads the events of the tenants that it may publish to: one tenant or all.
 #[tokio::test]
 async fn publisher_reads_events_it_may_publish() {

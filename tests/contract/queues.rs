@@ -350,3 +350,52 @@ async fn receipts_of_other_queues_and_tenants_end_nothing() {
     let answer = call_as(&daemon, ADMIN, "POST", "/queues/jobs/ack?tenant=acme", &acks).await.1;
     assert_eq!(answer["results"][0]["status"], "acked", "the lease was untouched");
 }
+
+/// The dead letters of deleted queues are found by their name, beside those of a live one.
+#[tokio::test]
+async fn dead_letters_of_deleted_queues_keep_their_name() {
+    let data = tempfile::tempdir().unwrap();
+    let mut daemon = with_queue(data.path(), json!({})).await;
+    let letters = "/dead-letters?queue=jobs";
+    job(&daemon, 1).await;
+    assert_eq!(daemon.call("DELETE", "/queues/jobs", &[], "").await.0, 204);
+    let first = daemon.until(letters, |letters| list(letters).len() == 1).await;
+    let destination = &first["data"][0]["destination"];
+    assert_eq!((&destination["name"], &destination["deleted"]), (&json!("jobs"), &json!(true)), "{first}");
+    // Nothing can be redriven; the other filters still work.
+    let by_name = json!({"queue": "jobs"}).to_string();
+    let refused = daemon.call("POST", "/dead-letters/redrive", &[], &by_name).await;
+    is_problem(&(refused.0, refused.1), 422, "validation_failed", "redrive of a deleted queue");
+    let letter = text(&first["data"][0], "deliveryId");
+    let refused = daemon.call("POST", &format!("/dead-letters/{letter}/redrive"), &[], "").await;
+    is_problem(&(refused.0, refused.1), 409, "conflict", "redrive of one");
+    assert_eq!(daemon.post("/dead-letters/purge", r#"{"queue":"jobs","dryRun":true}"#).await["count"], 1);
+    let id = text(destination, "id");
+    assert_eq!(list(&daemon.get(&format!("{letters}&q={id}")).await).len(), 1);
+    assert_eq!(list(&daemon.get(&format!("{letters}&q=que_0000")).await).len(), 0);
+    // A new queue of the name; both are found, also after a restart.
+    daemon.post("/queues", r#"{"name": "jobs", "eventTypes": ["job"]}"#).await;
+    job(&daemon, 2).await;
+    let messages = receive(&daemon, json!({})).await;
+    end(&daemon, "nack", &receipts(&messages), json!({"requeue": false})).await;
+    daemon.terminate();
+    let daemon = Daemon::start(data.path()).await;
+    let both = daemon.until(letters, |letters| list(letters).len() == 2).await;
+    let deleted: Vec<_> = list(&both).iter().map(|letter| letter["destination"]["deleted"].clone()).collect();
+    assert_eq!(deleted, [json!(null), json!(true)], "{both}");
+    assert_eq!(list(&daemon.get("/deliveries?queue=jobs").await).len(), 2);
+    assert_eq!(list(&daemon.get("/deliveries?queue=other").await).len(), 0);
+    assert_eq!(list(&daemon.get(&format!("{letters}&tenant=acme")).await).len(), 0);
+    let (status, refused, _) = daemon.call("POST", "/dead-letters/purge", &[], &by_name).await;
+    is_problem(&(status, refused.clone()), 422, "validation_failed", "purge of two");
+    assert!(refused.to_string().contains(&id), "{refused}");
+    // The live queue is redriven, and the events of the deleted one are replayed to it.
+    assert_eq!(daemon.post("/dead-letters/redrive", &by_name).await["count"], 1);
+    assert_eq!(numbers(&receive(&daemon, json!({})).await), [2]);
+    daemon.post("/queues/jobs/replay", r#"{"since": "2026-01-01T00:00:00Z"}"#).await;
+    let replayed = receive(&daemon, json!({"wait": "10s"})).await;
+    assert_eq!(numbers(&replayed), [1]);
+    let purge = json!({"endpointId": id}).to_string();
+    assert_eq!(daemon.post("/dead-letters/purge", &purge).await["count"], 1);
+    assert_eq!(list(&daemon.get(letters).await).len(), 0);
+}

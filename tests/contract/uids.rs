@@ -114,3 +114,28 @@ async fn endpoint_can_be_created_paused_and_resumed_by_a_change() {
     is_problem(&(got, problem), 409, "conflict", "disabled");
     assert_eq!(change(json!({"status": "active"})).await.1["status"], "active");
 }
+
+#[tokio::test]
+async fn dead_letters_of_deleted_endpoints_keep_their_uid() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start_in(data.path(), &["--dev"], &[]).await;
+    let receiver = Receiver::status(410).await;
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let made = endpoint(&daemon, &receiver, json!({"uid": "crm"})).await;
+        publish(&daemon, json!({"type": "a", "data": 1})).await;
+        daemon.until("/dead-letters?endpointId=crm", |letters| list(letters).len() == ids.len() + 1).await;
+        assert_eq!(daemon.call("DELETE", "/endpoints/crm", &[], "").await.0, 204);
+        ids.push(text(&made, "id"));
+    }
+    let by_uid = json!({"endpointId": "crm"}).to_string();
+    for operation in ["redrive", "purge"] {
+        let refused = daemon.call("POST", &format!("/dead-letters/{operation}"), &[], &by_uid).await;
+        is_problem(&(refused.0, refused.1), 422, "validation_failed", operation);
+    }
+    for (id, left) in [(&ids[0], 1), (&ids[1], 0)] {
+        let by_id = json!({"endpointId": id}).to_string();
+        assert_eq!(daemon.post("/dead-letters/purge", &by_id).await["count"], 1);
+        assert_eq!(list(&daemon.get("/dead-letters?endpointId=crm").await).len(), left);
+    }
+}

@@ -18,10 +18,16 @@ use crate::nearest::nearest;
 /// The request's media type. Ignores parameters other than `charset` (RFC 8259, section 11).
 ///
 /// # Errors
-/// 415 for a type that is not `accepted`, a charset other than UTF-8, or without a type.
+/// 415 for a type that is not `accepted`, a charset other than UTF-8, or without a type. 400 for
+/// several different ones.
 pub fn media_type(headers: &HeaderMap, accepted: &'static [&'static str]) -> Result<&'static str, Problem> {
     let problem = || Problem::UnsupportedMediaType { accepted };
-    let value = headers.get(header::CONTENT_TYPE).ok_or_else(problem)?.to_str().map_err(|_| problem())?;
+    let mut values = headers.get_all(header::CONTENT_TYPE).iter();
+    let first = values.next().ok_or_else(problem)?;
+    if values.any(|other| other != first) {
+        return Err(Problem::Malformed("Content-Type: headers of different types".to_owned()));
+    }
+    let value = first.to_str().map_err(|_| problem())?;
     let mut parts = value.split(';').map(str::trim);
     let media = parts.next().unwrap_or_default();
     let found = accepted.iter().find(|one| one.eq_ignore_ascii_case(media)).ok_or_else(problem)?;
@@ -324,6 +330,11 @@ mod tests {
         ] {
             assert_eq!(media_type(&headers(good), ACCEPTED), Ok("application/json"), "{good}");
         }
+        let mut several = headers("application/json");
+        several.append(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        assert_eq!(media_type(&several, ACCEPTED), Ok("application/json"), "the same again");
+        several.append(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        assert!(matches!(media_type(&several, ACCEPTED), Err(Problem::Malformed(_))));
         for bad in
             ["text/plain", "application/jsonx", "application/json; charset=latin1", "", "multipart/form-data"]
         {

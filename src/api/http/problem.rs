@@ -120,7 +120,11 @@ pub enum Problem {
     ExpectationFailed,
     Validation(Vec<FieldError>),
     IdempotencyMismatch,
-    ForbiddenUrl(String),
+    ForbiddenUrl {
+        /// The member with the URL.
+        pointer: &'static str,
+        detail: String,
+    },
     /// The event passed more than `limit` Balto instances.
     LoopDetected {
         limit: u32,
@@ -231,7 +235,7 @@ impl Problem {
             Self::UnknownType,
             Self::StreamTooLong(text()),
             Self::IdempotencyMismatch,
-            Self::ForbiddenUrl(text()),
+            Self::ForbiddenUrl { pointer: "/url", detail: text() },
             Self::LoopDetected { limit: 0 },
             Self::Overloaded { retry_after },
             Self::TooManyWaiters,
@@ -281,7 +285,7 @@ impl Problem {
             | Self::StreamTooLong(_)
             | Self::Rejected { rejection: Rejection::IdTaken, .. }
             | Self::IdempotencyMismatch
-            | Self::ForbiddenUrl(_)
+            | Self::ForbiddenUrl { .. }
             | Self::LoopDetected { .. } => 422,
             Self::Overloaded { .. }
             | Self::TooManyDeliveries { .. }
@@ -349,7 +353,7 @@ impl Problem {
             Self::Rejected { rejection: Rejection::IdTaken, .. } | Self::IdempotencyMismatch => {
                 "idempotency_mismatch"
             }
-            Self::ForbiddenUrl(_) => "forbidden_url",
+            Self::ForbiddenUrl { .. } => "forbidden_url",
             Self::LoopDetected { .. } => "loop_detected",
             Self::TooManyDeliveries { .. } => "too_many_deliveries",
             Self::QuotaExceeded(_) => "quota_exceeded",
@@ -405,7 +409,7 @@ impl Problem {
             Self::VersionInUse(_) => "The version is in use",
             Self::IncompatibleSchema(_) => "The new schema is not compatible",
             Self::IdempotencyMismatch => "The key was used with another body",
-            Self::ForbiddenUrl(_) => "The URL is not allowed",
+            Self::ForbiddenUrl { .. } => "The URL is not allowed",
             Self::LoopDetected { .. } => "Delivery loop detected",
             Self::TooManyDeliveries { .. } => "The request creates too many deliveries",
             Self::QuotaExceeded(_) => "The request exceeds a quota of the tenant",
@@ -426,7 +430,7 @@ impl Problem {
             | Self::NotFound(detail)
             | Self::Conflict(detail)
             | Self::QueueExists(detail)
-            | Self::ForbiddenUrl(detail)
+            | Self::ForbiddenUrl { detail, .. }
             | Self::VersionInUse(detail)
             | Self::StreamTooLong(detail)
             | Self::Unavailable(detail) => detail.clone(),

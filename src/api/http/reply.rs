@@ -168,14 +168,15 @@ impl Reply {
         Some(Remember { idempotency: idempotency?, answer: self.answer() })
     }
 
-    /// Replays a stored response. `path` is the request's path, below which `Location` is.
+    /// Replays a stored response. `path` is the request's path, below which the `Location` of a
+    /// resource with an id is. Handlers add that of a resource with a name.
     #[must_use]
     pub fn replay(answer: &Answer, path: &str) -> Self {
         let body = Bytes::copy_from_slice(&answer.body);
         let mut reply = if body.is_empty() { Self::empty() } else { Self::bytes(answer.status, body) };
         reply.status = answer.status;
         if answer.status == 201
-            && let Ok(Created { id }) = serde_json::from_slice(&answer.body)
+            && let Ok(Created { id, name: None }) = serde_json::from_slice(&answer.body)
         {
             reply = reply.with_header("location", &format!("{path}/{id}"));
         }
@@ -265,6 +266,7 @@ impl HttpBody for HeldBody {
 #[derive(serde::Deserialize)]
 struct Created {
     id: String,
+    name: Option<serde::de::IgnoredAny>,
 }
 
 #[cfg(test)]

@@ -55,6 +55,12 @@ impl<const STATUS: u16, T> Success<STATUS, T> {
         Self::from_reply(self.reply.with_header(name, value))
     }
 
+    /// Adds `Location` to a 201.
+    #[must_use]
+    pub fn created_at(self, location: &str) -> Self {
+        if self.reply.status == 201 { self.with_header("location", location) } else { self }
+    }
+
     /// Runs `undo` unless the response is written.
     #[must_use]
     pub fn undo_unless_written(self, undo: impl FnOnce() + Send + 'static) -> Self {

@@ -47,6 +47,8 @@ pub enum List {
     EventTypes = 12,
     Jobs = 30,
     Audit = 31,
+    Lanes = 32,
+    Projections = 33,
 }
 
 /// A query parameter as the route table declares it.
@@ -222,11 +224,18 @@ impl Query {
     /// The `Link` header of the next page, with the filters of this one.
     #[must_use]
     pub fn next_link(&self, path: &str, next: &str) -> String {
+        self.link(path, ("cursor", next), &[])
+    }
+
+    /// As [`Self::next_link`], with the cursor as this parameter, and without some others.
+    #[must_use]
+    pub fn link(&self, path: &str, (cursor, next): (&str, &str), without: &[&str]) -> String {
         let mut query = form_urlencoded::Serializer::new(String::new());
-        for (name, value) in self.pairs.iter().filter(|(name, _)| *name != "cursor") {
+        let is_kept = |name: &str| name != cursor && !without.contains(&name);
+        for (name, value) in self.pairs.iter().filter(|(name, _)| is_kept(name)) {
             query.append_pair(name, value);
         }
-        query.append_pair("cursor", next);
+        query.append_pair(cursor, next);
         format!("<{path}?{}>; rel=\"next\"", query.finish())
     }
 }

@@ -32,7 +32,14 @@ use serde::Serialize;
 use crate::api::http::response::Accepted;
 use crate::api::text::Span;
 use crate::context::responses::Keyed;
-use crate::domain::Idempotency;
+use crate::domain::{Idempotency, Tenant};
+
+/// The URL of a resource with a name. `tenant`: that of the resource, unless requests find it
+/// without one.
+fn named_url(list: &str, name: &str, tenant: Option<&Tenant>) -> String {
+    let tenant = tenant.map(|tenant| format!("?tenant={tenant}")).unwrap_or_default();
+    format!("/v1/{list}/{name}{tenant}")
+}
 
 /// Percentiles of a time.
 #[derive(Serialize, JsonSchema)]

@@ -59,6 +59,7 @@ impl Dispatcher {
                 Record::JobPut(job) if job.progress.is_running() => self.context.note_job_started(),
                 Record::KeyPut(_)
                 | Record::KeyDeleted { .. }
+                | Record::KeyUsed { .. }
                 | Record::TenantPut(_)
                 | Record::TenantDeleted { .. }
                 | Record::HorizonMoved { .. }

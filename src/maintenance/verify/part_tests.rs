@@ -2,9 +2,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::*;
-use crate::domain::{EndpointNumber, Event};
+use crate::domain::{ApiKey, EndpointNumber, EndpointTransport, Event, QueueTarget, Role};
 use crate::failpoints::{Mutation, fails_with};
 use crate::outbox::open_state;
 use crate::storage::data_directory::stamp;
@@ -112,4 +113,53 @@ fn unreadable_filter_is_reported() {
     let problems = check(path).problems.listed;
     let texts: Vec<_> = problems.iter().map(|problem| problem.text.as_str()).collect();
     assert_eq!(texts, ["journal: the filter of endpoint ep_1 is unreadable"]);
+}
+
+#[test]
+fn repeated_name_id_uid_or_secret_is_reported() {
+    let directory = directory();
+    let path = directory.path();
+    let queue = |number: u32, tenant: &str| {
+        let endpoint = crate::rules::tests::endpoint(number, tenant, &[]);
+        let target = QueueTarget { name: "jobs".parse().unwrap(), lease_max: Duration::from_secs(60) };
+        let uid = Some("crm".parse().unwrap());
+        Endpoint { transport: EndpointTransport::Queue(target), uid, ..endpoint }
+    };
+    let key = |id: &str| {
+        Record::KeyPut(Arc::new(ApiKey {
+            id: id.parse().unwrap(),
+            role: Role::Viewer,
+            tenant: None,
+            description: "".into(),
+            hash: [7; 32],
+            created_at: Timestamp::ZERO,
+            expires_at: None,
+        }))
+    };
+    let same_id = Endpoint { uid: None, transport: EndpointTransport::Http, ..queue(9, "acme") };
+    let same_id = Endpoint { id: "ep_8".parse().unwrap(), ..same_id };
+    let endpoints = [queue(6, "acme"), queue(7, "acme"), queue(8, "other"), same_id];
+    let endpoints = (7..).map(Position).zip(endpoints);
+    let mut records: Vec<_> = endpoints
+        .map(|(revision, endpoint)| Record::EndpointPut(Arc::new(Endpoint { revision, ..endpoint })))
+        .collect();
+    records.extend(["key_1", "key_2"].map(key));
+    journal(path).append(Timestamp::from_millis(2), &[&records]).unwrap();
+    let problems = check(path).problems.listed;
+    let texts: Vec<_> = problems.iter().map(|problem| problem.text.as_str()).collect();
+    assert_eq!(
+        texts,
+        [
+            "journal: 2 endpoints have the id ep_8: ep_8, ep_8",
+            "journal: 2 endpoints of tenant acme have the uid crm: ep_6, ep_7",
+            "journal: 2 queues of tenant acme have the name jobs: ep_6, ep_7",
+            "journal: 2 keys have one secret: key_1, key_2",
+        ]
+    );
+    // A deleted one frees its name.
+    let at = Timestamp::from_millis(3);
+    let deleted = [7, 9].map(|number| Record::EndpointDeleted { endpoint: EndpointNumber(number), at });
+    let forgotten = Record::KeyDeleted { id: "key_2".parse().unwrap(), at };
+    journal(path).append(at, &[&[&deleted[..], &[forgotten]].concat()]).unwrap();
+    assert_eq!(check(path).problems, Problems::default());
 }

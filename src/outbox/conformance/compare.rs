@@ -2,8 +2,9 @@
 
 mod streams;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::jobs::compare_acts;
@@ -398,12 +399,15 @@ fn event(oracle: &Oracle, found: &dyn ReadModel, position: Position, moment: Mom
 /// One filter of each kind, and some combinations of two.
 fn filters(oracle: &Oracle) -> Vec<Filter> {
     let filter = Filter::default;
-    let mut all = vec![filter()];
+    let is_shared = |number: &EndpointNumber| oracle.is_shared(*number);
+    let shared: Arc<HashSet<_>> = Arc::new(endpoints(oracle).filter(is_shared).collect());
+    let mut all =
+        vec![filter(), Filter { tenant: Some(Tenant::every()), shared: shared.clone(), ..filter() }];
     let tenants: BTreeSet<&Tenant> = oracle.events.values().map(|event| &event.tenant).collect();
     let types: BTreeSet<&EventType> = oracle.events.values().map(|event| &event.event_type).collect();
     let streams: BTreeSet<&StreamName> = oracle.streams.keys().map(|(_, stream)| stream).collect();
     for tenant in tenants {
-        all.push(Filter { tenant: Some(tenant.clone()), ..filter() });
+        all.push(Filter { tenant: Some(tenant.clone()), shared: shared.clone(), ..filter() });
         // The endpoint has events of several tenants, by replays that the API refuses.
         let (events_of, endpoint) = (Some(tenant.clone()), Some(EndpointNumber(1)));
         all.push(Filter { events_of, endpoint, ..filter() });

@@ -284,6 +284,7 @@ impl MemoryStore {
                 Some(exceeded) => Outcome::QuotaExceeded(exceeded),
                 None => Outcome::Written(self.write(Record::KeyPut(key))),
             },
+            Command::Record(Record::KeyUsed { id, .. }) if !self.keys.contains_key(&id) => Outcome::Passed,
             Command::PutConsumer(_) | Command::MoveConsumer(_) | Command::DeleteConsumer { .. } => {
                 self.judge_consumer(&command)
             }
@@ -309,9 +310,10 @@ impl MemoryStore {
             Ok(record) => record,
             Err(outcome) => return outcome,
         };
+        let mut is_new = false;
         let key = match &record {
             Record::ConsumerPut(consumer) => {
-                let is_new = !self.oracle.consumers.all.contains_key(&consumer.key);
+                is_new = !self.oracle.consumers.all.contains_key(&consumer.key);
                 if let Some(tenant) = consumer.key.tenant.as_ref().filter(|_| is_new) {
                     let count = self.oracle.consumers.count_of(tenant) as u64 + 1;
                     if let Some(exceeded) = self.exceeded(tenant, Quota::Consumers, count) {
@@ -326,7 +328,10 @@ impl MemoryStore {
         self.write(record);
         let statuses = self.oracle.consumers.statuses();
         let status = statuses.into_iter().find(|status| status.consumer.key == key);
-        status.map_or(Outcome::Conflict, Outcome::Consumer)
+        status.map_or(Outcome::Conflict, |status| match is_new {
+            true => Outcome::ConsumerCreated(status),
+            false => Outcome::Consumer(status),
+        })
     }
 
     fn exceeded(&self, tenant: &Tenant, quota: Quota, value: u64) -> Option<QuotaExceeded> {

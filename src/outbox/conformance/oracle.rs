@@ -119,6 +119,8 @@ pub(crate) struct Oracle {
     pub(crate) jobs: JobModel,
     /// Registered event types, with the record that registered them.
     pub(crate) types: BTreeMap<EventType, Position>,
+    /// The last use of each key, with its record.
+    pub(crate) key_uses: BTreeMap<KeyId, (Timestamp, Position)>,
     pub(crate) requests: BTreeMap<[u8; 16], Known>,
     pub(crate) streams: BTreeMap<(Tenant, StreamName), Head>,
     /// Deleted events.
@@ -138,7 +140,11 @@ impl Oracle {
                 self.horizon = RecordedHorizon { horizon: *horizon, record: position };
             }
             Record::KeyPut(key) => drop(self.keys.insert(key.id.clone(), key.tenant.clone())),
-            Record::KeyDeleted { id, .. } => drop(self.keys.remove(id)),
+            Record::KeyDeleted { id, .. } => {
+                self.keys.remove(id);
+                self.key_uses.remove(id);
+            }
+            Record::KeyUsed { id, at } => drop(self.key_uses.insert(id.clone(), (*at, position))),
             Record::EventErased { event, at, .. } => {
                 if let Some(known) = self.events.get_mut(event).filter(|known| known.erased_at.is_none()) {
                     *known = Arc::new(erase(known, *at));
@@ -197,6 +203,7 @@ impl Oracle {
             | Record::EventErased { .. }
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
+            | Record::KeyUsed { .. }
             | Record::SourcePut(_)
             | Record::SourceDeleted { .. }
             | Record::TypePut(_)

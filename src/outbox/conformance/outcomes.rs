@@ -27,6 +27,7 @@ pub(super) fn kind(outcome: &Outcome) -> &'static str {
         Outcome::Source(_) => "Source",
         Outcome::QuotaExceeded(_) => "QuotaExceeded",
         Outcome::Consumer(_) => "Consumer",
+        Outcome::ConsumerCreated(_) => "ConsumerCreated",
         Outcome::ConsumerMoved { .. } => "ConsumerMoved",
         Outcome::TooManyConsumers => "TooManyConsumers",
         Outcome::Job(_) => "Job",
@@ -47,7 +48,8 @@ pub(super) fn is_same(one: &Outcome, other: &Outcome) -> bool {
         (Outcome::Endpoint(one), Outcome::Endpoint(other)) => one == other,
         (Outcome::Rejected(one), Outcome::Rejected(other)) => one == other,
         (Outcome::Tenant(one), Outcome::Tenant(other)) => one == other,
-        (Outcome::Consumer(one), Outcome::Consumer(other)) => one == other,
+        (Outcome::Consumer(one), Outcome::Consumer(other))
+        | (Outcome::ConsumerCreated(one), Outcome::ConsumerCreated(other)) => one == other,
         (Outcome::ConsumerMoved { actual: one }, Outcome::ConsumerMoved { actual: other }) => one == other,
         (Outcome::Type(one), Outcome::Type(other)) => one == other,
         (Outcome::Job(one), Outcome::Job(other)) => one == other,

@@ -16,6 +16,9 @@ impl<S: Store> Work<S> {
         if self.percent(40) {
             return Record::KeyDeleted { id, at: self.now };
         }
+        if self.percent(30) {
+            return Record::KeyUsed { id, at: self.now };
+        }
         Record::KeyPut(Arc::new(ApiKey {
             id,
             role: Role::Viewer,

@@ -572,6 +572,7 @@ impl<S: Store> Work<S> {
             | Record::SourceDeleted { .. }
             | Record::ConsumerPut(_)
             | Record::ConsumerDeleted { .. } => false,
+            Record::KeyUsed { id, .. } => oracle.key_uses.get(id).is_none_or(|(_, last)| *last != position),
             Record::ConsumerMoved { key, .. } => !oracle.consumers.is_last_move(key, position),
             Record::HorizonMoved { .. } => oracle.horizon.record != position,
             Record::JobPut(_) | Record::JobMoved { .. } => !oracle.jobs.needs(position),

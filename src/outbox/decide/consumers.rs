@@ -17,6 +17,7 @@ impl Committer {
     pub(super) fn put_consumer(&self, wanted: &Consumer, staged: &mut StagedGroup) -> Outcome {
         let known = read(&self.registry).consumers().get(&wanted.key).cloned();
         let mut consumer = wanted.clone();
+        let is_new = known.is_none();
         match known {
             Some(known) => {
                 let place = self.place(&wanted.key, staged).unwrap_or(known.place);
@@ -37,7 +38,8 @@ impl Committer {
         let (consumer, place) = (Arc::new(consumer.clone()), consumer.place);
         staged.push(Record::ConsumerPut(consumer.clone()));
         staged.consumers.insert(wanted.key.clone(), Some(place));
-        Outcome::Consumer(ConsumerStatus { consumer, place })
+        let status = ConsumerStatus { consumer, place };
+        if is_new { Outcome::ConsumerCreated(status) } else { Outcome::Consumer(status) }
     }
 
     fn check_new_consumer(&self, wanted: &Consumer) -> Option<Outcome> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Committer, StagedGroup, read};
-use crate::domain::{ApiKey, Position, QuotaExceeded, Record, Tenant, TenantSettings, Timestamp};
+use crate::domain::{ApiKey, KeyId, Position, QuotaExceeded, Record, Tenant, TenantSettings, Timestamp};
 use crate::outbox::quotas;
 use crate::outbox::unit::{Command, Outcome, Unit};
 
@@ -13,6 +13,14 @@ impl Committer {
             Ok(()) => Outcome::Written(staged.push(Record::KeyPut(key.clone()))),
             Err(exceeded) => Outcome::QuotaExceeded(exceeded),
         }
+    }
+
+    /// Notes the use of a key. The key may have been deleted since.
+    pub(super) fn use_key(&self, id: &KeyId, at: Timestamp, staged: &mut StagedGroup) -> Outcome {
+        if read(&self.registry).key(id).is_none() {
+            return Outcome::Passed;
+        }
+        Outcome::Written(staged.push(Record::KeyUsed { id: id.clone(), at }))
     }
 
     pub(super) fn put_tenant(&self, settings: &TenantSettings, staged: &mut StagedGroup) -> Outcome {

@@ -22,8 +22,8 @@ impl ConsumerReads for State {
     fn lag(&self, consumer: &Consumer, after: Position, entries_max: usize) -> Lag {
         let filter = FeedFilter::from(consumer);
         let mut sieve = filter.sieve();
-        let tenant = filter.tenant.as_ref().map(Tenant::as_str);
-        lag::count(self.rows(), tenant, after, entries_max, &mut |event| {
+        let of = (filter.tenant.as_ref().map(Tenant::as_str), filter.only_stream());
+        lag::count(self.rows(), of, after, entries_max, &mut |event| {
             sieve.wants_named(event.tenant, event.event_type, event.stream)
         })
     }

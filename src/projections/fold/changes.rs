@@ -75,7 +75,8 @@ impl Step<'_> {
 
     pub(super) fn remove_dead_letter(&mut self, entry: &StateEntry) {
         if matches!(entry.state, DeliveryState::Dead(_)) {
-            dead::remove(self.rows, entry.death, entry.delivery);
+            let is_shared = self.is_shared(entry.delivery.endpoint);
+            dead::remove(self.rows, entry.death, entry.delivery, is_shared);
             self.fold.totals.dead = self.fold.totals.dead.saturating_sub(1);
             let lane = self.lane(entry.delivery.endpoint);
             lane.dead = lane.dead.saturating_sub(1);

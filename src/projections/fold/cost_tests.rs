@@ -202,10 +202,13 @@ fn cost_of_a_small_tenant(events: u64, others: u64) -> [usize; 4] {
     let events = measure(found.items.len(), 3);
     let old = measure(list(&old).items.len(), 1);
     let deliveries = measure(reads::deliveries(&rows, &of_endpoint, None, 50).items.len(), 3);
-    let step =
-        crate::projections::feed::look(&rows, Some("small"), (Position(0), Position(u64::MAX)), 50, |_| {
-            (true, 1)
-        });
+    let step = crate::projections::feed::look(
+        &rows,
+        (Some("small"), None),
+        (Position(0), Position(u64::MAX)),
+        50,
+        |_| (true, 1),
+    );
     [events, old, deliveries, measure(step.events.len(), 3)]
 }
 

@@ -44,6 +44,7 @@
 //! | 29 | `Audited` | at, actor (key?, role, tenant?), action, target?, tenant?, address? (4 or 16 bytes), outcome |
 //! | 30 | `SourcePut` | kind (1 AMQP), name, URL, user name, password (sealed), queue, type of queue, exchange?, bindings, declares, prefetch, tenant (1 fixed, 2 header), format, stream header?, ordering key header?, fate of invalid messages, recognition of repetitions, status, created at, updated at, revision |
 //! | 31 | `SourceDeleted` | name, at |
+//! | 32 | `KeyUsed` | id, at |
 //!
 //! Encoding of the fields:
 //!
@@ -140,6 +141,7 @@ const JOB_MOVED: u8 = 28;
 const AUDITED: u8 = 29;
 const SOURCE_PUT: u8 = 30;
 const SOURCE_DELETED: u8 = 31;
+const KEY_USED: u8 = 32;
 
 /// Estimated encoded size of a record. Most records stay below it.
 #[must_use]
@@ -177,7 +179,7 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
             put_time(out, *at);
         }
         Record::KeyPut(key) => put_key(out, key),
-        Record::KeyDeleted { id, at } => put_deletion(out, id.as_str(), *at),
+        Record::KeyDeleted { id, at } | Record::KeyUsed { id, at } => put_deletion(out, id.as_str(), *at),
         Record::DeliveriesRevived { deliveries, trigger, at } => {
             put_list(out, deliveries, |out, key| put_delivery(out, *key));
             put_u8(out, trigger.code());
@@ -309,6 +311,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
         JOB_PUT..=AUDITED => get_work_record(tag, r, found)?,
         SOURCE_PUT => Record::SourcePut(Arc::new(get_source(r)?)),
         SOURCE_DELETED => Record::SourceDeleted { name: get_name(r)?, at: get_time(r)? },
+        KEY_USED => Record::KeyUsed { id: get_name(r)?, at: get_time(r)? },
         other => return Err(CodecError::UnknownTag(other)),
     };
     reader.finish()?;
@@ -336,7 +339,7 @@ fn layout_of(tag: u8) -> Option<u8> {
         JOB_PUT => Some(MEANING_JOB_LAYOUT),
         TYPE_PUT => Some(STATE_TYPE_LAYOUT),
         LEASES_ENDED => Some(LOST_ANSWER_LAYOUT),
-        EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=SOURCE_DELETED => Some(LAYOUT),
+        EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=KEY_USED => Some(LAYOUT),
         _ => None,
     }
 }
@@ -396,6 +399,7 @@ fn record_tag(record: &Record) -> u8 {
         Record::Audited(_) => AUDITED,
         Record::SourcePut(_) => SOURCE_PUT,
         Record::SourceDeleted { .. } => SOURCE_DELETED,
+        Record::KeyUsed { .. } => KEY_USED,
     }
 }
 

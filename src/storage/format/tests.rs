@@ -9,8 +9,8 @@ use crate::codec::Malformed;
 use crate::domain::{
     AmqpTarget, Asked, Attempt, ClientCertificate, Consent, Consumer, ConsumerFilter, DeadReason,
     DisabledReason, EndedLease, Endpoint, EndpointAuth, EndpointNumber, EndpointStatus, EndpointTransport,
-    ErrorClass, Event, EventSelection, Exchange, Format, Handshake, Hold, LeaseEnd, LeaseKey, Network, Next,
-    Ordering, QueueTarget, Quota, QuotaOverride, QuotaOverrides, RateLimit, RequestShape, RetryPolicy,
+    ErrorClass, Event, EventSelection, Exchange, Format, Handshake, Hold, KeyId, LeaseEnd, LeaseKey, Network,
+    Next, Ordering, QueueTarget, Quota, QuotaOverride, QuotaOverrides, RateLimit, RequestShape, RetryPolicy,
     RoutingKey, Sealed, Secret, SecretKind, SignaturePreset, SignatureScheme, StreamChoice, TakenFrom,
     TakenMessage, TenantDelivery, TenantSettings, Timestamp, Trigger, VersionPin,
 };
@@ -263,6 +263,18 @@ fn erasures() -> [Record; 2] {
     ]
 }
 
+fn key_samples(at: Timestamp) -> Vec<Record> {
+    let id: KeyId = "key_1".parse().unwrap();
+    vec![
+        Record::KeyPut(Arc::new(key())),
+        Record::KeyPut(Arc::new(ApiKey { tenant: None, role: Role::Admin, ..key() })),
+        Record::KeyPut(Arc::new(ApiKey { role: Role::Viewer, expires_at: Some(time(900)), ..key() })),
+        Record::KeyPut(Arc::new(ApiKey { role: Role::Worker, ..key() })),
+        Record::KeyDeleted { id: id.clone(), at },
+        Record::KeyUsed { id, at },
+    ]
+}
+
 fn samples() -> Vec<Record> {
     let at = time(1_000);
     let delivery = DeliveryKey { event: Position(300), endpoint: EndpointNumber(2) };
@@ -289,11 +301,6 @@ fn samples() -> Vec<Record> {
                 full_at: time(61_000),
             },
         },
-        Record::KeyPut(Arc::new(key())),
-        Record::KeyPut(Arc::new(ApiKey { tenant: None, role: Role::Admin, ..key() })),
-        Record::KeyPut(Arc::new(ApiKey { role: Role::Viewer, expires_at: Some(time(900)), ..key() })),
-        Record::KeyPut(Arc::new(ApiKey { role: Role::Worker, ..key() })),
-        Record::KeyDeleted { id: "key_1".parse().unwrap(), at },
         Record::TenantPut(Arc::new(tenant())),
         Record::TenantPut(Arc::new(bare_tenant())),
         Record::TenantDeleted { tenant: "acme".parse().unwrap(), at },
@@ -311,6 +318,7 @@ fn samples() -> Vec<Record> {
             body: Arc::from(&b"{}"[..]),
         },
     ];
+    all.extend(key_samples(at));
     all.extend(rejections());
     all.extend(consumer_and_type_samples(at));
     all.extend(erasures());

@@ -25,7 +25,7 @@ pub(crate) use row_store::{RebuildSite, ReplaceError};
 
 use cursor::layout_error;
 use overlay::Overlay;
-use registry_keys::{deleted_key, endpoint_key, key_key, source_key, tenant_key, type_key};
+use registry_keys::{deleted_key, endpoint_key, key_key, source_key, tenant_key, type_key, use_key};
 use row_store::RowStore;
 
 use crate::domain::{ConsumerKey, ConsumerPlace, JobProgress, Position, Record, Tenant, Timestamp};
@@ -84,17 +84,18 @@ impl StateError {
 /// Key of the cursor row: the position that all rows reflect. No row of a projection has this tag.
 const CURSOR: &[u8] = b"A";
 /// Rows of endpoints (`C`, number; `c` after deletion), keys (`K`, id), settings of tenants
-/// (`N`, tenant), event types (`Y`, name) and sources (`s`, name). The value is the position of the
-/// record with their current content.
+/// (`N`, tenant), event types (`Y`, name) and sources (`s`, name), and of the last uses of keys
+/// (`u`, id). The value is the position of the record with their current content.
 const ENDPOINTS: u8 = b'C';
 const DELETED: u8 = b'c';
 const KEYS: u8 = b'K';
 const TENANTS: u8 = b'N';
 const TYPES: u8 = b'Y';
 const SOURCES: u8 = b's';
+const KEY_USES: u8 = b'u';
 /// Tags beside those of [`projections`](crate::projections): the cursor, the registry, and the
 /// checksum row of [`row_store`].
-const OWN_TAGS: &[u8] = &[b'A', ENDPOINTS, DELETED, KEYS, TENANTS, TYPES, SOURCES, b'0'];
+const OWN_TAGS: &[u8] = &[b'A', ENDPOINTS, DELETED, KEYS, TENANTS, TYPES, SOURCES, KEY_USES, b'0'];
 
 /// The tags of all rows.
 pub(crate) fn known_tags() -> impl Iterator<Item = u8> {
@@ -312,7 +313,11 @@ impl State {
                 }
             }
             Record::KeyPut(key) => self.rows.put(&key_key(&key.id), at()),
-            Record::KeyDeleted { id, .. } => self.rows.remove(&key_key(id)),
+            Record::KeyDeleted { id, .. } => {
+                self.rows.remove(&key_key(id));
+                self.rows.remove(&use_key(id));
+            }
+            Record::KeyUsed { id, .. } => self.rows.put(&use_key(id), at()),
             Record::TenantPut(settings) => self.rows.put(&tenant_key(&settings.tenant), at()),
             Record::TenantDeleted { tenant, .. } => self.rows.remove(&tenant_key(tenant)),
             Record::TypePut(definition) => self.rows.put(&type_key(&definition.name), at()),
@@ -367,12 +372,12 @@ impl State {
     }
 
     /// Positions of the records with the current content of the live endpoints, keys, tenants,
-    /// event types, consumers and jobs.
+    /// event types, sources, consumers and jobs, and of the last use of each key.
     #[must_use]
     pub fn registry_positions(&self) -> Vec<Position> {
         let consumers = consumers::all(&self.rows).into_iter().map(|(_, row)| row.defined);
         let jobs = jobs::all(&self.rows).into_iter().map(|(number, _)| number);
-        [ENDPOINTS, KEYS, TENANTS, TYPES, SOURCES]
+        [ENDPOINTS, KEYS, TENANTS, TYPES, SOURCES, KEY_USES]
             .into_iter()
             .flat_map(|tag| self.positions(&[tag]))
             .chain(consumers)
@@ -448,7 +453,7 @@ impl State {
         if (totals.pending, totals.dead) != (meant.pending, meant.dead) || events_differ {
             differs(format!("counts are {totals:?}, the journal gives {meant:?}"));
         }
-        for prefix in [[ENDPOINTS], [DELETED], [KEYS], [TENANTS], [TYPES], [SOURCES]] {
+        for prefix in [[ENDPOINTS], [DELETED], [KEYS], [TENANTS], [TYPES], [SOURCES], [KEY_USES]] {
             let (kept, meant) = (self.positions(&prefix), folded.positions(&prefix));
             if kept != meant {
                 let what = match prefix {
@@ -456,6 +461,7 @@ impl State {
                     [TENANTS] => "tenants",
                     [TYPES] => "event types",
                     [SOURCES] => "sources",
+                    [KEY_USES] => "uses of keys",
                     _ => "endpoints",
                 };
                 differs(format!("{what} refer to records {kept:?}, the journal gives {meant:?}"));

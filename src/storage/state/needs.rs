@@ -4,8 +4,10 @@ use std::collections::HashMap;
 
 use super::State;
 use super::overlay::Overlay;
+use super::registry_keys::use_key;
 use crate::domain::{DeliveryKey, Event, Position, Record};
 use crate::failpoints::{self, Mutation};
+use crate::projections::rows::Rows;
 use crate::projections::{acts, consumers, counters, erasures, idempotency, jobs, pages, reserved, streams};
 
 impl State {
@@ -47,6 +49,9 @@ impl State {
             | Record::ConsumerDeleted { .. } => true,
             Record::ConsumerMoved { key, .. } => {
                 consumers::row(&self.rows, key).is_some_and(|row| row.moved == position)
+            }
+            Record::KeyUsed { id, .. } => {
+                self.rows.get(&use_key(id)).is_some_and(|last| last == position.0.to_be_bytes())
             }
             Record::HorizonMoved { .. } => position == self.fold.horizon.record,
             Record::JobPut(_) => jobs::row(&self.rows, position).is_some(),

@@ -1,7 +1,7 @@
-//! Keys of the rows of endpoints, API keys, tenants, event types and sources. Must never decide
-//! when a row exists.
+//! Keys of the rows of endpoints, API keys and their last uses, tenants, event types and sources.
+//! Must never decide when a row exists.
 
-use super::{DELETED, ENDPOINTS, KEYS, SOURCES, TENANTS, TYPES};
+use super::{DELETED, ENDPOINTS, KEY_USES, KEYS, SOURCES, TENANTS, TYPES};
 use crate::domain::{EndpointNumber, EventType, KeyId, SourceName, Tenant};
 
 pub(super) fn endpoint_key(number: EndpointNumber) -> Vec<u8> {
@@ -14,6 +14,10 @@ pub(super) fn deleted_key(number: EndpointNumber) -> Vec<u8> {
 
 pub(super) fn key_key(id: &KeyId) -> Vec<u8> {
     [&[KEYS][..], id.as_str().as_bytes()].concat()
+}
+
+pub(super) fn use_key(id: &KeyId) -> Vec<u8> {
+    [&[KEY_USES][..], id.as_str().as_bytes()].concat()
 }
 
 pub(super) fn type_key(name: &EventType) -> Vec<u8> {

@@ -53,8 +53,8 @@ impl Serialize for Problem {
                 let errors = differences.iter().map(IncompatibilityBody::error).collect::<Vec<_>>();
                 map.serialize_entry("errors", &errors)?;
             }
-            Self::ForbiddenUrl(detail) => {
-                map.serialize_entry("errors", &[FieldError::at("/url", detail.as_str())])?;
+            Self::ForbiddenUrl { pointer, detail } => {
+                map.serialize_entry("errors", &[FieldError::at(*pointer, detail.as_str())])?;
             }
             _ => {}
         }

@@ -11,6 +11,7 @@ use crate::api::v1::feed;
 use crate::api::v1::feed::handlers::{FeedRequest, FeedResponse};
 use crate::api::v1::feed::query::parse_cursor;
 use crate::api::v1::lists::{self, List, ListBody};
+use crate::api::v1::named_url;
 use crate::api::{Call, not_found};
 use crate::domain::{ConsumerKey, ConsumerName, Tenant};
 use crate::limits;
@@ -30,9 +31,12 @@ fn named(call: &Call) -> Result<ConsumerName, Problem> {
 /// # Errors
 /// 404 for an unknown one.
 fn find(call: &Call) -> Result<ConsumerStatus, Problem> {
-    let name = named(call)?;
+    find_by_name(call, &named(call)?)
+}
+
+fn find_by_name(call: &Call, name: &ConsumerName) -> Result<ConsumerStatus, Problem> {
     let tenant = call.principal.tenant_filter(call.query.get("tenant")?)?;
-    match Consumers(&call.api.context).find(tenant, &name) {
+    match Consumers(&call.api.context).find(tenant, name) {
         FoundConsumer::One(status) => Ok(status),
         FoundConsumer::None => Err(not_found(CONSUMER, name.as_str())),
         FoundConsumer::Several => Err(Problem::NotFound(format!(
@@ -89,7 +93,10 @@ pub async fn put(
     let (status, creation) = put.map_err(|error| problem(call, error, "/start"))?;
     Ok(match creation {
         Creation::Created => {
-            CreatedOrReplaced::Created(body(call, status).await?.with_header("location", &call.path))
+            let key = &status.consumer.key;
+            let named = key.tenant.as_ref().filter(|_| call.principal.scope.0.is_none());
+            let location = named_url("consumers", key.name.as_str(), named);
+            CreatedOrReplaced::Created(body(call, status).await?.with_header("location", &location))
         }
         Creation::Existed => CreatedOrReplaced::Replaced(body(call, status).await?),
     })
@@ -119,7 +126,7 @@ pub async fn get(call: &Call) -> Result<Json<ConsumerBody>, Problem> {
 pub async fn list(call: &Call) -> Result<Json<ListBody<ConsumerBody>>, Problem> {
     let limit = call.query.limit()?;
     let tenant = call.principal.tenant_filter(call.query.get("tenant")?)?;
-    let after = call.query.text("cursor").map(decode_key).transpose()?;
+    let after = call.query.text("cursor").map(decode_cursor).transpose()?;
     let found = Consumers(&call.api.context).list(tenant.as_ref(), after.as_ref(), limit).await?;
     let (views, more) = found;
     let last = views.last().filter(|_| more);
@@ -128,12 +135,18 @@ pub async fn list(call: &Call) -> Result<Json<ListBody<ConsumerBody>>, Problem> 
     Ok(lists::list_reply(&call.path, &call.query, data, next))
 }
 
-fn encode_key(key: &ConsumerKey) -> Vec<u8> {
+fn decode_cursor(cursor: &str) -> Result<ConsumerKey, Problem> {
+    decode_key(&lists::decode_text(List::Consumers, cursor)?)
+}
+
+/// The place of a consumer in a list, for a cursor.
+pub(in crate::api::v1) fn encode_key(key: &ConsumerKey) -> Vec<u8> {
     format!("{}\0{}", key.tenant_text(), key.name).into_bytes()
 }
 
-fn decode_key(cursor: &str) -> Result<ConsumerKey, Problem> {
-    let text = lists::decode_text(List::Consumers, cursor)?;
+/// # Errors
+/// 422 for another text than that of [`encode_key`].
+pub(in crate::api::v1) fn decode_key(text: &str) -> Result<ConsumerKey, Problem> {
     let key = text.split_once('\0').and_then(|(tenant, name)| {
         let tenant = if tenant.is_empty() { None } else { Some(tenant.parse().ok()?) };
         Some(ConsumerKey { tenant, name: name.parse().ok()? })
@@ -143,7 +156,22 @@ fn decode_key(cursor: &str) -> Result<ConsumerKey, Problem> {
 
 /// `GET /v1/consumers/{name}/events`: the feed from the consumer's position on.
 pub async fn events(call: &Call) -> Result<FeedResponse, Problem> {
-    let status = find(call)?;
+    events_of(call, find(call)?).await
+}
+
+/// As [`events`], of the consumer that `GET /v1/feed` names.
+///
+/// # Errors
+/// 404 for an unknown consumer, 422 for parameters that the consumer defines.
+pub async fn events_of_named(call: &Call, name: &ConsumerName) -> Result<FeedResponse, Problem> {
+    let defined = ["after", "lastEventId", "types", "stream", "streamPrefix", "versions"];
+    if let Some(given) = defined.into_iter().find(|name| call.query.text(name).is_some()) {
+        return Err(Problem::parameter(given, "cannot be combined with `consumer`, which defines it"));
+    }
+    events_of(call, find_by_name(call, name)?).await
+}
+
+async fn events_of(call: &Call, status: ConsumerStatus) -> Result<FeedResponse, Problem> {
     let consumers = Consumers(&call.api.context);
     let connection = Some(consumers.connect(&status.consumer.key));
     let (filter, start) = (FeedFilter::from(&*status.consumer), FeedStart::After(status.place.position));

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::api::http::problem::Errors;
-use crate::api::text::{Time, parse_time};
+use crate::api::text::{self, Time, parse_time};
 use crate::api::v1::endpoints::settings::{check_versions, parse_patterns};
 use crate::api::v1::event_types::pins;
 use crate::api::v1::feed::query::{parse_cursor, parse_streams};
@@ -195,7 +195,7 @@ pub struct LagBody {
 impl LagBody {
     pub(in crate::api::v1) fn new(lag: &Lag, now: Timestamp) -> Self {
         let age = lag.since.map(|since| now.since(since)).unwrap_or_default();
-        Self { events: lag.events, at_least: lag.is_cut, seconds: age.as_secs_f64() }
+        Self { events: lag.events, at_least: lag.is_cut, seconds: text::seconds(age) }
     }
 }
 

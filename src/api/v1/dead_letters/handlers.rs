@@ -4,19 +4,22 @@ use super::model::{DeadLetterBody, DeadLetterDetailBody, LettersInput};
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::{Nothing, Optional, Required};
 use crate::api::http::response::{Accepted, Json, NoContent};
-use crate::api::v1::deliveries::handlers::{PageSearch, endpoint_number, filter_by_endpoint};
+use crate::api::v1::deliveries::handlers::{PageSearch, endpoint_numbers, filter_by_endpoint};
 use crate::api::v1::deliveries::model::DeliveryBody;
 use crate::api::v1::jobs::handlers::start;
 use crate::api::v1::jobs::model::{StartedBody, check_rate};
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found, text};
 use crate::domain::{
-    Audience, DeliveryId, DeliverySearch, EndpointNumber, JobKind, JobSelection, LastAttemptFilter, Pattern,
-    QueueName, ShownClass, Tenant,
+    Audience, DeliveryId, DeliverySearch, EndpointId, EndpointNumber, JobKind, JobSelection,
+    LastAttemptFilter, Pattern, QueueName, ShownClass, Tenant,
 };
 use crate::rules::patterns::{canonical, check_pattern};
 use crate::service::jobs::NewJob;
-use crate::service::{DeadLetters, Queues, Searches};
+use crate::service::{DeadLetters, Endpoints, Queues, Searches};
+
+/// Ids of endpoints with one name that an error shows.
+const NAMESAKES_SHOWN: usize = 5;
 
 /// `GET /v1/dead-letters`
 pub async fn list(call: &Call) -> Result<Json<ListBody<DeadLetterBody>>, Problem> {
@@ -76,30 +79,64 @@ pub async fn purge(call: &Call) -> Result<NoContent, Problem> {
     Ok(NoContent::empty())
 }
 
+/// The one endpoint that a name means in a bulk operation. A redrive needs a live one. Several
+/// deleted ones may have had the name, and a job covers one.
+fn check_one(
+    call: &Call,
+    kind: JobKind,
+    name: &str,
+    found: &[EndpointNumber],
+) -> Result<EndpointNumber, String> {
+    let endpoints = Endpoints(&call.api.context);
+    let live = found.iter().copied().find(|number| endpoints.is_live(*number));
+    match (kind, live, found) {
+        (_, _, []) => Err(format!("`{name}` not found")),
+        (JobKind::RedriveDeadLetters, Some(live), _) => Ok(live),
+        (JobKind::RedriveDeadLetters, None, _) => Err(format!(
+            "`{name}` was deleted, so nothing can be redriven; replay the events to another endpoint or queue"
+        )),
+        (_, _, [one]) => Ok(*one),
+        _ => {
+            let shown = found.iter().rev().take(NAMESAKES_SHOWN);
+            let ids: Vec<_> = shown.filter_map(|number| endpoints.id_of(*number)).collect();
+            let (count, ids) = (found.len(), ids.join("`, `"));
+            Err(format!("{count} have or had the name `{name}`; use `endpointId` with one of: `{ids}`"))
+        }
+    }
+}
+
 /// The endpoint or queue of a bulk operation. It must exist: a typo must not select all letters.
 fn check_endpoint(
     call: &Call,
+    kind: JobKind,
     input: &LettersInput,
     tenant: Option<&Tenant>,
     errors: &mut Errors,
 ) -> Result<Option<EndpointNumber>, Problem> {
     let endpoint = input.endpoint_id.as_ref().and_then(|id| {
-        let found = endpoint_number(call, tenant, id);
-        let found = found.and_then(|found| found.ok_or_else(|| format!("endpoint `{id}` not found")));
+        let found = endpoint_numbers(call, tenant, id);
+        let found = found.and_then(|found| match (id.parse::<EndpointId>(), found.as_slice()) {
+            // Also a deleted one: the job covers its letters, and a redrive skips them.
+            (Ok(_), [one]) => Ok(*one),
+            (_, []) => Err(format!("endpoint `{id}` not found")),
+            (_, found) => check_one(call, kind, id, found),
+        });
         errors.check("/endpointId", found)
     });
     let Some(name) = &input.queue else { return Ok(endpoint) };
     let owner = call.principal.tenant(tenant.cloned())?;
     let found = name
         .parse()
-        .ok()
-        .and_then(|queue: QueueName| Queues(&call.api.context).get(&call.principal.scope, &owner, &queue));
-    let found = found.ok_or_else(|| format!("queue `{name}` not found in tenant `{owner}`"));
+        .map(|queue: QueueName| Queues(&call.api.context).named(&call.principal.scope, &owner, &queue))
+        .unwrap_or_default();
+    let found = match found.as_slice() {
+        [] => Err(format!("queue `{name}` not found in tenant `{owner}`")),
+        found => check_one(call, kind, name, found),
+    };
     if endpoint.is_some() {
         errors.push("/queue", "cannot be combined with `endpointId`");
     }
-    let queue = errors.check("/queue", found).map(|queue| queue.number);
-    Ok(endpoint.or(queue))
+    Ok(endpoint.or(errors.check("/queue", found)))
 }
 
 /// The search of a bulk operation. The class is as this audience sees it.
@@ -124,7 +161,7 @@ fn bulk(call: &Call, kind: JobKind, input: &LettersInput) -> Result<NewJob, Prob
     let rate = check_rate(input.rate, &mut errors);
     let owner = lists::check_owner(input.tenant.as_deref(), &mut errors);
     let tenant = call.principal.tenant_filter(owner)?;
-    let endpoint = check_endpoint(call, input, tenant.as_ref(), &mut errors)?;
+    let endpoint = check_endpoint(call, kind, input, tenant.as_ref(), &mut errors)?;
     let types: Option<Pattern> =
         input.event_type.as_ref().and_then(|name| errors.check("/type", name.parse()));
     if let Some(pattern) = &types {

@@ -1,5 +1,6 @@
 //! Deliveries: list, get, retry and cancel.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::curl;
@@ -12,7 +13,7 @@ use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::domain::{DeliveryId, EndpointId, EndpointNumber, EndpointUid, EventId, QueueName, Tenant};
 use crate::limits;
-use crate::service::types::{Filter, Page, RequestError, RequestSecrets, Scope};
+use crate::service::types::{EndpointChoice, Filter, Page, RequestError, RequestSecrets, Scope};
 use crate::service::{Deliveries, Endpoints, Events, Queues, Requests, Searches};
 
 /// `GET /v1/deliveries`
@@ -82,8 +83,8 @@ impl PageSearch {
     }
 }
 
-/// Filters by `endpointId`, an id or a uid, or by `queue`. Returns false if it does not
-/// exist.
+/// Filters by `endpointId`, an id or a uid, or by `queue`. A name also means deleted ones that had
+/// it. Returns false if there is none.
 ///
 /// # Errors
 /// 422 for a malformed id or name, or both parameters.
@@ -93,37 +94,46 @@ pub fn filter_by_endpoint(call: &Call, filter: &mut Filter) -> Result<bool, Prob
             return Err(Problem::parameter("queue", "cannot be combined with `endpointId`"));
         }
         let tenant = call.principal.tenant(call.query.owner()?)?;
-        let queue = Queues(&call.api.context).get(&call.principal.scope, &tenant, &name);
-        filter.endpoint = queue.map(|queue| queue.number);
-        return Ok(filter.endpoint.is_some());
+        let found = Queues(&call.api.context).named(&call.principal.scope, &tenant, &name);
+        return Ok(choose(filter, &found));
     }
     let Some(text) = call.query.text("endpointId") else { return Ok(true) };
-    let found = endpoint_number(call, filter.tenant.as_ref(), text);
-    filter.endpoint = found.map_err(|detail| Problem::parameter("endpointId", detail))?;
-    Ok(filter.endpoint.is_some())
+    let found = endpoint_numbers(call, filter.tenant.as_ref(), text);
+    Ok(choose(filter, &found.map_err(|detail| Problem::parameter("endpointId", detail))?))
 }
 
-/// The number of the endpoint with this id, also of a deleted one, or with this uid.
+/// Filters by some endpoints. Returns false if there are none.
+fn choose(filter: &mut Filter, endpoints: &[EndpointNumber]) -> bool {
+    match endpoints {
+        [] => return false,
+        [one] => filter.endpoint = Some(*one),
+        several => {
+            let listed = Arc::new(several.iter().copied().collect());
+            filter.endpoints = Some(EndpointChoice::Listed(listed));
+        }
+    }
+    true
+}
+
+/// The numbers of the endpoints with this id, or with this uid, also of deleted ones.
 ///
 /// # Errors
 /// The detail, for a malformed text, or a uid of several tenants.
-pub fn endpoint_number(
+pub fn endpoint_numbers(
     call: &Call,
     tenant: Option<&Tenant>,
     text: &str,
-) -> Result<Option<EndpointNumber>, String> {
+) -> Result<Vec<EndpointNumber>, String> {
     let endpoints = Endpoints(&call.api.context);
     let id = text.parse::<EndpointId>();
-    let of_id = id.as_ref().ok().and_then(|id| endpoints.number(&call.principal.scope, id));
-    if of_id.is_some() {
-        return Ok(of_id);
+    if let Some(number) = id.as_ref().ok().and_then(|id| endpoints.number(&call.principal.scope, id)) {
+        return Ok(vec![number]);
     }
     if let (Err(error), Err(_)) = (id, text.parse::<EndpointUid>()) {
         return Err(error.to_string());
     }
     let scope = Scope(tenant.cloned().or_else(|| call.principal.scope.0.clone()));
-    let found = endpoints.find(&scope, text).map_err(|error| error.to_string())?;
-    Ok(found.map(|endpoint| endpoint.number))
+    endpoints.numbers(&scope, text).map_err(|error| error.to_string())
 }
 
 /// `GET /v1/deliveries/{id}`

@@ -24,7 +24,7 @@ pub struct DeliveryBody {
     #[serde(rename = "type")]
     pub event_type: String,
     pub tenant: String,
-    /// Null for a queue, or if the endpoint was deleted long ago.
+    /// Null for a queue.
     pub endpoint_id: Option<String>,
     pub destination: DestinationBody,
     /// `pending`, `delivered`, `dead` or `cancelled` (also of a purged dead letter). If an attempt
@@ -104,11 +104,16 @@ impl DeliveryBody {
 pub struct DestinationBody {
     #[schemars(with = "Word<DestinationKind>")]
     pub kind: &'static str,
-    /// Null if it was deleted long ago.
+    /// Null if the record of the endpoint is lost.
     pub id: Option<String>,
-    /// The name of a queue.
+    /// The name of a queue, also of a deleted one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// The endpoint or queue was deleted: the delivery cannot be retried or redriven. Only present
+    /// if true.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(default)]
+    pub deleted: bool,
 }
 
 impl DestinationBody {
@@ -117,6 +122,7 @@ impl DestinationBody {
             kind: destination.kind.as_str(),
             id: destination.id.as_ref().map(ToString::to_string),
             name: destination.name.as_ref().map(ToString::to_string),
+            deleted: destination.is_deleted,
         }
     }
 }

@@ -72,10 +72,11 @@ async fn check_own_url(call: &Call, url: &str) -> Result<Box<str>, Problem> {
 }
 
 pub(in crate::api::v1) fn refused_url(call: &Call, refused: RefusedUrl) -> Problem {
+    let forbidden = |detail| Problem::ForbiddenUrl { pointer: "/url", detail };
     match refused {
         RefusedUrl::Malformed(detail) => Problem::invalid("/url", detail),
-        RefusedUrl::Forbidden(detail) => Problem::ForbiddenUrl(detail.to_owned()),
-        RefusedUrl::Blocked(blocked) => Problem::ForbiddenUrl(match call.principal.audience() {
+        RefusedUrl::Forbidden(detail) => forbidden(detail.to_owned()),
+        RefusedUrl::Blocked(blocked) => forbidden(match call.principal.audience() {
             Audience::Operator => blocked.operator_message(),
             // Tenants must not learn the addresses of this machine.
             Audience::Tenant => blocked.to_string(),
@@ -182,7 +183,10 @@ async fn check_token_url(
         return Ok(());
     }
     client.token_url = check_url(call, &client.token_url).await.map_err(|problem| match problem {
-        Problem::ForbiddenUrl(detail) => Problem::ForbiddenUrl(format!("`auth.oauth2.tokenUrl`: {detail}")),
+        Problem::ForbiddenUrl { detail, .. } => {
+            let detail = format!("`auth.oauth2.tokenUrl`: {detail}");
+            Problem::ForbiddenUrl { pointer: TOKEN_URL, detail }
+        }
         Problem::Validation(errors) => {
             let detail = errors.into_iter().next().map(|error| error.detail).unwrap_or_default();
             Problem::invalid(TOKEN_URL, detail)
@@ -356,7 +360,7 @@ pub async fn patch(
     call: &Call,
     MergePatch { patch, .. }: MergePatch<EndpointInput>,
 ) -> Result<Json<EndpointBody>, Problem> {
-    let written = until_written(|| async {
+    let written = until_written(call, || async {
         let endpoint = find_writable(call)?;
         let changed = apply_patch(call, &endpoint, &patch).await?;
         write(call, endpoint, changed, None).await
@@ -482,7 +486,7 @@ pub async fn change(
     call: &Call,
     decide: impl Fn(&Endpoint) -> Result<Endpoint, Problem> + Send + Sync,
 ) -> Result<Arc<Endpoint>, Problem> {
-    until_written(|| async {
+    until_written(call, || async {
         let endpoint = find_writable(call)?;
         let changed = decide(&endpoint)?;
         write(call, endpoint, changed, None).await

@@ -152,7 +152,7 @@ pub async fn rotate(
 ) -> Result<Json<SecretBody>, Problem> {
     let now = call.api.context.now().wall;
     call.run_once(call.principal.scope_text(), async |key| {
-        until_written(|| async {
+        until_written(call, || async {
             let endpoint = find_writable(call)?;
             let changed = rotate_secret(call, &endpoint, &input, now)?;
             let response = secret_response(call, &changed)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::http::{HeaderMap, header};
 use bytes::Bytes;
 
-use super::model::{FeedBody, page_json};
+use super::model::{FeedBody, batch_json, page_json};
 use super::query;
 use super::reader::FeedReader;
 use super::stream::EventStream;
@@ -16,6 +16,8 @@ use crate::api::http::problem::{FieldError, Problem};
 use crate::api::http::reply::Reply;
 use crate::api::http::response::{OperationResponse, ReadTurn};
 use crate::api::routes::{SchemaOf, schema};
+use crate::api::v1::cloudevents::BATCHED;
+use crate::api::v1::consumers;
 use crate::context::consumer_watch::ConsumerConnection;
 use crate::domain::VersionChoice;
 use crate::limits;
@@ -37,7 +39,7 @@ impl OperationResponse for FeedResponse {
     const STATUS: u16 = 200;
     const SCHEMA: Option<SchemaOf> = Some(schema::<FeedBody<'static>>);
     const TURN: ReadTurn = ReadTurn::Handler;
-    const OTHER_MEDIA: &'static [&'static str] = &[EVENT_STREAM];
+    const OTHER_MEDIA: &'static [&'static str] = &[EVENT_STREAM, BATCHED];
 
     fn into_reply(self) -> Reply {
         self.0
@@ -49,6 +51,8 @@ impl OperationResponse for FeedResponse {
 pub enum FeedForm {
     Page,
     Stream,
+    /// A batch of CloudEvents, as in HTTP Feeds.
+    Batch,
 }
 
 impl FeedForm {
@@ -66,6 +70,7 @@ impl FeedForm {
             match media.as_str() {
                 "application/json" => Some(Self::Page),
                 EVENT_STREAM => Some(Self::Stream),
+                BATCHED => Some(Self::Batch),
                 _ => None,
             }
         };
@@ -75,9 +80,11 @@ impl FeedForm {
 
 /// `GET /v1/feed`
 pub async fn get(call: &Call) -> Result<FeedResponse, Problem> {
+    if let Some(consumer) = call.query.get("consumer")? {
+        return consumers::handlers::events_of_named(call, &consumer).await;
+    }
     let filter = query::filter(call)?;
-    let start = query::parse_start(call.query.text("after").unwrap_or("oldest"));
-    let start = start.map_err(|detail| Problem::parameter("after", detail))?;
+    let start = query::start(call, FeedForm::accepted(&call.headers)).await?;
     let wanted = FeedRequest { filter, versions: query::versions(call)?, start };
     answer(call, wanted, None).await
 }
@@ -99,8 +106,8 @@ pub async fn answer(
     FeedRequest { filter, versions, start }: FeedRequest,
     connection: Option<ConsumerConnection>,
 ) -> Result<FeedResponse, Problem> {
-    let (wait, events) = (call.query.wait()?, call.query.feed_limit()?);
     let form = FeedForm::accepted(&call.headers);
+    let (wait, events) = (query::wait(call, form)?, call.query.feed_limit()?);
     let start = if form == FeedForm::Stream { last_event_id(&call.headers)?.unwrap_or(start) } else { start };
     let feed = Feed(&call.api.context);
     let position = feed.begin(&filter, start)?;
@@ -117,6 +124,7 @@ pub async fn answer(
     };
     let reply = match form {
         FeedForm::Page => page(call, reader, wait).await?,
+        FeedForm::Batch => batch(call, reader, wait).await?,
         FeedForm::Stream => stream(call, reader)?,
     };
     Ok(FeedResponse(reply.with_header(LOG_HEADER, feed.log_id())))
@@ -127,6 +135,20 @@ async fn page(call: &Call, mut reader: FeedReader, wait: Duration) -> Result<Rep
     let is_long = page.events.len() >= limits::HEAVY_PAGE_ITEMS;
     let body = if is_long { off_thread(|| page_json(&page)) } else { page_json(&page) };
     Ok(Reply::bytes(200, Bytes::from(body)))
+}
+
+/// A page as a batch of CloudEvents. A consumer's position moves by commits, so its page has no
+/// `Link`.
+async fn batch(call: &Call, mut reader: FeedReader, wait: Duration) -> Result<Reply, Problem> {
+    let page = reader.wait_for_page(wait, call.client.gone()).await?;
+    let body = off_thread(|| batch_json(Feed(&call.api.context), &page));
+    let reply = Reply::bytes(200, Bytes::from(body)).with_content_type(BATCHED);
+    if reader.connection.is_some() {
+        return Ok(reply);
+    }
+    let next = format!("{:020}", page.next.0);
+    let link = call.query.link(&call.path, (query::LAST_EVENT, &next), &["after"]);
+    Ok(reply.with_header("link", &link))
 }
 
 fn stream(call: &Call, reader: FeedReader) -> Result<Reply, Problem> {
@@ -166,6 +188,7 @@ mod tests {
             ("text/event-stream;q=0, application/json", FeedForm::Page),
             ("text/html, text/event-stream;q=0.9, application/json", FeedForm::Stream),
             ("application/json, text/event-stream", FeedForm::Page),
+            ("application/cloudevents-batch+json", FeedForm::Batch),
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(header::ACCEPT, accept.parse().unwrap());

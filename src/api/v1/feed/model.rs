@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::api::v1::events::model::LogEventBody;
+use crate::service::Feed;
 use crate::service::types::{FeedEvent, FeedPage};
 
 /// The JSON of an event. All readers share it.
@@ -46,5 +47,19 @@ pub fn page_json(page: &FeedPage) -> Vec<u8> {
     let (next, head, caught_up) = (page.next, page.head, page.is_caught_up());
     let rest = format!("],\"next\":\"{next}\",\"head\":\"{head}\",\"caughtUp\":{caught_up}}}");
     body.extend_from_slice(rest.as_bytes());
+    body
+}
+
+/// The JSON of a page as a batch of CloudEvents (JSON Event Format, section 4).
+#[must_use]
+pub fn batch_json(feed: Feed<'_>, page: &FeedPage) -> Vec<u8> {
+    let mut body = vec![b'['];
+    for (number, event) in page.events.iter().enumerate() {
+        if number > 0 {
+            body.push(b',');
+        }
+        body.extend_from_slice(&feed.cloudevent(event));
+    }
+    body.push(b']');
     body
 }

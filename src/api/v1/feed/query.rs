@@ -1,14 +1,27 @@
 //! The query parameters of a feed.
 
+use std::time::Duration;
+
+use super::handlers::FeedForm;
 use crate::api::Call;
 use crate::api::http::problem::Problem;
 use crate::api::v1::event_types::pins;
 use crate::api::v1::lists::Query;
-use crate::domain::{EventType, Pattern, Position, StreamName, Tenant, VersionChoice, VersionPin};
+use crate::domain::{
+    EventId, EventType, InvalidName, Pattern, Position, StreamName, Tenant, VersionChoice, VersionPin,
+};
 use crate::limits;
 use crate::rules::feed::{FeedFilter, FeedStreams};
 use crate::rules::patterns::{canonical_list, check_list, check_pattern};
+use crate::service::Events;
 use crate::service::types::FeedStart;
+
+/// Parameters of HTTP Feeds, and their form of the response.
+pub const LAST_EVENT: &str = "lastEventId";
+const TIMEOUT: &str = "timeout";
+const NEEDS_BATCH: &str = "requires `Accept: application/cloudevents-batch+json`";
+/// Digits of the extension `sequence`.
+const SEQUENCE_DIGITS: usize = 20;
 
 /// Parses a cursor: an opaque text for clients.
 ///
@@ -34,6 +47,55 @@ pub fn parse_start(text: &str) -> Result<FeedStart, &'static str> {
         "now" => Ok(FeedStart::Now),
         cursor => parse_cursor(cursor).map(FeedStart::After),
     }
+}
+
+/// Where the feed begins.
+///
+/// # Errors
+/// 422 that names the parameter.
+pub async fn start(call: &Call, form: FeedForm) -> Result<FeedStart, Problem> {
+    let (after, last) = (call.query.text("after"), call.query.text(LAST_EVENT));
+    match last {
+        None => parse_start(after.unwrap_or("oldest")).map_err(|detail| Problem::parameter("after", detail)),
+        Some(_) if form != FeedForm::Batch => Err(Problem::parameter(LAST_EVENT, NEEDS_BATCH)),
+        Some(_) if after.is_some() => Err(Problem::parameter(LAST_EVENT, "cannot be combined with `after`")),
+        Some(last) => Ok(FeedStart::After(position_of(call, last).await?)),
+    }
+}
+
+/// The position of an event, by its id or its `sequence`.
+async fn position_of(call: &Call, last: &str) -> Result<Position, Problem> {
+    if last.len() == SEQUENCE_DIGITS && last.bytes().all(|byte| byte.is_ascii_digit()) {
+        let digits = last.trim_start_matches('0');
+        let position = parse_cursor(if digits.is_empty() { "0" } else { digits });
+        return position.map_err(|detail| Problem::parameter(LAST_EVENT, detail));
+    }
+    let id: EventId =
+        last.parse().map_err(|error: InvalidName| Problem::parameter(LAST_EVENT, error.to_string()))?;
+    let (scope, tenant) = call.event_scope()?;
+    let found = Events(&call.api.context).get(&scope, &tenant, &id).await?;
+    found.map(|view| view.position).ok_or_else(|| {
+        Problem::parameter(LAST_EVENT, "no event has this id; send the `sequence` of the last event")
+    })
+}
+
+/// How long to wait for an event; zero without the parameter.
+///
+/// # Errors
+/// 422 that names the parameter.
+pub fn wait(call: &Call, form: FeedForm) -> Result<Duration, Problem> {
+    let Some(timeout) = call.query.text(TIMEOUT) else { return call.query.wait() };
+    if form != FeedForm::Batch {
+        return Err(Problem::parameter(TIMEOUT, NEEDS_BATCH));
+    }
+    if call.query.text("wait").is_some() {
+        return Err(Problem::parameter(TIMEOUT, "cannot be combined with `wait`"));
+    }
+    let wait = timeout.parse().ok().map(Duration::from_millis).filter(|wait| *wait <= limits::WAIT_MAX);
+    wait.ok_or_else(|| {
+        let most = limits::WAIT_MAX.as_millis();
+        Problem::parameter(TIMEOUT, format!("must be a whole number of milliseconds, at most {most}"))
+    })
 }
 
 /// Checks the topic patterns of a feed. Returns them in canonical form.

@@ -44,7 +44,8 @@ pub struct KeyBody {
     pub description: String,
     pub created_at: Time,
     pub expires_at: Option<Time>,
-    /// The hour of the last request with the key. Null if there was none since the daemon started.
+    /// The hour of the last request with the key; null if there was none. A crash may lose the uses
+    /// of its last five minutes.
     pub last_used_at: Option<Time>,
     /// Only in the response to the creation. It is not stored, so a replayed response lacks it.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -140,11 +140,11 @@ pub const KEYS: &[Param] = &[LIMIT, CURSOR];
 pub const TENANTS: &[Param] =
     &[LIMIT, param("cursor", "`next` of the previous page", Kind::Text("^[A-Za-z0-9_-]+$", 352))];
 /// The cursor has a tenant and a name in base64.
-pub const CONSUMERS: &[Param] = &[
-    param("tenant", "Only consumers of this tenant", NAME),
-    LIMIT,
-    param("cursor", "`next` of the previous page", Kind::Text("^[A-Za-z0-9_-]+$", 440)),
-];
+const CONSUMER_CURSOR: Param =
+    param("cursor", "`next` of the previous page", Kind::Text("^[A-Za-z0-9_-]+$", 440));
+pub const PROJECTIONS: &[Param] = &[LIMIT, CONSUMER_CURSOR];
+pub const CONSUMERS: &[Param] =
+    &[param("tenant", "Only consumers of this tenant", NAME), LIMIT, CONSUMER_CURSOR];
 pub const CONSUMER: &[Param] = &[param(
     "tenant",
     "The tenant of the consumer; default: the key's, or the only tenant that has this name",
@@ -191,7 +191,8 @@ pub const LANES: &[Param] = &[
         "`oldestDue`: the lane whose next delivery was due first comes first; default: newest endpoint first",
         Kind::Word(LANE_ORDERS),
     ),
-    param("limit", "Lanes in the answer, 1 to 250; default 50", Kind::Limit),
+    LIMIT,
+    CURSOR,
 ];
 /// Topic patterns, joined by commas.
 pub(in crate::api) const PATTERNS: &str =
@@ -218,6 +219,18 @@ pub const FEED: &[Param] = &[
     ),
     TENANT,
     VERSIONS,
+    param("consumer", "The events of this consumer from its position on, by its filter", RESOURCE_NAME),
+    param(
+        "lastEventId",
+        "With `Accept: application/cloudevents-batch+json`, in place of `after`: the `id` or `sequence` of the \
+         last event",
+        Kind::Text("^[A-Za-z0-9_-]+$", 64),
+    ),
+    param(
+        "timeout",
+        "With `Accept: application/cloudevents-batch+json`, in place of `wait`: milliseconds (60000)",
+        Kind::Text("^(0|[1-9][0-9]*)$", 5),
+    ),
     FEED_LIMIT,
     FEED_WAIT,
 ];

@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use super::model::{BucketBody, LanesBody, OverviewBody};
+use super::model::{BucketBody, OverviewBody};
 use crate::api::Call;
 use crate::api::http::problem::Problem;
 use crate::api::http::response::Json;
 use crate::api::text::Time;
 use crate::api::v1::PercentilesBody;
 use crate::api::v1::endpoints::reports::{LaneBody, stats_window};
-use crate::api::v1::lists;
-use crate::domain::{Tenant, Timestamp};
+use crate::api::v1::lists::{self, List, ListBody};
+use crate::domain::{EndpointNumber, Tenant, Timestamp};
 use crate::limits;
 use crate::service::Overview;
-use crate::service::overview::{LaneOrder, OverviewHour};
+use crate::service::overview::{LaneOrder, LanePlace, OverviewHour};
 use crate::service::types::{Scope, WaitReason};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -68,7 +68,7 @@ fn bucket(hour: &OverviewHour) -> BucketBody {
 }
 
 /// `GET /v1/lanes`
-pub async fn lanes(call: &Call) -> Result<Json<LanesBody>, Problem> {
+pub async fn lanes(call: &Call) -> Result<Json<ListBody<LaneBody>>, Problem> {
     let scope = scope(call)?;
     let reason = call.query.word("reason", lists::WAIT_REASONS)?.and_then(WaitReason::from_word);
     let order = match call.query.word("sort", lists::LANE_ORDERS)? {
@@ -76,7 +76,31 @@ pub async fn lanes(call: &Call) -> Result<Json<LanesBody>, Problem> {
         None => LaneOrder::Endpoint,
     };
     let limit = call.query.limit()?;
-    let (lanes, more) = Overview(&call.api.context).lanes(&scope, reason, order, limit).await?;
+    let after = call.query.text("cursor").map(|cursor| decode_place(cursor, order)).transpose()?;
+    let (lanes, more) = Overview(&call.api.context).lanes(&scope, reason, order, after, limit).await?;
+    let next = lanes.last().filter(|_| more).map(|last| encode_place(last.place, order));
     let data = lanes.iter().map(|listed| LaneBody::new(&listed.endpoint_id, &listed.tenant, &listed.lane));
-    Ok(Json::new(&LanesBody { data: data.collect(), more }))
+    Ok(lists::list_reply(&call.path, &call.query, data.collect(), next))
+}
+
+/// The cursor behind a lane. A lane whose due time changes moves in the order by due times.
+fn encode_place(place: LanePlace, order: LaneOrder) -> String {
+    let mut key = vec![order as u8];
+    key.extend_from_slice(&place.due.millis().to_be_bytes());
+    key.extend_from_slice(&place.endpoint.0.to_be_bytes());
+    lists::encode(List::Lanes, &key)
+}
+
+/// # Errors
+/// 422 for a cursor of another list, or of another order.
+fn decode_place(cursor: &str, order: LaneOrder) -> Result<LanePlace, Problem> {
+    let key = lists::decode(List::Lanes, cursor)?;
+    let (tag, rest) = key.split_first().ok_or_else(lists::bad_cursor)?;
+    let (due, endpoint) = rest.split_first_chunk().ok_or_else(lists::bad_cursor)?;
+    let endpoint: [u8; 4] = endpoint.try_into().map_err(|_| lists::bad_cursor())?;
+    if *tag != order as u8 {
+        return Err(lists::bad_cursor());
+    }
+    let due = Timestamp::from_millis(u64::from_be_bytes(*due));
+    Ok(LanePlace { due, endpoint: EndpointNumber(u32::from_be_bytes(endpoint)) })
 }

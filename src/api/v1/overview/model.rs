@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use crate::api::text::Time;
 use crate::api::v1::PercentilesBody;
-use crate::api::v1::endpoints::reports::LaneBody;
 
 /// Statistics over all endpoints of a tenant, or of all tenants.
 #[derive(Serialize, JsonSchema)]
@@ -48,12 +47,4 @@ pub struct BucketBody {
     pub failed_attempts: u64,
     pub dead: u64,
     pub cancelled: u64,
-}
-
-/// The lanes that match. A list of the current moment, without further pages.
-#[derive(Serialize, JsonSchema)]
-pub struct LanesBody {
-    pub data: Vec<LaneBody>,
-    /// Whether more lanes match than `limit`.
-    pub more: bool,
 }

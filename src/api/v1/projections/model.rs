@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::api::text::{Time, Word};
+use crate::api::text::{self, Time, Word};
 use crate::context::rebuilds::RebuildStatus;
 use crate::domain::closed_list::closed_list;
 use crate::service::projections::{ConsumerProgress, ProjectionLag, StateProgress};
@@ -19,7 +19,7 @@ pub struct ProjectionLagBody {
 
 impl From<ProjectionLag> for ProjectionLagBody {
     fn from(lag: ProjectionLag) -> Self {
-        Self { records: lag.records, seconds: lag.age.as_secs_f64() }
+        Self { records: lag.records, seconds: text::seconds(lag.age) }
     }
 }
 
@@ -131,9 +131,9 @@ impl From<StateProgress> for ProjectionBody {
 impl From<ConsumerProgress> for ProjectionBody {
     fn from(consumer: ConsumerProgress) -> Self {
         Self {
-            name: consumer.name,
+            name: consumer.key.name.to_string(),
             kind: "consumer",
-            tenant: consumer.tenant.map(|tenant| tenant.to_string()),
+            tenant: consumer.key.tenant.map(|tenant| tenant.to_string()),
             position: consumer.position.0,
             lag: consumer.lag.into(),
             rows: None,

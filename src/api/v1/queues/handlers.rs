@@ -11,7 +11,9 @@ use crate::api::v1::changes::{patched, unless_interrupted, until_written};
 use crate::api::v1::endpoints::handlers::write;
 use crate::api::v1::endpoints::selection::check_filter_room;
 use crate::api::v1::event_types::pins;
+use crate::api::v1::events::handlers::default_tenant;
 use crate::api::v1::lists::{self, List, ListBody};
+use crate::api::v1::named_url;
 use crate::api::{Call, not_found};
 use crate::domain::{Endpoint, EndpointStatus, Idempotency, QueueName, Tenant};
 use crate::service::types::ChangeError;
@@ -56,7 +58,10 @@ pub async fn create(
     call.principal.check_reserved(&tenant)?;
     let Some(name) = name else { return Err(Problem::invalid("/name", "missing field `name`")) };
     let scope = tenant.to_string();
-    call.run_once(&scope, async |key| register(call, tenant, name, settings, key).await).await
+    let named = Some(&tenant).filter(|tenant| tenant.as_str() != default_tenant(call));
+    let location = named_url("queues", name.as_str(), named);
+    let created = call.run_once(&scope, async |key| register(call, tenant, name, settings, key).await);
+    Ok(created.await?.created_at(&location))
 }
 
 async fn register(
@@ -69,14 +74,13 @@ async fn register(
     let queues = Queues(&call.api.context);
     let present = queues.get(&call.principal.scope, &tenant, &name);
     check_context(call, &tenant, &settings, present.as_deref())?;
-    until_written(|| async {
+    until_written(call, || async {
         if let Some(present) = queues.get(&call.principal.scope, &tenant, &name) {
             return repeated(call, &present, settings.clone()).map(Some);
         }
         let now = call.api.context.now().wall;
         let queue = settings.clone().into_queue(queues.new_id(), tenant.clone(), name.clone(), now);
-        let response =
-            Created::new(&queue_body(call, &queue)).with_header("location", &format!("/v1/queues/{name}"));
+        let response = Created::new(&queue_body(call, &queue));
         let remember = response.to_stored(idempotency.clone());
         let created = Endpoints(&call.api.context).create(queue, remember).await;
         Ok(unless_interrupted(created)?.map(|_| response))
@@ -175,7 +179,7 @@ async fn change(
     call: &Call,
     decide: impl Fn(&Endpoint) -> Result<Endpoint, Problem> + Send + Sync,
 ) -> Result<Json<QueueBody>, Problem> {
-    let written = until_written(|| async {
+    let written = until_written(call, || async {
         let queue = find_writable(call)?;
         let changed = decide(&queue)?;
         write(call, queue, changed, None).await

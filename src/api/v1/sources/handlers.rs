@@ -44,12 +44,12 @@ pub async fn create(
     let Some(source) = source else {
         return Err(Problem::Validation(Vec::new())); // not reached: `finish` has returned the error
     };
-    call.run_once("sources", async |key| {
+    let location = format!("/v1/sources/{}", source.name);
+    let created = call.run_once("sources", async |key| {
         let source = with_checked_url(call, source).await?;
         let sources = Sources(&call.api.context);
         let body = SourceBody::new(&SourceView { source: source.clone().into(), report: None });
-        let location = format!("/v1/sources/{}", source.name);
-        let response = Created::new(&body).with_header("location", &location);
+        let response = Created::new(&body);
         match sources.put(source, response.to_stored(key)).await {
             Ok(_) => Ok(response),
             Err(ChangeError::Conflict) => {
@@ -57,8 +57,8 @@ pub async fn create(
             }
             Err(error) => Err(error.into()),
         }
-    })
-    .await
+    });
+    Ok(created.await?.created_at(&location))
 }
 
 /// `GET /v1/sources`
@@ -91,7 +91,7 @@ pub async fn patch(
     call: &Call,
     MergePatch { patch, .. }: MergePatch<SourceInput>,
 ) -> Result<Json<SourceBody>, Problem> {
-    let written = until_written(|| async {
+    let written = until_written(call, || async {
         let view = find(call)?;
         let changed = apply_patch(call, &view, &patch).await?;
         write(call, view, changed).await
@@ -131,7 +131,7 @@ pub async fn delete(call: &Call) -> Result<NoContent, Problem> {
 }
 
 async fn set_status(call: &Call, status: SourceStatus) -> Result<Json<SourceBody>, Problem> {
-    let written = until_written(|| async {
+    let written = until_written(call, || async {
         let view = find(call)?;
         let changed = Source { status, ..Source::clone(&view.source) };
         write(call, view, changed).await

@@ -60,7 +60,7 @@ pub async fn put(
     let mut errors = Errors::default();
     let wanted = input.settings(tenant.clone(), &call.config.defaults, now, &mut errors);
     errors.finish()?;
-    let was_there = until_written(|| async {
+    let was_there = until_written(call, || async {
         let current = tenants.settings(&tenant);
         let written = tenants.put(based_on(wanted.clone(), current.as_deref())).await;
         Ok(unless_interrupted(written)?.map(|_| current.is_some()))
@@ -89,7 +89,7 @@ pub async fn patch(
 ) -> Result<Json<TenantBody>, Problem> {
     let tenant = named(call)?;
     let tenants = Tenants(&call.api.context);
-    let written = until_written(|| async {
+    let written = until_written(call, || async {
         let view = tenants.get(&tenant).await?.ok_or_else(|| not_found("tenant", tenant.as_str()))?;
         let current = view.settings.as_deref();
         let wanted = apply_patch(call, &tenant, current, &patch)?;

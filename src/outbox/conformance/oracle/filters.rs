@@ -3,6 +3,11 @@
 use super::*;
 
 impl Oracle {
+    /// Whether the endpoint takes the events of all tenants.
+    pub(in crate::outbox::conformance) fn is_shared(&self, endpoint: EndpointNumber) -> bool {
+        self.tenants.get(&endpoint).is_some_and(Tenant::is_every)
+    }
+
     pub(super) fn wants_last_attempt(&self, filter: &Filter, key: DeliveryKey) -> bool {
         let last = || self.last_attempt(key, &self.deliveries[&key]);
         filter.last_attempt.is_none_or(|wanted| wanted.wants(&last()))
