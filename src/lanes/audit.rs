@@ -41,7 +41,15 @@ struct TenantFacts {
 impl Lanes {
     /// Checks the state after an action.
     pub(super) fn check_turns(&mut self, action: Option<&Action>, now: Now) {
-        let Some(Action::Send { endpoint, .. }) = action else { return };
+        let endpoint = match action {
+            Some(Action::Send { endpoint, .. }) => endpoint,
+            Some(Action::Reserve { endpoint, .. }) => {
+                // The tenant has used its turn, and waits again only for another lane.
+                self.audit.passed_over.remove(self.lanes[endpoint].tenant_name());
+                return;
+            }
+            Some(_) | None => return,
+        };
         if self.audit.names.len() < 2 {
             return;
         }
