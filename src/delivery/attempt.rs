@@ -15,7 +15,7 @@ use crate::delivery::sending::Sending;
 use crate::domain::last_attempt::status_text;
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DueKey, Endpoint, EndpointNumber, ErrorClass, Event, Exchange, Hold,
-    Next, Now, Position, Progress, ReceiverAnswer, Record, Timestamp, Verdict,
+    Next, Now, Progress, ReceiverAnswer, Record, Timestamp, Verdict,
 };
 use crate::lanes::{Gate, PostponeCause};
 use crate::outbox::unit::Unit;
@@ -40,7 +40,8 @@ pub(crate) struct Assignment {
     pub(crate) event: Option<Arc<Event>>,
 }
 
-/// Pause before a failed read of an event is repeated. The disk or the file descriptors failed.
+/// Pause before a delivery whose event cannot be read returns to its lane. The disk or the file
+/// descriptors failed.
 const UNREADABLE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Pause before a delivery returns to a lane whose gate is stale.
@@ -69,7 +70,11 @@ pub(crate) async fn attempt(context: Context, assignment: Assignment) {
     let event = match &assignment.event {
         // The event may have been erased after the lane selected its delivery.
         Some(event) if !context.outbox_of(position).journal().hides(position) => Some(event.clone()),
-        _ => read_event(&context, position).await,
+        _ => match context.event_at(position).await {
+            Ok(event) => event,
+            // The lane decides again: its rate may allow no request after the pause.
+            Err(_) => return return_delivery(&context, &assignment, UNREADABLE_PAUSE).await,
+        },
     };
     // Read last, so that the attempt uses the current endpoint.
     let endpoint = context.outbox_of(assignment.endpoint).endpoint(assignment.endpoint);
@@ -136,16 +141,6 @@ fn signal_finished(
 ) {
     let Assignment { endpoint, key, .. } = *assignment;
     context.signal(Signal::Finished { endpoint, key, outcome, failure });
-}
-
-/// Reads an event until the read succeeds. `None` if the event was removed or damaged.
-async fn read_event(context: &Context, position: Position) -> Option<Arc<Event>> {
-    loop {
-        match context.event_at(position).await {
-            Ok(event) => return event,
-            Err(_) => tokio::time::sleep(UNREADABLE_PAUSE).await,
-        }
-    }
 }
 
 async fn send(
