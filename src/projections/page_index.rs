@@ -36,8 +36,9 @@ impl<'a> PageIndex<'a> {
             Self::Tenant(tenant) => tenant_pages::page_at_or_below(rows, tenant, page),
             Self::Streams(tenants, stream) => {
                 let last = last_position(page);
-                let newest = |tenant: &Box<str>| streams::newest_until(rows, (tenant, stream), last);
-                tenants.iter().filter_map(newest).max().map(page_of)
+                let newest =
+                    tenants.iter().filter_map(|tenant| streams::newest_until(rows, (tenant, stream), last));
+                newest.max().map(page_of)
             }
         }
     }
@@ -50,8 +51,9 @@ impl<'a> PageIndex<'a> {
             Self::Tenant(tenant) => tenant_pages::page_at_or_above(rows, tenant, page),
             Self::Streams(tenants, stream) => {
                 let first = crate::domain::Position(first_position(page));
-                let oldest = |tenant: &Box<str>| streams::oldest_from(rows, (tenant, stream), first);
-                tenants.iter().filter_map(oldest).min().map(page_of)
+                let oldest =
+                    tenants.iter().filter_map(|tenant| streams::oldest_from(rows, (tenant, stream), first));
+                oldest.min().map(page_of)
             }
         }
     }

@@ -85,14 +85,14 @@ impl StateError {
 const CURSOR: &[u8] = b"A";
 /// Rows of endpoints (`C`, number; `c` after deletion), keys (`K`, id), settings of tenants
 /// (`N`, tenant), event types (`Y`, name) and sources (`s`, name), and of the last uses of keys
-/// (`u`, id). The value is the position of the record with their current content.
+/// (`k`, id). The value is the position of the record with their current content.
 const ENDPOINTS: u8 = b'C';
 const DELETED: u8 = b'c';
 const KEYS: u8 = b'K';
 const TENANTS: u8 = b'N';
 const TYPES: u8 = b'Y';
 const SOURCES: u8 = b's';
-const KEY_USES: u8 = b'u';
+const KEY_USES: u8 = b'k';
 /// Tags beside those of [`projections`](crate::projections): the cursor, the registry, and the
 /// checksum row of [`row_store`].
 const OWN_TAGS: &[u8] = &[b'A', ENDPOINTS, DELETED, KEYS, TENANTS, TYPES, SOURCES, KEY_USES, b'0'];

@@ -30,3 +30,12 @@ fn power_cut_loses_at_most_the_checkpoint_that_is_not_durable() {
     assert_eq!(applied_after_a_power_cut(3, false), Position(2), "each waits for the one before");
     assert_eq!(applied_after_a_power_cut(3, true), Position(3), "nothing new, but it waits");
 }
+
+#[test]
+fn each_row_tag_has_one_kind_of_rows() {
+    let mut tags: Vec<_> = known_tags().collect();
+    tags.sort_unstable();
+    let all = tags.len();
+    tags.dedup();
+    assert_eq!(tags.len(), all, "{}", String::from_utf8_lossy(&tags));
+}

@@ -136,7 +136,8 @@ fn check_endpoint(
     if endpoint.is_some() {
         errors.push("/queue", "cannot be combined with `endpointId`");
     }
-    Ok(endpoint.or(errors.check("/queue", found)))
+    let queue = errors.check("/queue", found);
+    Ok(endpoint.or(queue))
 }
 
 /// The search of a bulk operation. The class is as this audience sees it.

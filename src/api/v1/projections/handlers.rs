@@ -13,7 +13,7 @@ use crate::service::Projections;
 /// the state's position without the numbers of all tenants.
 pub async fn list(call: &Call) -> Result<Json<ListBody<ProjectionBody>>, Problem> {
     let limit = call.query.limit()?;
-    let cursor = call.query.text("cursor").map(|cursor| decode_place(cursor)).transpose()?;
+    let cursor = call.query.text("cursor").map(decode_place).transpose()?;
     let projections = Projections(&call.api.context);
     let mut data = Vec::new();
     if cursor.is_none() {
