@@ -20,10 +20,17 @@ const LIMIT_WITH_HEADROOM: usize = 64;
 
 #[derive(Debug, Default)]
 pub(super) struct TurnAudit {
-    /// The tenants that passed over each waiting tenant since its last turn.
-    passed_over: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
+    /// The turns of others since the last turn of each waiting tenant.
+    passed_over: HashMap<Arc<str>, PassingTurns>,
     /// All tenants that ever had a lane.
     names: BTreeSet<Arc<str>>,
+}
+
+#[derive(Debug, Default)]
+struct PassingTurns {
+    count: usize,
+    /// The most tenants that there were at these turns, with the waiting one.
+    tenants_max: usize,
 }
 
 impl TurnAudit {
@@ -79,8 +86,10 @@ impl Lanes {
         let mut passed_over = std::mem::take(&mut self.audit.passed_over);
         passed_over.retain(|name, _| waiting.iter().any(|(other, _)| *other == name));
         for (name, _) in waiting {
-            let is_first = passed_over.entry(name.clone()).or_default().insert(sender.clone());
-            assert!(is_first, "{name} was passed over twice by {sender}");
+            let turns = passed_over.entry(name.clone()).or_default();
+            turns.count += 1;
+            turns.tenants_max = turns.tenants_max.max(tenants.len());
+            assert!(turns.count < turns.tenants_max, "{name} was passed over: {turns:?}, now by {sender}");
         }
         self.audit.passed_over = passed_over;
     }
