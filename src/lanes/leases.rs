@@ -15,8 +15,17 @@ struct BookedLease {
     lease: HeldLease,
     /// Monotonic time.
     ends_at: Duration,
-    /// A record about it is not applied yet.
-    is_busy: bool,
+    busy: Busy,
+}
+
+/// Which record about a lease is not applied yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Busy {
+    No,
+    /// The record about a receipt that was judged.
+    Judged,
+    /// The record of a receive that takes the message.
+    Taken,
 }
 
 /// Judgement of a receipt by the lane.
@@ -58,9 +67,20 @@ impl LeaseBook {
         let left = lease.until.since(now.wall);
         let left = if failpoints::is_active(Mutation::ExpireEarly) { left / 2 } else { left };
         let ends_at = now.monotonic + left;
-        let booked = BookedLease { lease, ends_at, is_busy: false };
+        let booked = BookedLease { lease, ends_at, busy: Busy::No };
         self.enqueue(event, &booked, now);
         self.leases.insert(event, booked);
+    }
+
+    /// Notes a change of a lease. A message that a receive is taking stays taken: its lease may run
+    /// out before the record of its return is applied.
+    pub(super) fn change(&mut self, event: Position, lease: HeldLease, now: Now) {
+        match self.leases.get_mut(&event) {
+            Some(booked) if booked.lease.position == lease.position && booked.busy == Busy::Taken => {
+                booked.lease = lease;
+            }
+            Some(_) | None => self.put(event, lease, now),
+        }
     }
 
     pub(super) fn remove(&mut self, event: Position) {
@@ -103,7 +123,7 @@ impl LeaseBook {
     pub(super) fn take_returned(&mut self) {
         let event = self.returned.pop_first();
         if let Some(booked) = event.and_then(|event| self.leases.get_mut(&event)) {
-            booked.is_busy = true;
+            booked.busy = Busy::Taken;
         }
     }
 
@@ -113,10 +133,10 @@ impl LeaseBook {
         if booked.lease.position != key.lease {
             return JudgedLease::Stale;
         }
-        if booked.is_busy {
+        if booked.busy != Busy::No {
             return JudgedLease::Busy;
         }
-        booked.is_busy = true;
+        booked.busy = Busy::Judged;
         self.running.remove(&(booked.ends_at, key.event));
         self.returned.remove(&key.event);
         JudgedLease::Held(booked.lease)
@@ -126,10 +146,10 @@ impl LeaseBook {
     pub(super) fn free(&mut self, key: LeaseKey, now: Now) {
         if let Some(booked) = self.leases.get_mut(&key.event)
             && booked.lease.position == key.lease
-            && booked.is_busy
+            && booked.busy != Busy::No
         {
-            booked.is_busy = false;
-            let freed = BookedLease { lease: booked.lease, ends_at: booked.ends_at, is_busy: false };
+            booked.busy = Busy::No;
+            let freed = BookedLease { lease: booked.lease, ends_at: booked.ends_at, busy: Busy::No };
             self.enqueue(key.event, &freed, now);
         }
     }

@@ -195,7 +195,7 @@ impl QueueLane {
 
     /// A lease was restored, released or extended.
     pub fn on_lease(&mut self, event: Position, lease: HeldLease, now: Now) {
-        self.book.put(event, lease, now);
+        self.book.change(event, lease, now);
     }
 
     /// The message has no lease any more.

@@ -106,6 +106,21 @@ fn judged_lease_is_kept_from_others_until_it_is_free() {
     assert_eq!(lane.next_action(Some(100), at(500)), Some(expected));
 }
 
+/// The daemon returns a message whose answer was lost, and its lease runs out before the record of
+/// that is applied.
+#[test]
+fn late_return_of_a_lease_gives_a_taken_message_to_no_second_worker() {
+    let mut lane = lane();
+    lane.restore(vec![(Position(1), held(10, 0, 100, 1))], at(0));
+    assert_eq!(receive(&mut lane, 1, 1, at(100)), [again(1, 10)]);
+    let returned = HeldLease { is_released: true, ..held(10, 0, 50, 1) };
+    lane.on_lease(Position(1), returned, at(101));
+    assert_eq!(receive(&mut lane, 2, 1, at(101)), [], "the first worker is taking it");
+    lane.on_taken(again(1, 10), None, at(102));
+    let expected = QueueAction::Take { waiter: WaiterNumber(2), messages: vec![again(1, 10)] };
+    assert_eq!(lane.next_action(Some(100), at(102)), Some(expected));
+}
+
 #[test]
 fn workers_are_served_in_order_of_arrival_within_the_limits() {
     let mut lane = QueueLane::new(QueuePolicy { leased_max: 3, ..queue_policy() }, Backlog::None);
