@@ -12,6 +12,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::lane::{Lane, Readiness, ReceiverHealth};
+use super::tenants::TenantNumber;
 use super::{Action, Lanes};
 use crate::domain::{Now, SharedSlots};
 
@@ -92,6 +93,14 @@ impl Lanes {
             assert!(turns.count < turns.tenants_max, "{name} was passed over: {turns:?}, now by {sender}");
         }
         self.audit.passed_over = passed_over;
+    }
+
+    /// The tenant had its turn, and no lane of it could send.
+    pub(super) fn audit_unused_turn(&mut self, tenant: TenantNumber) {
+        let lane = self.lanes.values().find(|lane| lane.tenant == tenant);
+        if let Some(lane) = lane.filter(|_| !self.audit.passed_over.is_empty()) {
+            self.audit.passed_over.remove(lane.tenant_name());
+        }
     }
 
     fn facts(&self, now: Now) -> HashMap<Arc<str>, TenantFacts> {

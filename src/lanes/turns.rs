@@ -32,7 +32,10 @@ impl Lanes {
         while let Some(tenant) = self.tenants.next(&mut search) {
             match self.poll_tenant(tenant, now) {
                 Polled::Act(action) => return Some(action),
-                Polled::Nothing => {}
+                Polled::Nothing => {
+                    #[cfg(test)]
+                    self.audit_unused_turn(tenant);
+                }
                 // The lane with the offer may belong to a tenant that was polled before.
                 Polled::SlotOffered => search = TurnSearch::default(),
             }

@@ -191,7 +191,9 @@ fn other_receipt(world: &World, queue: &Endpoint) -> Option<Receipt> {
         }
         let event = inner.chance.pick(&all).event;
         let lease = Position(inner.chance.within(1, inner.model.last().0));
-        Some(Receipt { queue: queue.number, key: LeaseKey { event, lease } })
+        // No worker can guess the seal of a real receipt.
+        let is_real = inner.model.leases.is_effective(DeliveryKey { event, endpoint: queue.number }, lease);
+        (!is_real).then_some(Receipt { queue: queue.number, key: LeaseKey { event, lease } })
     })
 }
 
