@@ -12,9 +12,7 @@ pub(crate) fn revive_command(deliveries: Vec<DeliveryKey>, trigger: Trigger, at:
     Command::Record(Record::DeliveriesRevived { deliveries, trigger, at })
 }
 
-pub(crate) const DELETED: ChangeError = ChangeError::NotAllowed(
-    "its endpoint or queue was deleted: replay the event to another one, or purge the dead letter",
-);
+pub(crate) const DELETED: ChangeError = ChangeError::NotAllowed("the endpoint was deleted");
 
 /// Maximum number of deliveries in one step. A step is one record.
 pub(crate) fn deliveries_per_step() -> usize {

@@ -15,7 +15,7 @@ use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::projections::pending::Misplaced;
 use crate::projections::reads::{Cursor, DeliveryFacts, Filter};
-use crate::service::bulk::{DELETED, Deaths, deliveries_per_step, revive_command};
+use crate::service::bulk::{Deaths, deliveries_per_step, revive_command};
 use crate::service::history::History;
 use crate::service::pages::Pages;
 use crate::service::requests::Requests;
@@ -27,6 +27,9 @@ use crate::service::types::{
 
 const PURGED: ChangeError =
     ChangeError::NotAllowed("the dead letter was purged; replay the event to send it again");
+const ENDPOINT_DELETED: ChangeError = ChangeError::NotAllowed(
+    "the endpoint was deleted: replay the event to another one, or purge the dead letter",
+);
 
 /// Operations on deliveries.
 #[derive(Clone, Copy)]
@@ -150,7 +153,7 @@ impl Deliveries<'_> {
             DeliveryState::Pending | DeliveryState::Delivered | DeliveryState::Cancelled => {}
         }
         if self.0.outbox_of(key.endpoint).endpoint(key.endpoint).is_none() {
-            return Err(DELETED);
+            return Err(ENDPOINT_DELETED);
         }
         // The view after the commit, so that the same commit can store the response. Only a
         // redrive can race with an attempt that delivers, which also achieves its purpose.
