@@ -188,7 +188,7 @@ pub const RENDERING_FUEL: u64 = 100_000;
 /// Endpoints whose compiled template is kept.
 pub const COMPILED_TEMPLATES_MAX: usize = 1_000;
 /// Parsed URLs that are kept. Each takes less than 3 times the length of its text and 300 bytes.
-pub const DESTINATIONS_MAX: usize = 10_000;
+pub const REQUEST_URLS_MAX: usize = 10_000;
 /// Longest content type of requests, in bytes.
 pub const CONTENT_TYPE_BYTES_MAX: usize = 255;
 /// Longest user name, password, client id, client secret, scope or audience, in bytes.

@@ -32,7 +32,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
-use crate::courier::Destinations;
+use crate::courier::RequestUrls;
 use crate::domain::{KeyId, Now, Party, PolicyDefaults, Position, QuotaExceeded, Quotas, Tenant, Timestamp};
 use crate::failpoints::{self, Bound};
 use crate::lanes::queue::WaiterNumber;
@@ -118,7 +118,7 @@ struct Shared {
     converted_events: ConvertedEvents,
     folded_states: FoldedStates,
     compiled_templates: CompiledTemplates,
-    destinations: Destinations,
+    request_urls: RequestUrls,
     access_tokens: AccessTokens,
     key_uses: KeyUses,
     job_started: Notify,
@@ -166,7 +166,7 @@ impl Context {
             converted_events: ConvertedEvents::default(),
             folded_states: FoldedStates::default(),
             compiled_templates: CompiledTemplates::default(),
-            destinations: Destinations::default(),
+            request_urls: RequestUrls::default(),
             access_tokens: AccessTokens::default(),
             key_uses: KeyUses::default(),
             job_started: Notify::new(),
@@ -261,8 +261,8 @@ impl Context {
         &self.shared.compiled_templates
     }
 
-    pub(crate) fn destinations(&self) -> &Destinations {
-        &self.shared.destinations
+    pub(crate) fn request_urls(&self) -> &RequestUrls {
+        &self.shared.request_urls
     }
 
     pub(crate) fn access_tokens(&self) -> &AccessTokens {

@@ -25,7 +25,6 @@ pub mod broker;
 mod broker_url;
 mod connect;
 mod deadline;
-mod destination;
 mod failure;
 mod generation;
 pub mod guard;
@@ -36,6 +35,7 @@ mod read_limit;
 mod reply;
 mod reply_head;
 mod request;
+mod request_url;
 mod resolver;
 mod stream;
 pub mod tls;
@@ -56,7 +56,6 @@ pub use broker_url::{BrokerCredentials, BrokerUrl, is_broker_url};
 pub use connect::Proxy;
 use connect::{ConnectError, Target};
 use deadline::{running_timer, with_deadline};
-pub use destination::{Destination, Destinations};
 use failure::{RequestFailure, classify};
 use generation::Generation;
 use guard::{EgressPolicy, Guard, RefusedUrl};
@@ -65,6 +64,7 @@ use progress::ConnectProgress;
 pub use reply::ReceiverReply;
 use reply::read_reply;
 pub use request::{OutboundRequest, is_same_origin};
+pub use request_url::{RequestUrl, RequestUrls};
 pub use resolver::{Resolver, SystemResolver};
 
 /// Minimum time between two reactions to a shortage of file descriptors.
@@ -270,9 +270,9 @@ impl Courier {
         observed: &mut Observed,
     ) -> Result<ReceiverReply, RequestFailure> {
         // A pooled connection would skip the check that connecting makes.
-        let destination = outbound.destination.clone();
-        self.shared.guard.check_url(&destination.url)?;
-        let target = &destination.wire()?.target;
+        let url = outbound.url.clone();
+        self.shared.guard.check_url(&url.parsed)?;
+        let target = &url.wire()?.target;
         let pool = self.shared.generation.load().pool(outbound.identity.as_ref());
         let pool = pool.map_err(|reason| RequestFailure::Attempt(ErrorClass::Request, reason))?;
         let tenant = outbound.tenant.clone();

@@ -13,9 +13,9 @@ use hyper::{Method, Request};
 use url::Url;
 
 use super::broker_url::BrokerUrl;
-use super::destination::Destination;
 use super::guard::RefusedUrl;
 use super::pool::HttpRequest;
+use super::request_url::RequestUrl;
 use super::tls::ClientIdentity;
 use crate::domain::RequestMethod;
 
@@ -23,7 +23,7 @@ use crate::domain::RequestMethod;
 #[derive(Debug)]
 pub struct OutboundRequest {
     method: Method,
-    pub(super) destination: Arc<Destination>,
+    pub(super) url: Arc<RequestUrl>,
     headers: HeaderMap,
     body: Bytes,
     pub(super) timeout: Duration,
@@ -35,14 +35,14 @@ pub struct OutboundRequest {
 impl OutboundRequest {
     /// A `POST`.
     #[must_use]
-    pub fn new(destination: Arc<Destination>, headers: HeaderMap, body: Bytes, timeout: Duration) -> Self {
-        Self { method: Method::POST, destination, headers, body, timeout, identity: None, tenant: None }
+    pub fn new(url: Arc<RequestUrl>, headers: HeaderMap, body: Bytes, timeout: Duration) -> Self {
+        Self { method: Method::POST, url, headers, body, timeout, identity: None, tenant: None }
     }
 
     /// An `OPTIONS` request of a handshake, without a body.
     #[must_use]
-    pub fn options(destination: Arc<Destination>, headers: HeaderMap, timeout: Duration) -> Self {
-        Self { method: Method::OPTIONS, ..Self::new(destination, headers, Bytes::new(), timeout) }
+    pub fn options(url: Arc<RequestUrl>, headers: HeaderMap, timeout: Duration) -> Self {
+        Self { method: Method::OPTIONS, ..Self::new(url, headers, Bytes::new(), timeout) }
     }
 
     /// Sends the request by another method.
@@ -82,7 +82,7 @@ impl OutboundRequest {
     /// The URL as it is requested.
     #[must_use]
     pub fn url_text(&self) -> &str {
-        self.destination.url.as_str()
+        self.url.parsed.as_str()
     }
 
     /// Method, headers and body as they are sent. `None` if the URL cannot be requested.
@@ -100,7 +100,7 @@ impl OutboundRequest {
     /// # Errors
     /// When the URL cannot be requested.
     pub(super) fn into_http(self) -> Result<HttpRequest, RefusedUrl> {
-        let wire = self.destination.wire()?;
+        let wire = self.url.wire()?;
         let mut request = Request::new(Full::new(self.body));
         *request.method_mut() = self.method;
         *request.uri_mut() = wire.request_target.clone();
@@ -119,7 +119,7 @@ impl OutboundRequest {
 
     /// URL, headers, body and timeout.
     pub(crate) fn contents(&self) -> (&Url, &HeaderMap, &[u8], Duration) {
-        (&self.destination.url, &self.headers, &self.body, self.timeout)
+        (&self.url.parsed, &self.headers, &self.body, self.timeout)
     }
 }
 

@@ -43,10 +43,9 @@ fn setup() -> (Courier, TcpListener, impl Fn() -> OutboundRequest) {
     let listener = socket.listen(1_024).unwrap().into_std().unwrap();
     listener.set_nonblocking(false).unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
-    let destination = Arc::new(Destination::parse(&url).unwrap());
-    let request = move || {
-        OutboundRequest::new(destination.clone(), HeaderMap::new(), Bytes::new(), Duration::from_secs(60))
-    };
+    let url = Arc::new(RequestUrl::parse(&url).unwrap());
+    let request =
+        move || OutboundRequest::new(url.clone(), HeaderMap::new(), Bytes::new(), Duration::from_secs(60));
     (Courier::new(settings).unwrap(), listener, request)
 }
 
@@ -55,8 +54,8 @@ async fn request_on_a_closed_connection_is_returned_unsent() {
     let (courier, listener, request) = setup();
     let receiver_end = connect(&courier, &listener, request()).await;
     let pool = courier.shared.generation.load().pool(None).unwrap();
-    let destination = request().destination;
-    let target = &destination.wire().unwrap().target;
+    let url = request().url;
+    let target = &url.wire().unwrap().target;
     let mut connection = pool.take(target).expect("the connection is idle");
     drop(receiver_end);
     tokio::time::sleep(Duration::from_millis(100)).await; // the kernel delivers the close

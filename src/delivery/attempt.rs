@@ -215,13 +215,23 @@ async fn send(
     }
     let outcome = known.map_or(lanes::AttemptOutcome::Neutral, |_| lane_outcome(verdict, &attempt));
     signal_finished(context, assignment, outcome, FailedAttempt::of(&attempt));
-    if let Next::Dead(reason) = next
+    if let Next::Dead(reason) = next {
         // After the signal: the lane's view of the receiver does not wait for a commit.
-        && Deliveries(context).is_dead_or_dying(delivery, assignment.key.due, reason).await
-    {
+        Box::pin(report_death(context, event, delivery, assignment.key.due, reason)).await;
+    }
+}
+
+async fn report_death(
+    context: &Context,
+    event: &Event,
+    delivery: DeliveryKey,
+    due: Timestamp,
+    reason: DeadReason,
+) {
+    if Deliveries(context).is_dead_or_dying(delivery, due, reason).await {
         context.metrics().dead_lettered(reason, 1);
         let death = SystemEvents(context).deaths_data(delivery, 1, Some(event), reason);
-        Box::pin(SystemEvents(context).publish_dead(death.as_slice())).await;
+        SystemEvents(context).publish_dead(death.as_slice()).await;
     }
 }
 

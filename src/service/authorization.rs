@@ -119,7 +119,7 @@ impl Authorizations<'_> {
         });
         let headers = body::token_headers(authorization.as_deref()).map_err(AuthorizationError::request)?;
         let timeout = endpoint.timeout(&self.0.settings().defaults);
-        let token_endpoint = self.0.destinations().get(&client.token_url);
+        let token_endpoint = self.0.request_urls().get(&client.token_url);
         let token_endpoint = token_endpoint.map_err(AuthorizationError::request)?;
         let request = OutboundRequest::new(token_endpoint, headers, Bytes::from(form), timeout);
         let request = request.for_tenant(endpoint.tenant.as_str());

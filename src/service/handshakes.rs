@@ -40,7 +40,7 @@ impl Handshakes<'_> {
             let identity = Secrets(self.0).identity(&endpoint).map_err(|error| error.to_string())?;
             let timeout = self.0.settings().handshake_timeout;
             let request =
-                OutboundRequest::options(self.0.destinations().get(&endpoint.url)?, headers, timeout);
+                OutboundRequest::options(self.0.request_urls().get(&endpoint.url)?, headers, timeout);
             Ok(request.with_identity(identity).for_tenant(endpoint.tenant.as_str()))
         };
         let reply = loop {

@@ -197,8 +197,8 @@ impl Requests<'_> {
         let headers = self.headers(content, stamp, secrecy)?;
         let Content { endpoint, body, .. } = content;
         let timeout = endpoint.timeout(&self.0.settings().defaults);
-        let destination = self.0.destinations().get(&endpoint.url)?;
-        let request = OutboundRequest::new(destination, headers, body.clone(), timeout);
+        let url = self.0.request_urls().get(&endpoint.url)?;
+        let request = OutboundRequest::new(url, headers, body.clone(), timeout);
         Ok(request.with_method(endpoint.request.method))
     }
 

@@ -109,7 +109,7 @@ fn judged_lease_is_kept_from_others_until_it_is_free() {
 /// The daemon returns a message whose answer was lost, and its lease runs out before the record of
 /// that is applied.
 #[test]
-fn late_return_of_a_lease_gives_a_taken_message_to_no_second_worker() {
+fn taken_message_goes_to_no_second_worker() {
     let mut lane = lane();
     lane.restore(vec![(Position(1), held(10, 0, 100, 1))], at(0));
     assert_eq!(receive(&mut lane, 1, 1, at(100)), [again(1, 10)]);

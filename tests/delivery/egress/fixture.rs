@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use balto::courier::guard::EgressPolicy;
-use balto::courier::{
-    Courier, CourierSettings, Destination, OutboundRequest, Proxy, ReceiverReply, Resolver,
-};
+use balto::courier::{Courier, CourierSettings, OutboundRequest, Proxy, ReceiverReply, RequestUrl, Resolver};
 use balto::domain::ErrorClass;
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -76,8 +74,8 @@ pub(crate) fn proxied(policy: EgressPolicy, proxy: &str) -> CourierSettings {
 }
 
 pub(crate) fn outbound_request(url: &str, timeout: Duration) -> OutboundRequest {
-    let destination = Destination::parse(url).unwrap().into();
-    OutboundRequest::new(destination, hyper::HeaderMap::new(), Bytes::from_static(b"{}"), timeout)
+    let url = RequestUrl::parse(url).unwrap().into();
+    OutboundRequest::new(url, hyper::HeaderMap::new(), Bytes::from_static(b"{}"), timeout)
 }
 
 pub(crate) async fn send(courier: &Courier, url: &str) -> ReceiverReply {

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use balto::courier::guard::EgressPolicy;
-use balto::courier::{Courier, Destination, OutboundRequest};
+use balto::courier::{Courier, OutboundRequest, RequestUrl};
 use balto::domain::ReceiverAnswer::Status;
 use bytes::Bytes;
 use fastrand::Rng;
@@ -165,13 +165,9 @@ async fn trial(courier: &Courier, raw: &str, sure: bool) -> Tally {
     // A refused URL may have been saved by an older version, or under another policy.
     let stored = kept.as_deref().map(str::to_owned).or_else(|_| Url::parse(raw).map(String::from));
     let Ok(stored) = stored else { return tally };
-    let Ok(destination) = Destination::parse(&stored) else { return tally };
-    let outbound_request = OutboundRequest::new(
-        destination.into(),
-        hyper::HeaderMap::new(),
-        Bytes::new(),
-        Duration::from_secs(10),
-    );
+    let Ok(url) = RequestUrl::parse(&stored) else { return tally };
+    let outbound_request =
+        OutboundRequest::new(url.into(), hyper::HeaderMap::new(), Bytes::new(), Duration::from_secs(10));
     tally.sent = 1;
     let reply = courier.send(outbound_request).await.unwrap();
     if let Ok(Status(200)) = reply.outcome {

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use balto::courier::{CourierSettings, Destination, OutboundRequest, Proxy};
+use balto::courier::{CourierSettings, OutboundRequest, Proxy, RequestUrl};
 use balto::domain::ErrorClass;
 use balto::domain::ReceiverAnswer::Status;
 use hyper::header::HeaderMap;
@@ -242,8 +242,8 @@ async fn handshake_request_is_repeated_like_a_delivery() {
     let receiver = Chaos::start(&ends_on_reuse(1, end));
     let courier = courier();
     send(&courier, &receiver.url, "first", WAIT_MAX).await;
-    let destination = Destination::parse(&receiver.url).unwrap().into();
-    let outbound_request = OutboundRequest::options(destination, HeaderMap::new(), WAIT_MAX);
+    let url = RequestUrl::parse(&receiver.url).unwrap().into();
+    let outbound_request = OutboundRequest::options(url, HeaderMap::new(), WAIT_MAX);
     assert_eq!(courier.send(outbound_request).await.unwrap().outcome, Ok(Status(200)));
     let lines: Vec<_> = receiver.requests().into_iter().map(|got| got.line).collect();
     assert_eq!(lines, ["POST /hook HTTP/1.1", "OPTIONS /hook HTTP/1.1", "OPTIONS /hook HTTP/1.1"]);

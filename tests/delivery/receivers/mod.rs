@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use balto::courier::guard::EgressPolicy;
-use balto::courier::{Courier, CourierSettings, Destination, OutboundRequest, ReceiverReply, SystemResolver};
+use balto::courier::{Courier, CourierSettings, OutboundRequest, ReceiverReply, RequestUrl, SystemResolver};
 use hyper::header::HeaderMap;
 
 /// The courier of a daemon with `--dev`.
@@ -44,7 +44,7 @@ async fn send(courier: &Courier, url: &str, id: &str, timeout: Duration) -> Rece
 async fn send_body(courier: &Courier, url: &str, id: &str, body: &[u8], timeout: Duration) -> ReceiverReply {
     let mut headers = HeaderMap::new();
     headers.insert("webhook-id", id.parse().unwrap());
-    let destination = Destination::parse(url).unwrap().into();
-    let outbound_request = OutboundRequest::new(destination, headers, body.to_vec().into(), timeout);
+    let url = RequestUrl::parse(url).unwrap().into();
+    let outbound_request = OutboundRequest::new(url, headers, body.to_vec().into(), timeout);
     courier.send(outbound_request).await.unwrap()
 }

@@ -1,4 +1,4 @@
-//! The destination of outbound requests: a URL, parsed once for all requests to it.
+//! URLs of outbound requests, each parsed once for all requests to it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,8 +13,8 @@ use crate::limits;
 
 /// A parsed URL.
 #[derive(Debug)]
-pub struct Destination {
-    pub(super) url: Url,
+pub struct RequestUrl {
+    pub(super) parsed: Url,
     wire: Result<Wire, RefusedUrl>,
 }
 
@@ -28,13 +28,13 @@ pub(super) struct Wire {
     pub(super) host: HeaderValue,
 }
 
-impl Destination {
+impl RequestUrl {
     /// # Errors
     /// When the URL does not parse.
     pub fn parse(url: &str) -> Result<Self, String> {
-        let url = Url::parse(url).map_err(|error| error.to_string())?;
-        let wire = Wire::of(&url);
-        Ok(Self { url, wire })
+        let parsed = Url::parse(url).map_err(|error| error.to_string())?;
+        let wire = Wire::of(&parsed);
+        Ok(Self { parsed, wire })
     }
 
     /// # Errors
@@ -52,26 +52,26 @@ impl Wire {
     }
 }
 
-/// A bounded cache of destinations by URL.
+/// A bounded cache of parsed URLs.
 #[derive(Debug, Default)]
-pub struct Destinations(Mutex<HashMap<Box<str>, Arc<Destination>>>);
+pub struct RequestUrls(Mutex<HashMap<Box<str>, Arc<RequestUrl>>>);
 
-impl Destinations {
-    /// Parses a URL unless the cache has its destination. A full cache starts again.
+impl RequestUrls {
+    /// Parses a URL unless the cache has it. A full cache starts again.
     ///
     /// # Errors
     /// When the URL does not parse.
-    pub fn get(&self, url: &str) -> Result<Arc<Destination>, String> {
+    pub fn get(&self, url: &str) -> Result<Arc<RequestUrl>, String> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(destination) = known.get(url) {
-            return Ok(destination.clone());
+        if let Some(parsed) = known.get(url) {
+            return Ok(parsed.clone());
         }
-        let destination = Arc::new(Destination::parse(url)?);
-        if known.len() >= limits::DESTINATIONS_MAX {
+        let parsed = Arc::new(RequestUrl::parse(url)?);
+        if known.len() >= limits::REQUEST_URLS_MAX {
             known.clear();
         }
-        known.insert(url.into(), destination.clone());
-        Ok(destination)
+        known.insert(url.into(), parsed.clone());
+        Ok(parsed)
     }
 }
 
@@ -81,22 +81,22 @@ mod tests {
 
     #[test]
     fn cache_of_destinations_is_exact_and_bounded() {
-        let cache = Destinations::default();
+        let cache = RequestUrls::default();
         let url = |number: usize| format!("https://receiver-{number}.example/hook");
         let first = cache.get(&url(0)).unwrap();
         assert!(Arc::ptr_eq(&first, &cache.get(&url(0)).unwrap()), "parsed once");
-        for number in 0..=limits::DESTINATIONS_MAX {
-            assert_eq!(cache.get(&url(number)).unwrap().url.as_str(), url(number));
+        for number in 0..=limits::REQUEST_URLS_MAX {
+            assert_eq!(cache.get(&url(number)).unwrap().parsed.as_str(), url(number));
         }
-        assert!(cache.0.lock().unwrap().len() <= limits::DESTINATIONS_MAX);
+        assert!(cache.0.lock().unwrap().len() <= limits::REQUEST_URLS_MAX);
         assert!(cache.get("no URL").is_err());
     }
 
     #[test]
     fn url_that_two_parsers_read_differently_is_refused() {
-        for url in ["mailto:a@example.com", "https://user@example.com/"] {
-            let destination = Destination::parse(url).unwrap();
-            assert!(matches!(destination.wire(), Err(RefusedUrl::Malformed(_))), "{url}");
+        for text in ["mailto:a@example.com", "https://user@example.com/"] {
+            let url = RequestUrl::parse(text).unwrap();
+            assert!(matches!(url.wire(), Err(RefusedUrl::Malformed(_))), "{text}");
         }
     }
 }
