@@ -163,7 +163,8 @@ fn error_statuses(route: &Route) -> Vec<(u16, &'static str)> {
         list.push((401, "No valid API key"));
         list.push((403, "The API key does not allow this"));
     }
-    if has_id {
+    // The feed can be that of a consumer.
+    if has_id || route.operation == "readFeed" {
         list.push((404, "Not found"));
     }
     list.push((405, "The method is not allowed"));

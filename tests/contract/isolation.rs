@@ -54,7 +54,7 @@ impl TenantIds {
     /// The id for a path below this segment, or for a member of this name.
     fn id(&self, kind: &str) -> String {
         match kind {
-            "events" | "eventId" => self.event.clone(),
+            "events" | "eventId" | "lastEventId" => self.event.clone(),
             "endpoints" | "endpointId" | "endpointIds" => self.endpoint.clone(),
             "deliveries" | "dead-letters" => self.delivery.clone(),
             "queues" => format!("queue-{}", &self.endpoint["ep_".len()..]),
