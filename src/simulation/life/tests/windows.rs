@@ -1,7 +1,7 @@
 //! Race windows: changes during an await, and repeated operations.
 
 use super::*;
-use crate::domain::Consent;
+use crate::domain::{Consent, RateLimit};
 use crate::rules::handshake::restart_handshake;
 use crate::service::{Deliveries, Endpoints, Events, Jobs};
 
@@ -239,6 +239,32 @@ async fn deletion_between_two_steps_ends_the_replay() {
     // Already replayed deliveries end like all deliveries of a deleted endpoint.
     let left = world.with(|inner| inner.model.pending().count());
     assert_eq!(left, 0);
+    assert!(!world.has_violation());
+    TestOverrides::default().activate();
+}
+
+/// Reads fail for some seconds. Each attempt needs a turn of its endpoint's rate after that, also
+/// if it had one before.
+#[tokio::test(start_paused = true)]
+async fn failed_reads_save_up_no_turns_of_the_rate() {
+    disable_payload_cache();
+    let world = new_world();
+    let mut life = Life::begin(&world).unwrap();
+    let rate = RateLimit { limit: 1, per: Duration::from_secs(1), burst: 1 };
+    let limited = |endpoint| Endpoint { rate_limit: Some(rate), max_in_flight: Some(10), ..endpoint };
+    subscribe_with(&mut life, Tenant::DEFAULT, limited).await;
+    world.disk().inject(Fault { count: 12, ..Fault::once(Operation::Read, Fault::EIO) });
+    for _ in 0..8 {
+        publish(&mut life).await;
+    }
+    let mut before = sent(&world);
+    for second in 0..30 {
+        life.run_for(Duration::from_secs(1)).await;
+        let now = sent(&world);
+        assert!(now - before <= 2, "{} requests in second {second}", now - before);
+        before = now;
+    }
+    assert_eq!(before, 8, "all are sent in the end");
     assert!(!world.has_violation());
     TestOverrides::default().activate();
 }
