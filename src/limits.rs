@@ -187,8 +187,9 @@ pub const RENDERED_BYTES_MAX: usize = 256 * 1024;
 pub const RENDERING_FUEL: u64 = 100_000;
 /// Endpoints whose compiled template is kept.
 pub const COMPILED_TEMPLATES_MAX: usize = 1_000;
-/// Parsed URLs that are kept. Each takes less than 3 times the length of its text and 300 bytes.
-pub const REQUEST_URLS_MAX: usize = 10_000;
+/// Parsed URLs that are kept. Each takes about four times the length of its text: at most 8 KiB, so
+/// 32 MiB in all; usually below 1 KiB.
+pub const REQUEST_URLS_MAX: usize = 4_096;
 /// Longest content type of requests, in bytes.
 pub const CONTENT_TYPE_BYTES_MAX: usize = 255;
 /// Longest user name, password, client id, client secret, scope or audience, in bytes.
