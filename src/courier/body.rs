@@ -92,13 +92,14 @@ pub fn message_body(
 const FEED_EXTENSIONS: [&str; 4] = ["sequence", "storedversion", "conversionerror", "erasedat"];
 
 /// An event of the feed as a CloudEvent: its position is the extension `sequence`, padded so that
-/// texts have the order of positions. `texts`: the published version of a converted event, and why
-/// an event was not converted.
+/// texts have the order of positions. `stored_version`: the published version of a converted event.
+/// `conversion_error`: why an event was not converted.
 #[must_use]
 pub fn feed_cloudevent(
     position: Position,
     event: &Event,
-    texts: [Option<&str>; 2],
+    stored_version: Option<&str>,
+    conversion_error: Option<&str>,
     deprecation: Option<Option<Timestamp>>,
 ) -> Vec<u8> {
     let is_sent = |name: &str, value: &str| {
@@ -109,7 +110,6 @@ pub fn feed_cloudevent(
     body.pop();
     let sequence = format!("{:020}", position.0);
     let erased = event.erased_at.map(|at| at.rfc3339().to_string());
-    let [stored_version, conversion_error] = texts;
     let values = [Some(sequence.as_str()), stored_version, conversion_error, erased.as_deref()];
     for (name, value) in FEED_EXTENSIONS.into_iter().zip(values) {
         if let Some(value) = value {

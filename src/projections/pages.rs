@@ -320,6 +320,14 @@ pub fn events(rows: &dyn Rows, page: u64) -> Vec<EventEntry> {
     events_where(rows, page, &mut |_| true)
 }
 
+/// The events of all pages, oldest first, without an index.
+#[cfg(test)]
+pub(super) fn all_events(rows: &std::collections::BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<EventEntry> {
+    let pages = rows.keys().filter(|key| key[0] == b'E').map(|key| super::rows::u64_at(key, 1));
+    let pages: std::collections::BTreeSet<u64> = pages.collect();
+    pages.into_iter().flat_map(|page| events(rows, page)).collect()
+}
+
 /// The wanted ones of the page's events, in order. Asks for each entry, of an event with several
 /// entries again, and copies only wanted ones.
 pub fn events_where(

@@ -83,16 +83,17 @@ impl Block<'_> {
 
 /// The first of some ascending versions, and their encoded positions. `None` if there are none.
 fn encode_versions(versions: impl IntoIterator<Item = (u64, Position)>) -> Option<(u64, Vec<u8>)> {
-    let (mut encoded, mut next, mut before) = (None, 0, 0);
+    let mut versions = versions.into_iter();
+    let (first, position) = versions.next()?;
+    let mut positions = Vec::with_capacity(8);
+    put_varint(&mut positions, position.0);
+    let (mut next, mut before) = (first + 1, position.0);
     for (version, position) in versions {
-        let (_, positions) = encoded.get_or_insert_with(|| (version, Vec::with_capacity(8)));
-        for _ in next..if next == 0 { 0 } else { version } {
-            put_varint(positions, 0);
-        }
-        put_varint(positions, position.0 - before);
+        (next..version).for_each(|_| put_varint(&mut positions, 0));
+        put_varint(&mut positions, position.0 - before);
         (next, before) = (version + 1, position.0);
     }
-    encoded
+    Some((first, positions))
 }
 
 /// The value of a `V` row.

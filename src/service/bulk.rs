@@ -4,15 +4,12 @@ use std::collections::BTreeMap;
 
 use crate::domain::{DeadReason, DeliveryKey, EndpointNumber, Record, Timestamp, Trigger};
 use crate::failpoints::Bound;
-use crate::outbox::draft::ChangeError;
 use crate::outbox::unit::Command;
 use crate::{failpoints, limits};
 
 pub(crate) fn revive_command(deliveries: Vec<DeliveryKey>, trigger: Trigger, at: Timestamp) -> Command {
     Command::Record(Record::DeliveriesRevived { deliveries, trigger, at })
 }
-
-pub(crate) const DELETED: ChangeError = ChangeError::NotAllowed("the endpoint was deleted");
 
 /// Maximum number of deliveries in one step. A step is one record.
 pub(crate) fn deliveries_per_step() -> usize {

@@ -77,20 +77,16 @@ impl Endpoints<'_> {
         })
     }
 
-    /// The endpoints with this id or uid, by number. Those of a uid are the live one, and deleted
-    /// ones that had it. Empty: none in the scope.
+    /// The endpoints that have this uid, or had it when they were deleted, by number. Empty: none
+    /// in the scope.
     ///
     /// # Errors
     /// When endpoints of several tenants have the uid.
-    pub fn numbers(self, scope: &Scope, id_or_uid: &str) -> Result<Vec<EndpointNumber>, AmbiguousUid> {
-        if let Some(number) = id_or_uid.parse().ok().and_then(|id| self.number(scope, &id)) {
-            return Ok(vec![number]);
-        }
-        let live = self.find(scope, id_or_uid)?;
-        let Ok(uid) = id_or_uid.parse::<EndpointUid>() else { return Ok(Vec::new()) };
+    pub fn with_uid(self, scope: &Scope, uid: &EndpointUid) -> Result<Vec<EndpointNumber>, AmbiguousUid> {
+        let live = self.find(scope, uid.as_str())?;
         self.0.outbox_of(scope.0.as_ref()).registry(|registry| {
             let owner = |number: &EndpointNumber| registry.tenant_of(*number);
-            let former = registry.former_endpoints(&uid);
+            let former = registry.former_endpoints(uid);
             let former = former.filter(|number| owner(number).is_some_and(|tenant| scope.covers(tenant)));
             let all: Vec<_> = former.chain(live.map(|endpoint| endpoint.number)).collect();
             let is_ambiguous = all.windows(2).any(|pair| owner(&pair[0]) != owner(&pair[1]));

@@ -168,10 +168,10 @@ impl Feed<'_> {
     /// The event as a CloudEvent.
     #[must_use]
     pub fn cloudevent(self, entry: &FeedEvent) -> Vec<u8> {
-        let texts =
-            [entry.stored_version.as_ref().map(EventVersion::as_str), entry.conversion_error.as_deref()];
+        let stored_version = entry.stored_version.as_ref().map(EventVersion::as_str);
         let deprecation = Conversions(self.0).deprecation(&entry.event);
-        feed_cloudevent(entry.position, &entry.event, texts, deprecation)
+        let error = entry.conversion_error.as_deref();
+        feed_cloudevent(entry.position, &entry.event, stored_version, error, deprecation)
     }
 
     /// Waits for events after the end of a page.

@@ -8,10 +8,9 @@ use super::*;
 use crate::domain::{DeliveryKey, EndpointNumber, Event, Position, Record, StreamName, Tenant, Timestamp};
 use crate::failpoints::{Bound, Mutation, TestOverrides, fails_with};
 use crate::projections::audit::{Terms, audit};
-use crate::projections::pages::EventEntry;
+use crate::projections::pages::{EventEntry, all_events};
 use crate::projections::reads::{self, Cursor, Filter, Found};
 use crate::projections::retention::{self, Cutoffs};
-use crate::projections::rows::u64_at;
 use crate::projections::{Fold, feed, lag};
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -19,12 +18,6 @@ type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 const TENANTS: [&str; 3] = ["a", "a.b", "b"];
 const STREAMS: [&str; 3] = ["order-1", "order-10", "pet"];
 const ENDPOINT: EndpointNumber = EndpointNumber(1);
-
-/// All events in the rows, oldest first.
-fn all_events(rows: &Map) -> Vec<EventEntry> {
-    let pages: BTreeSet<u64> = rows.keys().filter(|key| key[0] == b'E').map(|key| u64_at(key, 1)).collect();
-    pages.into_iter().flat_map(|page| pages::events(rows, page)).collect()
-}
 
 /// A fold under random events, ends of deliveries, restarts and retention.
 struct World {

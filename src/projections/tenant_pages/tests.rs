@@ -1,13 +1,13 @@
 //! The index lists the pages of each tenant, and lists by the index have what a walk over
 //! everything finds.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::*;
 use crate::domain::{EndpointNumber, Event, Position, Record, Tenant, Timestamp};
 use crate::failpoints::{TestOverrides, fails_with};
-use crate::projections::pages::{EventEntry, page_of};
+use crate::projections::pages::{EventEntry, all_events, page_of};
 use crate::projections::reads::{self, Cursor, Filter, Found};
 use crate::projections::retention::{self, Cutoffs};
 use crate::projections::{Fold, feed, lag, pages};
@@ -18,12 +18,6 @@ const TENANTS: [&str; 4] = ["a", "a.b", "b", "rare"];
 
 fn index(rows: &Map) -> Map {
     rows.range(b"t".to_vec()..b"u".to_vec()).map(|(key, value)| (key.clone(), value.clone())).collect()
-}
-
-/// All events in the rows, oldest first.
-fn all_events(rows: &Map) -> Vec<EventEntry> {
-    let pages: BTreeSet<u64> = rows.keys().filter(|key| key[0] == b'E').map(|key| u64_at(key, 1)).collect();
-    pages.into_iter().flat_map(|page| pages::events(rows, page)).collect()
 }
 
 /// The index, derived from the events.

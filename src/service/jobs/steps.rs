@@ -11,12 +11,15 @@ use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::outbox::unit::Command;
 use crate::projections::reads::{Cursor, Filter};
-use crate::service::bulk::{DELETED, deliveries_per_step, revive_command};
+use crate::service::bulk::{deliveries_per_step, revive_command};
 use crate::service::filters::StoredSelection;
 use crate::service::pages::Pages;
 use crate::service::replays::{PastRange, Replays};
 use crate::service::search::Searches;
 use crate::service::tenants::Tenants;
+
+/// The error of a job whose endpoint was deleted.
+const DELETED: ChangeError = ChangeError::NotAllowed("the endpoint was deleted");
 
 /// A step of a job.
 #[derive(Debug)]

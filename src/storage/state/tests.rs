@@ -1,4 +1,4 @@
-//! Durability of checkpoints.
+//! Durability of checkpoints, and tags of rows.
 
 use std::sync::Arc;
 

@@ -129,11 +129,13 @@ pub fn endpoint_numbers(
     if let Some(number) = id.as_ref().ok().and_then(|id| endpoints.number(&call.principal.scope, id)) {
         return Ok(vec![number]);
     }
-    if let (Err(error), Err(_)) = (id, text.parse::<EndpointUid>()) {
-        return Err(error.to_string());
-    }
+    let uid = match (id, text.parse::<EndpointUid>()) {
+        (_, Ok(uid)) => uid,
+        (Ok(_), Err(_)) => return Ok(Vec::new()),
+        (Err(error), Err(_)) => return Err(error.to_string()),
+    };
     let scope = Scope(tenant.cloned().or_else(|| call.principal.scope.0.clone()));
-    endpoints.numbers(&scope, text).map_err(|error| error.to_string())
+    endpoints.with_uid(&scope, &uid).map_err(|error| error.to_string())
 }
 
 /// `GET /v1/deliveries/{id}`
