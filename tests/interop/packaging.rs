@@ -1,13 +1,13 @@
 //! The packages, built from the binary of the tests: Debian's own dpkg installs, upgrades and
-//! removes one below a temporary root.
+//! removes one below a temporary root, and buildah builds the image.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::support::judges::{root, run};
+use crate::support::judges::{self, root, run};
 use crate::support::{has_program, say};
 
 const BALTO: &str = env!("CARGO_BIN_EXE_balto");
@@ -97,26 +97,30 @@ impl PackageRoot {
     fn serve(&self) {
         let config = self.path("etc/balto/balto.toml");
         output(Command::new(self.path("usr/bin/balto")).arg("check-config").arg(&config));
-        let mut daemon = Command::new(self.path("usr/bin/balto"))
-            .args(["serve", "--config"])
-            .arg(&config)
-            .arg("--data-dir")
-            .arg(self.path("var/lib/balto"))
-            .env("BALTO__SERVER__API_LISTEN", "127.0.0.1:0")
-            .env("BALTO__SERVER__OPS_LISTEN", "127.0.0.1:0")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(daemon.stderr.take().unwrap()).lines();
-        let is_ready = lines
-            .by_ref()
-            .map_while(Result::ok)
-            .any(|line| serde_json::from_str::<Value>(&line).is_ok_and(|line| line["message"] == "ready"));
-        output(Command::new("kill").arg("-TERM").arg(daemon.id().to_string()));
-        lines.for_each(drop);
-        let ended = daemon.wait().unwrap();
-        assert!(is_ready && ended.success(), "the installed daemon was not ready, or ended with {ended}");
+        serves_until_terminated(
+            Command::new(self.path("usr/bin/balto"))
+                .args(["serve", "--config"])
+                .arg(&config)
+                .arg("--data-dir")
+                .arg(self.path("var/lib/balto"))
+                .env("BALTO__SERVER__API_LISTEN", "127.0.0.1:0")
+                .env("BALTO__SERVER__OPS_LISTEN", "127.0.0.1:0"),
+        );
     }
+}
+
+/// Starts a daemon, waits until it is ready, and stops it.
+fn serves_until_terminated(command: &mut Command) {
+    let mut daemon = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(daemon.stderr.take().unwrap()).lines();
+    let is_ready = lines
+        .by_ref()
+        .map_while(Result::ok)
+        .any(|line| serde_json::from_str::<Value>(&line).is_ok_and(|line| line["message"] == "ready"));
+    output(Command::new("kill").arg("-TERM").arg(daemon.id().to_string()));
+    lines.for_each(drop);
+    let ended = daemon.wait().unwrap();
+    assert!(is_ready && ended.success(), "the daemon was not ready, or ended with {ended}");
 }
 
 #[test]
@@ -209,19 +213,69 @@ fn tarball_is_reproducible_and_names_its_libc() {
     assert!(!files.lines().any(|line| line.ends_with('/')), "the tarball has directories: {files}");
 }
 
-#[test]
-fn image_copies_files_that_exist() {
-    let text = std::fs::read_to_string(root().join("packaging/Containerfile")).unwrap();
-    let minimum = env!("CARGO_PKG_RUST_VERSION");
-    assert!(
-        text.contains(&format!("rust:{minimum}-alpine")),
-        "the image builds with another Rust than {minimum}"
+/// A script that runs `buildah` with its storage in the directory.
+fn buildah(program: &Path, directory: &Path) -> PathBuf {
+    let home = directory.join("home");
+    std::fs::create_dir_all(home.join(".config/containers")).unwrap();
+    // It reads no image, so it trusts none.
+    std::fs::write(home.join(".config/containers/policy.json"), r#"{"default": [{"type": "reject"}]}"#)
+        .unwrap();
+    let storage = directory.join("storage");
+    let script = format!(
+        "#!/bin/sh\nHOME='{}' LD_LIBRARY_PATH=\"{libraries}/usr/lib/$(uname -m)-linux-gnu:{libraries}/lib/$(uname -m)-linux-gnu\" \\\n\
+         exec '{}' --storage-driver vfs --root '{storage}/images' --runroot '{storage}/run' \"$@\"\n",
+        home.display(),
+        program.display(),
+        libraries = root().join("target/judges/buildah").display(),
+        storage = storage.display(),
     );
-    let (_, last) = text.split_once("FROM scratch").unwrap();
-    let mut seen = 0;
-    for copied in last.split("/source/").skip(1).map(|rest| rest.split(' ').next().unwrap()) {
-        seen += 1;
-        assert!(copied.starts_with("target/") || root().join(copied).is_file(), "{copied} does not exist");
+    let file = directory.join("buildah");
+    std::fs::write(&file, script).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    file
+}
+
+#[test]
+fn image_from_scratch_serves_as_its_own_user() {
+    let Some(program) = judges::buildah() else {
+        return say("SKIPPED: buildah, which neither the machine nor Debian's mirror has");
+    };
+    if output(Command::new("id").arg("-u")).trim() != "0" {
+        return say("SKIPPED: the image, whose root directory only root can enter");
     }
-    assert!(seen >= 2 && last.contains("USER 65532:65532") && last.contains("VOLUME /var/lib/balto"));
+    let directory = tempfile::tempdir().unwrap();
+    let tool = buildah(&program, directory.path());
+    let build = root().join("packaging/image");
+    output(
+        Command::new(build).arg(stripped(directory.path())).arg("balto:test").env("CONTAINER_TOOL", &tool),
+    );
+
+    let about = output(Command::new(&tool).args(["inspect", "--type", "image", "balto:test"]));
+    let about: Value = serde_json::from_str(&about).unwrap();
+    let config = &about["OCIv1"]["config"];
+    assert_eq!(config["Volumes"], json!({"/var/lib/balto": {}}));
+    assert_eq!(config["ExposedPorts"], json!({"8400/tcp": {}, "8401/tcp": {}}));
+    assert_eq!(config["StopSignal"], "SIGTERM");
+    output(Command::new(&tool).args(["from", "--name", "test", "balto:test"]));
+    let mounted = output(Command::new(&tool).args(["mount", "test"]));
+    let mounted = Path::new(mounted.trim());
+    assert!(mounted.join("etc/ssl/certs/ca-certificates.crt").is_file());
+
+    // A container of the image, on the network of the machine.
+    let container = |words: &Value| {
+        let mut command = Command::new("chroot");
+        command.arg(format!("--userspec={}", config["User"].as_str().unwrap())).arg(mounted).env_clear();
+        for variable in config["Env"].as_array().unwrap() {
+            let (name, value) = variable.as_str().unwrap().split_once('=').unwrap();
+            command.env(
+                name,
+                value.replace("0.0.0.0:8400", "127.0.0.1:0").replace("0.0.0.0:8401", "127.0.0.1:0"),
+            );
+        }
+        let words = [&config["Entrypoint"], words].map(|words| words.as_array().unwrap().iter());
+        command.args(words.into_iter().flatten().map(|word| word.as_str().unwrap()));
+        command
+    };
+    serves_until_terminated(&mut container(&config["Cmd"]));
+    output(&mut container(&json!(["verify", "--data-dir", "/var/lib/balto"])));
 }

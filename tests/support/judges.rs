@@ -1,7 +1,7 @@
 //! Third-party programs that check Balto's requests, responses and metrics.
 
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Once;
 
@@ -39,12 +39,17 @@ pub(crate) fn python(program: &str) -> Command {
 
 /// `promtool`, if the machine has it or Debian's package was available.
 pub(crate) fn promtool() -> Option<Command> {
+    program("promtool", "promtool").map(Command::new)
+}
+
+/// `buildah`, a builder of images, if the machine has it or Debian's package was available.
+pub(crate) fn buildah() -> Option<PathBuf> {
+    program("buildah", "buildah/usr/bin/buildah")
+}
+
+/// The program of the judges, or of the machine.
+fn program(name: &str, judge: &str) -> Option<PathBuf> {
     install();
-    let own = root().join("target/judges/promtool");
-    let found = if own.exists() {
-        Some(own.as_path())
-    } else {
-        super::has_program("promtool").then(|| Path::new("promtool"))
-    };
-    found.map(Command::new)
+    let judge = root().join("target/judges").join(judge);
+    if judge.exists() { Some(judge) } else { super::has_program(name).then(|| name.into()) }
 }
