@@ -1,6 +1,5 @@
 //! Replays: delivering past events again.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::context::Context;
@@ -10,7 +9,7 @@ use crate::domain::{
 };
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
-use crate::projections::reads::{Cursor, Filter, Found, Past};
+use crate::projections::reads::{Cursor, Filter, Past};
 use crate::service::bulk::{deliveries_per_step, revive_command};
 use crate::service::endpoints::Endpoints;
 use crate::service::events::Events;
@@ -73,21 +72,24 @@ impl Replays<'_> {
         Ok(count)
     }
 
-    /// The past events of a step that a replay delivers, and the start of the next step. Their
-    /// selection works in the turn of its tenant.
+    /// The past events of a step that a replay delivers, newest first, and the start of the next
+    /// step. Their selection works in the turn of its tenant.
     pub(crate) async fn find(
         self,
         range: &PastRange,
-    ) -> Result<(HashSet<Position>, Option<Cursor>), Unavailable> {
-        let (found, wanted) = (self.past(range).await?, range.clone());
-        let select = move || -> Result<(HashSet<Position>, Option<Cursor>), Unavailable> {
-            let (mut selected, mut examined) = (HashSet::new(), None);
+    ) -> Result<(Vec<Position>, Option<Cursor>), Unavailable> {
+        let wanted = range.clone();
+        let PastRange { filter, endpoint, after, limit, .. } = range.clone();
+        let read = move |state: &dyn ReadModel| state.past(&filter, endpoint, after, limit);
+        let found = self.0.outbox_of(endpoint).read(read).await?;
+        let select = move || -> Result<(Vec<Position>, Option<Cursor>), Unavailable> {
+            let (mut selected, mut examined) = (Vec::new(), None);
             for past in &found.items {
                 if selected.len() == wanted.most {
                     return Ok((selected, examined.map(Cursor::at)));
                 }
                 if wanted.wants(past)? {
-                    selected.insert(past.position);
+                    selected.push(past.position);
                 }
                 examined = Some(past.position);
             }
@@ -96,24 +98,25 @@ impl Replays<'_> {
         self.0.compute(&Party::of(range.filter.tenant.as_ref()), select).await?
     }
 
-    /// The deliveries of these events that are still to be made.
+    /// The deliveries of these events that are still to be made. Events that were removed or erased
+    /// since they were found have none.
     pub(crate) async fn confirm(
         self,
         range: &PastRange,
-        wanted: &HashSet<Position>,
+        found: Vec<Position>,
     ) -> Result<Vec<DeliveryKey>, Unavailable> {
-        if wanted.is_empty() {
-            return Ok(Vec::new());
-        }
-        let current = self.past(range).await?.items.into_iter();
-        let eligible = current.filter(|past| is_eligible(past, range.only_undelivered));
-        let keys = eligible.map(|past| DeliveryKey { event: past.position, endpoint: range.endpoint });
-        Ok(keys.filter(|key| wanted.contains(&key.event)).collect())
-    }
-
-    async fn past(self, range: &PastRange) -> Result<Found<Past>, Unavailable> {
-        let PastRange { filter, endpoint, after, limit, .. } = range.clone();
-        let read = move |state: &dyn ReadModel| state.past(&filter, endpoint, after, limit);
+        let (endpoint, only_undelivered) = (range.endpoint, range.only_undelivered);
+        // Each event by its position: a second list could end before the last of them.
+        let read = move |state: &dyn ReadModel| {
+            let keys = found.into_iter().map(|event| DeliveryKey { event, endpoint });
+            let is_left = |key: &DeliveryKey| {
+                let delivery = state.delivery(*key).map(|facts| facts.state);
+                state.knows(key.event)
+                    && state.erasure(key.event).is_none()
+                    && is_eligible(delivery, only_undelivered)
+            };
+            keys.filter(is_left).collect()
+        };
         self.0.outbox_of(endpoint).read(read).await
     }
 }
@@ -135,16 +138,16 @@ pub(crate) struct PastRange {
 impl PastRange {
     /// Blocks.
     fn wants(&self, past: &Past) -> Result<bool, Unavailable> {
-        if !is_eligible(past, self.only_undelivered) {
+        if past.is_erased || !is_eligible(past.state, self.only_undelivered) {
             return Ok(false);
         }
         self.selection.wants(&past.event_type, past.position)
     }
 }
 
-fn is_eligible(past: &Past, only_undelivered: bool) -> bool {
-    match past.state {
-        _ if past.is_erased => false,
+/// Whether a replay delivers an event whose delivery to the endpoint has this state.
+fn is_eligible(delivery: Option<DeliveryState>, only_undelivered: bool) -> bool {
+    match delivery {
         Some(DeliveryState::Pending) => false,
         // A purged dead letter is unwanted, but a full replay includes it.
         Some(DeliveryState::Delivered | DeliveryState::Purged) => !only_undelivered,

@@ -112,14 +112,13 @@ impl Jobs<'_> {
                 let range = self.past(job, cursor(before), deliveries_per_step())?;
                 let range = PastRange { most: step_limit(job), ..range };
                 let (wanted, next) = Replays(self.0).find(&range).await?;
-                // The scan and the selection take long; the lock covers the decision only. Events
-                // that retention deleted in between are not found again.
+                // The scan and the selection take long; the lock covers the decision only.
                 let _alone = self.0.exclusive(&party(job)).await;
                 let _held = self.0.outbox_of(range.endpoint).hold_events().await;
                 if self.0.outbox_of(range.endpoint).endpoint(range.endpoint).is_none() {
                     return Err(DELETED);
                 }
-                let deliveries = Replays(self.0).confirm(&range, &wanted).await?;
+                let deliveries = Replays(self.0).confirm(&range, wanted).await?;
                 let command = |deliveries| revive_command(deliveries, Trigger::Replay, self.0.now().wall);
                 let step = JobStep::of_deliveries(deliveries, before.done, next, command);
                 self.commit_step(job, before, step, number).await

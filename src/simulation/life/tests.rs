@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod replays;
 mod windows;
 
 use super::*;

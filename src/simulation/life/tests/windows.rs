@@ -10,12 +10,12 @@ fn disable_payload_cache() {
     TestOverrides { bounds: [(Bound::PayloadBytes, 0)].into(), mutation: None }.activate();
 }
 
-fn new_world() -> World {
+pub(super) fn new_world() -> World {
     world::reset_time();
     World::new(1)
 }
 
-fn known(life: &Life, number: EndpointNumber) -> Option<Endpoint> {
+pub(super) fn known(life: &Life, number: EndpointNumber) -> Option<Endpoint> {
     life.context
         .outbox_of(number)
         .registry(|registry| registry.endpoint(number).map(|known| Endpoint::clone(known)))
@@ -28,7 +28,7 @@ async fn change(life: &mut Life, number: EndpointNumber, change: impl FnOnce(End
     run_task(life, async move { Endpoints(&context).update(changed, None).await }).await.unwrap();
 }
 
-async fn publish(life: &mut Life) -> crate::domain::Position {
+pub(super) async fn publish(life: &mut Life) -> crate::domain::Position {
     let (context, draft) = (life.context.clone(), draft(&life.world));
     run_task(life, async move { Events(&context).publish(draft).await }).await.unwrap().position
 }
@@ -204,45 +204,6 @@ async fn endpoint_resumed_during_the_expiry_read_loses_nothing() {
     }
 }
 
-/// An endpoint is deleted between two steps of a replay to it.
-#[tokio::test(start_paused = true)]
-async fn deletion_between_two_steps_ends_the_replay() {
-    TestOverrides { bounds: [(Bound::BulkDeliveries, 1)].into(), mutation: None }.activate();
-    let world = new_world();
-    let mut life = Life::begin(&world).unwrap();
-    let paused = |endpoint| Endpoint { status: EndpointStatus::Paused, ..endpoint };
-    for _ in 0..5 {
-        publish(&mut life).await;
-    }
-    let number = subscribe_with(&mut life, Tenant::DEFAULT, paused).await;
-    let endpoint = known(&life, number).unwrap();
-    let (context, id) = (life.context.clone(), endpoint.id.clone());
-    let replaying = tokio::spawn(async move {
-        let job = Jobs(&context).start(&replay_of(&endpoint), None).await.unwrap();
-        Jobs(&context).wait(job, Duration::from_secs(60)).await
-    });
-    // Two of five steps are durable.
-    while revival_records(&world) < 2 {
-        // Simulated time: a step also works on a blocking thread.
-        tokio::time::sleep(Duration::from_millis(1)).await;
-        life.step_state();
-        life.step_writer();
-        life.deliver_held_notices();
-    }
-    let context = life.context.clone();
-    let deleting = tokio::spawn(async move { Endpoints(&context).delete(&Scope(None), &id).await });
-    life.run_for(Duration::from_secs(5)).await;
-    assert!(deleting.await.unwrap().is_ok());
-    let ended = replaying.await.unwrap();
-    let (status, error) = (ended.progress.status, ended.progress.error.as_deref());
-    assert_eq!((status, error), (JobStatus::Failed, Some("the endpoint was deleted")));
-    // Already replayed deliveries end like all deliveries of a deleted endpoint.
-    let left = world.with(|inner| inner.model.pending().count());
-    assert_eq!(left, 0);
-    assert!(!world.has_violation());
-    TestOverrides::default().activate();
-}
-
 /// Reads fail for some seconds. Each attempt needs a turn of its endpoint's rate after that, also
 /// if it had one before.
 #[tokio::test(start_paused = true)]
@@ -336,7 +297,7 @@ async fn job_continues_after_a_failed_read() {
     TestOverrides::default().activate();
 }
 
-fn revival_records(world: &World) -> usize {
+pub(super) fn revival_records(world: &World) -> usize {
     world.with(|inner| {
         let revived = |(_, record): &&(Position, Record)| matches!(record, Record::DeliveriesRevived { .. });
         inner.model.records.iter().filter(revived).count()
