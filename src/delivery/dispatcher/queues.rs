@@ -57,6 +57,11 @@ impl QueueDesk {
     pub(super) fn has_pending_receives(&self) -> bool {
         !self.receives.is_empty()
     }
+
+    /// Ends all receives without an answer, and returns their number.
+    pub(super) fn abandon_receives(&mut self) -> usize {
+        std::mem::take(&mut self.receives).len()
+    }
 }
 
 impl Dispatcher {

@@ -1,11 +1,11 @@
 //! The end of the delivery loop: running attempts finish within a limit, or are aborted.
 //! Background tasks end after their current step, and continue at the next start.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::time::Instant;
 
 use crate::context::signal::Signal;
 use crate::lanes::SendHold;
@@ -20,7 +20,8 @@ impl Dispatcher {
         self.end_receives();
         // The next start repeats these tasks.
         self.reorder_tasks.values().chain(&self.reorder_all_task).for_each(AbortHandle::abort);
-        let deadline = Instant::now() + limit;
+        let is_cut = async move { drop(run.wait_for(|run| *run == Run::Cut).await) };
+        let mut is_over = pin!(tokio::time::timeout(limit, is_cut));
         let mut tick = tokio::time::interval(TICK_INTERVAL);
         tracing::debug!(
             attempts = self.tasks.len(),
@@ -30,8 +31,7 @@ impl Dispatcher {
         while !(self.tasks.is_empty() && self.background.is_empty()) || self.desk.has_pending_receives() {
             tokio::select! {
                 biased;
-                () = wait_for_cut(&mut run) => self.abort_tasks().await,
-                () = tokio::time::sleep_until(deadline) => self.abort_tasks().await,
+                _ = &mut is_over => return self.abort_tasks().await,
                 Some(ended) = self.tasks.join_next() => log_panic(&ended),
                 Some(ended) = self.background.join_next() => log_panic(&ended),
                 // The lanes send nothing more, so they need no further deliveries.
@@ -52,19 +52,17 @@ impl Dispatcher {
         }
     }
 
+    /// Receives that still wait for a commit get no messages. Their leases end by time.
     async fn abort_tasks(&mut self) {
         let (attempts, background) = (self.tasks.len(), self.background.len());
+        let receives = self.desk.abandon_receives();
         tracing::warn!(
             attempts,
             background,
-            "aborting attempts and background tasks, repeating them at the next start"
+            receives,
+            "aborting attempts, background tasks and receives, repeating them at the next start"
         );
         self.tasks.shutdown().await;
         self.background.shutdown().await;
     }
-}
-
-/// Waits for [`Run::Cut`], or until the sender is dropped.
-async fn wait_for_cut(run: &mut watch::Receiver<Run>) {
-    drop(run.wait_for(|run| *run == Run::Cut).await);
 }

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod replays;
+mod stops;
 mod windows;
 
 use super::*;
