@@ -256,8 +256,12 @@ fn activity_of(message: &Result<StateMessage, mpsc::RecvTimeoutError>) -> Activi
 /// Single steps, for the simulation.
 #[cfg(test)]
 impl ApplyThread {
-    /// Handles the next message, if there is one. Returns whether there was one.
+    /// Handles the next message, if there is one. Returns whether there was one. A thread that has
+    /// failed handles none.
     pub(crate) fn turn_by_hand(&mut self) -> bool {
+        if self.links.health.has_failed() {
+            return false;
+        }
         match self.held.pop_front().or_else(|| self.messages.try_recv().ok()) {
             Some(message) => self.turn(message),
             None => false,
