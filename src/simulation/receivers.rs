@@ -90,6 +90,8 @@ impl Default for Receiver {
 struct Bucket {
     spent: f64,
     at: Timestamp,
+    /// Rates at the last request.
+    rates: Vec<RateLimit>,
 }
 
 /// All receivers of a simulated world.

@@ -45,9 +45,11 @@ pub(super) fn record_retry_after(inner: &mut Inner, endpoint: EndpointNumber, re
 /// is unlimited, nothing is checked.
 fn check_rate(rates: &[Option<RateLimit>], bucket: &mut Bucket, decided: Timestamp) -> Result<(), String> {
     let Some(rates) = rates.iter().copied().collect::<Option<Vec<_>>>() else { return Ok(()) };
+    // Since the last request, the rate may have changed.
+    let earlier = std::mem::replace(&mut bucket.rates, rates.clone());
     let gained = |time: Duration| {
         let gained = |rate: &RateLimit| time.as_secs_f64() * f64::from(rate.limit) / rate.per.as_secs_f64();
-        rates.iter().map(gained).fold(0.0, f64::max)
+        rates.iter().chain(&earlier).map(gained).fold(0.0, f64::max)
     };
     let burst = rates.iter().map(|rate| rate.burst).max().map_or(0.0, f64::from);
     // Reads take different times, so decisions may arrive out of order: the token of an early one
