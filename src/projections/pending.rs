@@ -1,8 +1,10 @@
 //! Pending deliveries: due index (`D`), details (`P`) and queues of ordering keys (`W`).
 //!
 //! Invariant: a pending delivery has one valid due time: in `D` if a lane may send it, else in `W`,
-//! where it waits behind another delivery of its ordering key. The fold applies the endpoint's
-//! current ordering. After a change of ordering, [`misplaced`] finds the deliveries to move.
+//! where it waits behind another delivery of its ordering key. While a delivery is in `D` or under
+//! a lease, its `W` row only keeps its turn: its due time and progress are from when it last
+//! waited. The fold applies the endpoint's current ordering. After a change of ordering,
+//! [`misplaced`] finds the deliveries to move.
 
 use std::ops::ControlFlow;
 

@@ -54,10 +54,21 @@ impl Step<'_> {
         }
         let place = self.find_place(key).filter(|place| place.kind == PlaceKind::Waiting && place.due == due);
         let row = place?.row;
-        // The message that may be sent waits behind this one now. None may be sent under a lease.
-        let first = pending::sendable_of(self.rows, key.endpoint, row.order?)?;
-        self.remove_due_key(key.endpoint, first);
+        // None may be sent under a lease.
+        let order = row.order?;
+        let first = pending::sendable_of(self.rows, key.endpoint, order)?;
+        self.displace(key.endpoint, first, order);
         Some(row)
+    }
+
+    /// The message that may be sent waits from now on. Its row in the queue is from when it last
+    /// waited: since then it may have been tried or revived.
+    fn displace(&mut self, queue: EndpointNumber, first: DueKey, order: OrderHash) {
+        if let Some(row) = pending::due_row(self.rows, queue, first) {
+            let delivery = DeliveryKey { event: first.event, endpoint: queue };
+            pending::requeue(self.rows, delivery, order, first.due, &row);
+        }
+        self.remove_due_key(queue, first);
     }
 
     /// Takes over from a lease that has run out or was released.

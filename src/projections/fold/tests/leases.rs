@@ -81,6 +81,29 @@ fn waiting_message_is_taken_before_the_first_of_its_queue() {
     assert_eq!((journal.sendable(), journal.lane().waiting), (vec![keys[0].event], 1));
 }
 
+/// The delay and the count of a message hold also while it waits behind a message that was taken
+/// before it.
+#[test]
+fn requeued_message_that_is_displaced_keeps_its_delay() {
+    let mut journal = queue(Ordering::Endpoint);
+    let keys = [journal.event(), journal.event()];
+    let first = journal.take(keys[0], 1_000);
+    journal.end(keys[0], first, LeaseEnd::Requeued(at(5_000)), 1_001);
+    assert_eq!(journal.sendable(), [keys[0].event]);
+    let lease = journal.take(keys[1], 1_002);
+    assert_eq!((journal.sendable(), journal.lane().waiting), (Vec::new(), 1));
+    assert_eq!(journal.facts(keys[0]).due, Some(at(5_000)));
+    journal.end(keys[1], lease, LeaseEnd::Acked, 1_003);
+    let (found, _) = pending::refill(&journal.rows, ONE, None, 10);
+    let found: Vec<_> = found.iter().map(|(key, progress)| (key.due, progress.attempts)).collect();
+    assert_eq!((found, journal.lane().waiting), (vec![(at(5_000), 1)], 0));
+    journal.take(keys[0], 1_004);
+    assert_eq!(journal.held(keys[0]), None, "it was due at its first time");
+    let second = journal.take_from(keys[0], TakenFrom::Due(at(5_000)), 5_000);
+    assert_eq!(journal.facts(keys[0]).attempts.last(), Some(&second));
+    assert_eq!(journal.held(keys[0]).unwrap().row.progress.attempts, 2);
+}
+
 #[test]
 fn stale_receipt_ends_nothing() {
     let mut journal = queue(Ordering::None);
