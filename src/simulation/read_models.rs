@@ -85,9 +85,17 @@ async fn work_once(context: &Context, world: &World, key: &ConsumerKey) {
 async fn repair(context: &Context, world: &World, status: &ConsumerStatus) -> bool {
     let (key, place) = (&status.consumer.key, status.place.position);
     loop {
-        let cursor = world.with(|inner| inner.read_models.entry(key.clone()).or_default().cursor);
+        let (cursor, is_current) = world.with(|inner| {
+            let model = inner.read_models.entry(key.clone()).or_default();
+            (model.cursor, model.filter == status.consumer.filter)
+        });
         if cursor >= place {
             return cursor == place;
+        }
+        // The other instance follows a newer definition. None of these rows would be added.
+        if !is_current {
+            world.count("instancesOutdated");
+            return false;
         }
         let events = world.chance(|chance| chance.within(1, 5)) as usize;
         let Some(page) = read(context, world, status, cursor, events).await else { return false };
