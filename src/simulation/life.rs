@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::chance::Chance;
+use super::drain::Drain;
 use super::operations;
 use super::receivers::{Behavior, CALLBACK_BASE, Receivers};
 use super::world::{self, World, wall};
@@ -31,9 +32,6 @@ use crate::storage::journal::{Journal, JournalOptions, JournalReader, verify};
 use crate::storage::state::State;
 use crate::storage::state::row_store::RowStore;
 use crate::vault::Vault;
-
-/// Simulated time in which all deliveries must end once the receivers are healthy.
-const DRAIN_MAX: Duration = Duration::from_secs(600);
 
 /// Simulated time in which writes must resume after a full disk.
 const RECOVERY_MAX: Duration = Duration::from_secs(5);
@@ -508,7 +506,7 @@ impl Life {
             inner.note(format_args!("all receivers are healthy"));
         });
         self.world.disk().set_bytes_max(None);
-        let deadline = tokio::time::Instant::now() + DRAIN_MAX;
+        let mut drain = Drain::begin();
         loop {
             let (context, world) = (self.context.clone(), self.world.clone());
             self.clients.spawn(async move { operations::reopen(&context, &world).await });
@@ -524,7 +522,7 @@ impl Life {
             if left == 0 && self.clients.is_empty() && Jobs(&self.context).running().is_empty() {
                 break;
             }
-            if tokio::time::Instant::now() > deadline {
+            if self.world.with(|inner| drain.takes_too_long(&inner.model)) {
                 let backlog = self.describe_backlog().await;
                 self.world.record_violation(backlog);
                 return End::Killed;

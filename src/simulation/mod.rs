@@ -9,6 +9,7 @@ mod receivers;
 
 mod chance;
 mod consumers;
+mod drain;
 mod feed;
 mod jobs;
 mod leases;

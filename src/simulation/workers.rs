@@ -91,14 +91,20 @@ fn is_answer_lost(world: &World, messages: &[ReceivedMessage]) -> bool {
     !messages.is_empty() && world.chance(|chance| chance.percent(if has_cause { 70 } else { 5 }))
 }
 
-/// Takes every message of every queue that is there now, and acknowledges it.
+/// Takes every message of every queue that is there now, and acknowledges it. An ordered queue
+/// gives one at a time.
 pub(super) async fn finish(context: &Context, world: &World) {
     let all: Vec<_> = context.outbox_of(Home::All).endpoints();
     for queue in all.into_iter().filter(|endpoint| endpoint.queue().is_some()) {
-        let options = options(10, Duration::ZERO, None);
-        let received = take(context, world, &queue, options, std::future::pending()).await;
-        for message in received {
-            end(context, world, &queue, message.receipt, &LeaseAction::Ack).await;
+        loop {
+            let options = options(10, Duration::ZERO, None);
+            let received = take(context, world, &queue, options, std::future::pending()).await;
+            if received.is_empty() {
+                break;
+            }
+            for message in received {
+                end(context, world, &queue, message.receipt, &LeaseAction::Ack).await;
+            }
         }
     }
 }
