@@ -12,7 +12,7 @@ use super::draft::Unavailable;
 use super::health::{Activity, DiskThread};
 use super::opening::apply_replayed;
 use super::{Outbox, StateMessage};
-use crate::domain::{Position, Record};
+use crate::domain::Position;
 use crate::storage::journal::{JournalReader, ReadError};
 use crate::storage::state::{RebuildSite, ReplaceError, State, StateError};
 
@@ -59,16 +59,12 @@ pub fn fold_to(state: &mut State, reader: &JournalReader, until: Position) -> Re
         return Ok(());
     }
     let mut changes = Vec::new();
-    for frame in reader.frames_from(state.applied().next()) {
+    // As the files have them. The journal may have an erasure that the old state has not applied:
+    // the apply thread applies its record to the new state, and it must find the content.
+    for frame in reader.stored_frames_from(state.applied().next()) {
         for (position, record) in frame? {
             if position > until {
                 break;
-            }
-            // The reader hides content that is still in the files.
-            if let Record::EventErased { event, at, .. } = &record
-                && reader.hides(*event)
-            {
-                state.add_pending_erasure(*event, *at);
             }
             apply_replayed(state, position, &record, &mut changes)?;
         }
@@ -166,7 +162,8 @@ mod tests {
 
     use super::*;
     use crate::domain::{
-        Attempt, DeadReason, DeliveryKey, Endpoint, EndpointNumber, Event, Next, Tenant, Timestamp, Trigger,
+        Attempt, DeadReason, DeliveryKey, Endpoint, EndpointNumber, Event, Next, Record, Tenant, Timestamp,
+        Trigger,
     };
     use crate::outbox::ReadModel;
     use crate::storage::disk::MemoryDisk;
@@ -217,6 +214,34 @@ mod tests {
         let mut journal = Journal::open(Arc::new(MemoryDisk::new()), JournalOptions::new(1)).unwrap().0;
         journal.append(Timestamp::from_millis(1), &[records]).unwrap();
         journal
+    }
+
+    /// The writer commits an erasure while the old state is behind it. The fold of the earlier
+    /// records must not know of the erasure: its record would then find no content to remove.
+    #[test]
+    fn erasure_committed_during_a_rebuild_stays_pending() {
+        let records = records();
+        let directory = tempfile::tempdir().unwrap();
+        let journal = journal(&records);
+        assert!(journal.reader().hides(EVENT));
+        let before = |record: &&Record| !matches!(record, Record::EventErased { .. });
+        let behind = records.iter().take_while(before).count();
+        let (mut original, mut rebuilt) = (state(&directory, "original"), state(&directory, "rebuilt"));
+        fold_to(&mut rebuilt, &journal.reader(), Position(behind as u64)).unwrap();
+        for (position, record) in (1..).map(Position).zip(&records) {
+            original.apply(position, record, false, &mut Vec::new());
+            original.end_group();
+            if position > rebuilt.applied() {
+                rebuilt.apply(position, record, false, &mut Vec::new());
+                rebuilt.end_group();
+            }
+            if position.0 >= behind as u64 {
+                assert_eq!(rebuilt.deliveries_of(EVENT), original.deliveries_of(EVENT), "{position}");
+            }
+        }
+        assert_eq!(rebuilt.pending_erasures(Position(0), 9), [(EVENT, erased_at())]);
+        let tenant = Tenant::DEFAULT.parse().unwrap();
+        assert_eq!(rebuilt.usage(&tenant), original.usage(&tenant));
     }
 
     #[test]

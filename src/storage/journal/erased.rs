@@ -2,7 +2,8 @@
 //!
 //! Owns the set of these events, and removes their content from every record that is read. An event
 //! enters the set before its erasure becomes visible, and leaves it after the files have lost its
-//! content. So no reader ever gets the content of an erased event. Must never change a file.
+//! content. So no reader ever gets the content of an erased event, except the fold of a rebuild,
+//! which keeps none of it. Must never change a file.
 
 use std::collections::HashMap;
 use std::sync::RwLock;

@@ -112,10 +112,15 @@ impl SegmentStore {
         }
     }
 
+    /// Decodes a record as it is in the file.
+    fn decode_stored(block: &Block, record: &BlockRecord) -> Result<Record, ReadError> {
+        format::decode(block.record_bytes(record))
+            .map_err(|source| ReadError::Undecodable { position: record.position, source })
+    }
+
     /// Decodes a record, without the content of an erased event.
     fn decode(&self, block: &Block, record: &BlockRecord) -> Result<Record, ReadError> {
-        let found = format::decode(block.record_bytes(record))
-            .map_err(|source| ReadError::Undecodable { position: record.position, source })?;
+        let found = Self::decode_stored(block, record)?;
         Ok(self.erased.without_content(record.position, &found).unwrap_or(found))
     }
 
@@ -311,7 +316,16 @@ impl JournalReader {
             next: position.max(Position(1)),
             damage: VecDeque::new(),
             ended: false,
+            shows_erased: false,
         }
+    }
+
+    /// As [`Self::frames_from`], with each record as it is in the files, for a fold: an erasure
+    /// must not change what precedes its record, and its record must find the content that the
+    /// files still have. The rows have no content. Never show these records to anyone.
+    #[must_use]
+    pub fn stored_frames_from(&self, position: Position) -> Frames {
+        Frames { shows_erased: true, ..self.frames_from(position) }
     }
 
     /// Iterates over the records with exactly this commit time, in order. Damage as in
@@ -466,12 +480,14 @@ fn damage_errors(damage: &[Damage]) -> impl Iterator<Item = ReadError> {
         .map(|(first, last)| ReadError::Damaged { first, last })
 }
 
-/// See [`JournalReader::frames_from`].
+/// See [`JournalReader::frames_from`] and [`JournalReader::stored_frames_from`].
 pub struct Frames {
     reader: JournalReader,
     next: Position,
     damage: VecDeque<ReadError>,
     ended: bool,
+    /// The content of erased events is not hidden.
+    shows_erased: bool,
 }
 
 impl Iterator for Frames {
@@ -496,7 +512,12 @@ impl Iterator for Frames {
             let Some(block) = step.block else { continue };
             let mut batch = Vec::with_capacity(block.records.len());
             for record in block.records.iter().filter(|record| record.position >= from) {
-                match self.reader.shared.decode(&block, record) {
+                let decoded = if self.shows_erased {
+                    SegmentStore::decode_stored(&block, record)
+                } else {
+                    self.reader.shared.decode(&block, record)
+                };
+                match decoded {
                     Ok(decoded) => batch.push((record.position, decoded)),
                     Err(error) => self.damage.push_back(error),
                 }

@@ -354,11 +354,6 @@ impl State {
         erasures::pending(&self.rows, after, limit)
     }
 
-    /// Notes an erasure whose content is still in the journal's files.
-    pub fn add_pending_erasure(&mut self, event: Position, at: Timestamp) {
-        erasures::put(&mut self.rows, event, at);
-    }
-
     /// Notes that no file of the journal has the content of these events.
     pub fn complete_erasures(&mut self, events: &[Position]) {
         erasures::complete(&mut self.rows, events);
