@@ -12,7 +12,7 @@ use super::operations::part_of;
 use super::world::RETRY_AFTER_SECONDS;
 use crate::domain::{
     Attempt, ConsumerKey, DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus,
-    Event, EventId, Idempotency, Next, Position, Quota, QuotaOverride, Record, RetryPolicy, Tenant,
+    Event, EventId, Horizon, Idempotency, Next, Position, Quota, QuotaOverride, Record, RetryPolicy, Tenant,
     Timestamp,
 };
 use crate::filters::samples;
@@ -182,8 +182,8 @@ impl Model {
                     self.oracle.consumers.all.get(key).map_or(Position(0), |(_, place)| place.position);
                 self.consumer_moves.insert((key.clone(), from, *to));
             }
+            Record::HorizonMoved { horizon, .. } => self.check_horizon(*horizon)?,
             Record::RateReserved { .. }
-            | Record::HorizonMoved { .. }
             | Record::ConsumerPut(_)
             | Record::ConsumerDeleted { .. }
             | Record::TypePut(_)
@@ -339,6 +339,22 @@ impl Model {
             self.endpoints.values().filter(wants).map(|known| known.endpoint.number).collect();
         if wanted != event.targets {
             return Err(format!("{} has the targets {:?}, expected {wanted:?}", event.id, event.targets));
+        }
+        Ok(())
+    }
+
+    /// Checks a new horizon: each kind stays, or moves on to an event of its kind that expires. The
+    /// event may live again later: a rebuild or a crash brings it back until the next pass, and a
+    /// retry keeps it. The horizon then stays where it is.
+    pub(super) fn check_horizon(&self, new: Horizon) -> Result<(), String> {
+        let known = self.oracle.horizon.horizon;
+        let kinds = [(known.events, new.events, false), (known.stream_events, new.stream_events, true)];
+        for (from, to, has_stream) in kinds {
+            let event = self.oracle.events.get(&to).filter(|event| event.stream.is_some() == has_stream);
+            let moves_on = to > from && event.is_some() && self.may_be_removed(to);
+            if to != from && !moves_on {
+                return Err(format!("the horizon moves from {known:?} to {new:?}, where no event expires"));
+            }
         }
         Ok(())
     }

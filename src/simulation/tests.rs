@@ -83,6 +83,7 @@ const WANTED: &[&str] = &[
     "erasedOnDisk",
     "typesChanged",
     "statesCompared",
+    "statesDuringChanges",
     "pastStates",
     "stateProblems",
     "messagesReceived",

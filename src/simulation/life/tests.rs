@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod checks;
 mod replays;
 mod stops;
 mod windows;
