@@ -12,7 +12,7 @@ use super::world::{Inner, World};
 use crate::context::Context;
 use crate::domain::{
     Audience, DeadReason, DeliveryKey, DeliverySearch, DeliveryState, Endpoint, EndpointNumber, Event,
-    JobKind, JobSelection, LastAttemptFilter, Position, Tenant,
+    JobKind, JobSelection, LastAttemptFilter, Position, Record, Tenant,
 };
 use crate::filters::samples;
 use crate::outbox::ReadModel;
@@ -233,11 +233,23 @@ async fn replay_to_endpoint(context: &Context, world: &World) {
     let new = NewJob { kind: JobKind::ReplayEndpoint, tenant, selection, rate: rate(world) };
     if jobs::run(context, world, &what, &new).await {
         // The job looks at the endpoint as it is at each step, and its patterns may have changed.
-        let Some(now) = context.outbox_of(endpoint.number).endpoint(endpoint.number) else { return };
+        if context.outbox_of(endpoint.number).endpoint(endpoint.number).is_none() {
+            return;
+        }
         check_reached(world, &what, began, before, |inner, key| {
-            inner.model.oracle.events.get(&key.event).is_some_and(|event| wants(&now, event))
+            let event = inner.model.oracle.events.get(&key.event);
+            event.is_some_and(|event| versions(inner, &endpoint).all(|version| wants(version, event)))
         });
     }
+}
+
+/// The versions of an endpoint since this one.
+fn versions<'a>(inner: &'a Inner, since: &'a Endpoint) -> impl Iterator<Item = &'a Endpoint> {
+    let later = inner.model.records.iter().filter(|(position, _)| *position >= since.revision);
+    later.filter_map(|(_, record)| match record {
+        Record::EndpointPut(endpoint) => Some(endpoint.as_ref()).filter(|put| put.number == since.number),
+        _ => None,
+    })
 }
 
 /// Whether a replay to the endpoint includes the event.
