@@ -455,6 +455,7 @@ fn log_panic(ended: &Result<(), tokio::task::JoinError>) {
 mod commits;
 mod queues;
 mod shutdown;
+mod takes;
 
 #[cfg(test)]
 mod tests {

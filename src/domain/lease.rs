@@ -3,7 +3,7 @@
 use super::{DeadReason, Position, Progress, Timestamp};
 
 /// A message that a worker takes: its event, and the place that it leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TakenMessage {
     pub event: Position,
     pub from: TakenFrom,
@@ -11,7 +11,7 @@ pub struct TakenMessage {
 
 /// The place of a message before a lease. A record whose place no longer holds the message leases
 /// nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TakenFrom {
     /// The message was due then.
     Due(Timestamp),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::Dispatcher;
+use super::takes::Takes;
 use crate::context::Context;
 use crate::context::queue_signal::{LeasedMessage, QueueSignal, ReceiveAnswer, ReceiveEnd, ReceiveRequest};
 use crate::context::signal::Signal;
@@ -48,8 +49,7 @@ struct OpenReceive {
 pub(super) struct QueueDesk {
     pub(super) lanes: QueueLanes,
     receives: HashMap<WaiterNumber, OpenReceive>,
-    /// Messages on their way to a worker.
-    taken: HashMap<(EndpointNumber, Position), WaiterNumber>,
+    takes: Takes,
 }
 
 impl QueueDesk {
@@ -203,9 +203,7 @@ impl Dispatcher {
         open.pending = messages.len();
         let worker = open.request.worker.clone();
         let until = now.wall.plus(open.request.visibility);
-        for taken in &messages {
-            self.desk.taken.insert((queue, taken.event), waiter);
-        }
+        self.desk.takes.begin(queue, &messages, waiter);
         let record =
             Record::MessagesLeased { queue, messages: messages.clone(), until, at: now.wall, worker };
         let context = self.context.clone();
@@ -226,7 +224,7 @@ impl Dispatcher {
         now: Now,
     ) {
         for taken in messages {
-            self.desk.taken.remove(&(queue, taken.event));
+            self.desk.takes.end(queue, *taken);
         }
         self.desk.lanes.with(queue, |lane| lane.on_take_failed(messages, now));
         self.answer_receive(queue, waiter, Err(ReceiveEnd::Unavailable(error)));
@@ -241,7 +239,7 @@ impl Dispatcher {
         now: Now,
     ) {
         self.desk.lanes.with(queue, |lane| lane.on_taken(taken, lease, now));
-        let Some(waiter) = self.desk.taken.remove(&(queue, taken.event)) else { return };
+        let Some(waiter) = self.desk.takes.end(queue, taken) else { return };
         let Some(open) = self.desk.receives.get_mut(&waiter) else { return };
         open.pending -= 1;
         if let Some(lease) = lease {
