@@ -13,7 +13,7 @@ use super::{Report, jobs, run};
 use crate::failpoints::Mutation;
 
 /// Default number of seeds of a run.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 400;
 /// Maximum number of seeds in which a mutation must be detected.
 const SEEDS_PER_BUG: u64 = 800;
 /// Number of seeds that must detect it.
