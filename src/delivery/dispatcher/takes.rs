@@ -29,8 +29,8 @@ mod tests {
 
     const QUEUE: EndpointNumber = EndpointNumber(3);
 
-    /// Each receive hears of its own take. Otherwise the first one would never end, and the second
-    /// one would get nothing for its lease.
+    /// Each take ends for the receive that made it. Otherwise the first receive would never end,
+    /// and the second one would get nothing for its lease.
     #[test]
     fn message_taken_from_two_places_ends_both_receives() {
         let (lapsed, due) = (TakenFrom::Lease(Position(52)), TakenFrom::Due(Timestamp::from_millis(44_151)));
