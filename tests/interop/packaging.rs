@@ -213,6 +213,52 @@ fn tarball_is_reproducible_and_names_its_libc() {
     assert!(!files.lines().any(|line| line.ends_with('/')), "the tarball has directories: {files}");
 }
 
+/// An image, and the root directory of a container of it.
+struct Image {
+    _directory: tempfile::TempDir,
+    config: Value,
+    root: PathBuf,
+}
+
+impl Image {
+    /// The image of a binary that is made in a directory. `None` where no image can be built.
+    fn build(binary: impl FnOnce(&Path) -> PathBuf) -> Option<Self> {
+        let Some(program) = judges::buildah() else {
+            say("SKIPPED: buildah, which neither the machine nor Debian's mirror has");
+            return None;
+        };
+        if output(Command::new("id").arg("-u")).trim() != "0" {
+            say("SKIPPED: the image, whose root directory only root can enter");
+            return None;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let tool = buildah(&program, directory.path());
+        let mut build = Command::new(root().join("packaging/image"));
+        output(build.arg(binary(directory.path())).arg("balto:test").env("CONTAINER_TOOL", &tool));
+        let about = output(Command::new(&tool).args(["inspect", "--type", "image", "balto:test"]));
+        let about: Value = serde_json::from_str(&about).unwrap();
+        output(Command::new(&tool).args(["from", "--name", "test", "balto:test"]));
+        let mounted = output(Command::new(&tool).args(["mount", "test"]));
+        let config = about["OCIv1"]["config"].clone();
+        Some(Self { _directory: directory, config, root: PathBuf::from(mounted.trim()) })
+    }
+
+    /// A container of the image, on the network of the machine.
+    fn container(&self, arguments: &Value) -> Command {
+        let mut command = Command::new("chroot");
+        let user = self.config["User"].as_str().unwrap();
+        command.arg(format!("--userspec={user}")).arg(&self.root).env_clear();
+        for variable in self.config["Env"].as_array().unwrap() {
+            let (name, value) = variable.as_str().unwrap().split_once('=').unwrap();
+            let value = value.replace("0.0.0.0:8400", "127.0.0.1:0").replace("0.0.0.0:8401", "127.0.0.1:0");
+            command.env(name, value);
+        }
+        let words = [&self.config["Entrypoint"], arguments].map(|words| words.as_array().unwrap().iter());
+        command.args(words.into_iter().flatten().map(|word| word.as_str().unwrap()));
+        command
+    }
+}
+
 /// A script that runs `buildah` with its storage in the directory.
 fn buildah(program: &Path, directory: &Path) -> PathBuf {
     let home = directory.join("home");
@@ -237,45 +283,27 @@ fn buildah(program: &Path, directory: &Path) -> PathBuf {
 
 #[test]
 fn image_from_scratch_serves_as_its_own_user() {
-    let Some(program) = judges::buildah() else {
-        return say("SKIPPED: buildah, which neither the machine nor Debian's mirror has");
-    };
-    if output(Command::new("id").arg("-u")).trim() != "0" {
-        return say("SKIPPED: the image, whose root directory only root can enter");
-    }
-    let directory = tempfile::tempdir().unwrap();
-    let tool = buildah(&program, directory.path());
-    let build = root().join("packaging/image");
-    output(
-        Command::new(build).arg(stripped(directory.path())).arg("balto:test").env("CONTAINER_TOOL", &tool),
-    );
+    let Some(image) = Image::build(stripped) else { return };
+    assert_eq!(image.config["Volumes"], json!({"/var/lib/balto": {}}));
+    assert_eq!(image.config["ExposedPorts"], json!({"8400/tcp": {}, "8401/tcp": {}}));
+    assert_eq!(image.config["StopSignal"], "SIGTERM");
+    assert!(image.root.join("etc/ssl/certs/ca-certificates.crt").is_file());
+    serves_until_terminated(&mut image.container(&image.config["Cmd"]));
+    output(&mut image.container(&json!(["verify", "--data-dir", "/var/lib/balto"])));
+}
 
-    let about = output(Command::new(&tool).args(["inspect", "--type", "image", "balto:test"]));
-    let about: Value = serde_json::from_str(&about).unwrap();
-    let config = &about["OCIv1"]["config"];
-    assert_eq!(config["Volumes"], json!({"/var/lib/balto": {}}));
-    assert_eq!(config["ExposedPorts"], json!({"8400/tcp": {}, "8401/tcp": {}}));
-    assert_eq!(config["StopSignal"], "SIGTERM");
-    output(Command::new(&tool).args(["from", "--name", "test", "balto:test"]));
-    let mounted = output(Command::new(&tool).args(["mount", "test"]));
-    let mounted = Path::new(mounted.trim());
-    assert!(mounted.join("etc/ssl/certs/ca-certificates.crt").is_file());
-
-    // A container of the image, on the network of the machine.
-    let container = |words: &Value| {
-        let mut command = Command::new("chroot");
-        command.arg(format!("--userspec={}", config["User"].as_str().unwrap())).arg(mounted).env_clear();
-        for variable in config["Env"].as_array().unwrap() {
-            let (name, value) = variable.as_str().unwrap().split_once('=').unwrap();
-            command.env(
-                name,
-                value.replace("0.0.0.0:8400", "127.0.0.1:0").replace("0.0.0.0:8401", "127.0.0.1:0"),
-            );
-        }
-        let words = [&config["Entrypoint"], words].map(|words| words.as_array().unwrap().iter());
-        command.args(words.into_iter().flatten().map(|word| word.as_str().unwrap()));
-        command
+/// Any static program, because a static build of Balto takes too long.
+#[test]
+fn image_of_a_static_binary_has_no_libraries() {
+    let program = |directory: &Path| {
+        let (source, binary) = (directory.join("balto.rs"), directory.join("balto"));
+        std::fs::write(&source, r#"fn main() { println!("static") }"#).unwrap();
+        let mut compiler = Command::new("rustc");
+        output(compiler.args(["-C", "target-feature=+crt-static", "-o"]).arg(&binary).arg(&source));
+        binary
     };
-    serves_until_terminated(&mut container(&config["Cmd"]));
-    output(&mut container(&json!(["verify", "--data-dir", "/var/lib/balto"])));
+    let Some(image) = Image::build(program) else { return };
+    let libraries = ["lib", "lib64", "usr/lib"].map(|directory| image.root.join(directory).exists());
+    assert_eq!(libraries, [false; 3]);
+    assert_eq!(output(&mut image.container(&json!([]))), "static\n");
 }
