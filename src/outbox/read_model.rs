@@ -126,6 +126,8 @@ pub trait ReadModel: ConsumerReads {
         after: Option<Cursor>,
         limit: usize,
     ) -> Found<Past>;
+    /// See [`reads::past_of`].
+    fn past_of(&self, endpoint: EndpointNumber, events: &[Position]) -> Vec<Past>;
     /// See [`reads::deliveries`].
     fn deliveries(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<DeliveryFacts>;
     /// See [`reads::dead_letters`].
@@ -300,6 +302,10 @@ impl ReadModel for State {
         limit: usize,
     ) -> Found<Past> {
         reads::past(self.rows(), filter, endpoint, after, limit)
+    }
+
+    fn past_of(&self, endpoint: EndpointNumber, events: &[Position]) -> Vec<Past> {
+        reads::past_of(self.rows(), endpoint, events)
     }
 
     fn deliveries(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<DeliveryFacts> {

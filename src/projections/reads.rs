@@ -257,17 +257,31 @@ pub fn past(
     after: Option<Cursor>,
     limit: usize,
 ) -> Found<Past> {
-    list_events(rows, filter, after, limit, |event, states| {
-        let state = states
-            .delivery(event, endpoint)
-            .map(|entry| entry.map_or(DeliveryState::Pending, |entry| entry.state));
-        Some(Past {
-            position: event.position,
-            event_type: event.event_type.clone(),
-            state,
-            is_erased: event.erased_at.is_some(),
-        })
-    })
+    list_events(rows, filter, after, limit, |event, states| Some(past_event(event, states, endpoint)))
+}
+
+/// These events with their state at one endpoint, in the same order. `events`: newest first.
+/// Removed events are left out.
+pub fn past_of(rows: &dyn Rows, endpoint: EndpointNumber, events: &[Position]) -> Vec<Past> {
+    let mut found = Vec::with_capacity(events.len());
+    for of_page in events.chunk_by(|one, next| page_of(*one) == page_of(*next)) {
+        let page = page_of(of_page[0]);
+        let states = PageStates::new(rows, page);
+        let is_wanted = |position: Position| of_page.binary_search_by(|one| position.cmp(one)).is_ok();
+        let entries = pages::events_where(rows, page, &mut |event| is_wanted(event.position));
+        found.extend(entries.iter().rev().map(|event| past_event(event, &states, endpoint)));
+    }
+    found
+}
+
+fn past_event(event: &EventEntry, states: &PageStates<'_>, endpoint: EndpointNumber) -> Past {
+    let state = states.delivery(event, endpoint);
+    Past {
+        position: event.position,
+        event_type: event.event_type.clone(),
+        state: state.map(|entry| entry.map_or(DeliveryState::Pending, |entry| entry.state)),
+        is_erased: event.erased_at.is_some(),
+    }
 }
 
 /// Deliveries by descending event and endpoint. Filters: tenant, events_of, endpoint, endpoints,

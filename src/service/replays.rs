@@ -105,19 +105,12 @@ impl Replays<'_> {
         range: &PastRange,
         found: Vec<Position>,
     ) -> Result<Vec<DeliveryKey>, Unavailable> {
-        let (endpoint, only_undelivered) = (range.endpoint, range.only_undelivered);
-        // Each event by its position: a second list could end before the last of them.
-        let read = move |state: &dyn ReadModel| {
-            let keys = found.into_iter().map(|event| DeliveryKey { event, endpoint });
-            let is_left = |key: &DeliveryKey| {
-                let delivery = state.delivery(*key).map(|facts| facts.state);
-                state.knows(key.event)
-                    && state.erasure(key.event).is_none()
-                    && is_eligible(delivery, only_undelivered)
-            };
-            keys.filter(is_left).collect()
-        };
-        self.0.outbox_of(endpoint).read(read).await
+        let endpoint = range.endpoint;
+        // By position: a second list could end before the last of them.
+        let read = move |state: &dyn ReadModel| state.past_of(endpoint, &found);
+        let current = self.0.outbox_of(endpoint).read(read).await?.into_iter();
+        let left = current.filter(|past| is_eligible(past, range.only_undelivered));
+        Ok(left.map(|past| DeliveryKey { event: past.position, endpoint }).collect())
     }
 }
 
@@ -138,16 +131,16 @@ pub(crate) struct PastRange {
 impl PastRange {
     /// Blocks.
     fn wants(&self, past: &Past) -> Result<bool, Unavailable> {
-        if past.is_erased || !is_eligible(past.state, self.only_undelivered) {
+        if !is_eligible(past, self.only_undelivered) {
             return Ok(false);
         }
         self.selection.wants(&past.event_type, past.position)
     }
 }
 
-/// Whether a replay delivers an event whose delivery to the endpoint has this state.
-fn is_eligible(delivery: Option<DeliveryState>, only_undelivered: bool) -> bool {
-    match delivery {
+fn is_eligible(past: &Past, only_undelivered: bool) -> bool {
+    match past.state {
+        _ if past.is_erased => false,
         Some(DeliveryState::Pending) => false,
         // A purged dead letter is unwanted, but a full replay includes it.
         Some(DeliveryState::Delivered | DeliveryState::Purged) => !only_undelivered,

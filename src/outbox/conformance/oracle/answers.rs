@@ -295,15 +295,20 @@ impl ReadModel for Oracle {
         after: Option<Cursor>,
         limit: usize,
     ) -> Found<Past> {
-        let wanted =
-            self.shown().rev().filter(|(position, event)| Self::wants_event(filter, *position, event));
+        let wanted = self.shown().rev().filter(|(at, event)| Self::wants_event(filter, *at, event));
+        let wanted: Vec<_> = wanted.map(|(position, _)| position).collect();
+        page(self.past_of(endpoint, &wanted), after, limit, |past| Cursor::at(past.position))
+    }
+
+    fn past_of(&self, endpoint: EndpointNumber, events: &[Position]) -> Vec<Past> {
+        let is_wanted = |position: Position| events.binary_search_by(|one| position.cmp(one)).is_ok();
         let past = |(position, event): (Position, &Arc<Event>)| Past {
             position,
             event_type: event.event_type.as_str().into(),
             state: self.deliveries.get(&DeliveryKey { event: position, endpoint }).map(|known| known.state),
             is_erased: event.erased_at.is_some(),
         };
-        page(wanted.map(past).collect(), after, limit, |past| Cursor::at(past.position))
+        self.shown().rev().filter(|(position, _)| is_wanted(*position)).map(past).collect()
     }
 
     fn deliveries(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<DeliveryFacts> {
