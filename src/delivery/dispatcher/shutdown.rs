@@ -60,7 +60,7 @@ impl Dispatcher {
             attempts,
             background,
             receives,
-            "aborting attempts, background tasks and receives, repeating them at the next start"
+            "aborting attempts and background tasks, repeating them at the next start; ending receives"
         );
         self.tasks.shutdown().await;
         self.background.shutdown().await;
