@@ -105,6 +105,9 @@ impl Replays<'_> {
         range: &PastRange,
         found: Vec<Position>,
     ) -> Result<Vec<DeliveryKey>, Unavailable> {
+        if found.is_empty() {
+            return Ok(Vec::new());
+        }
         let endpoint = range.endpoint;
         // By position: a second list could end before the last of them.
         let read = move |state: &dyn ReadModel| state.past_of(endpoint, &found);
