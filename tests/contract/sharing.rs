@@ -225,9 +225,9 @@ async fn others_are_answered_beside(daemon: &Daemon, request: &str) {
     }
     let mut ended = 0;
     for raw in &mut held {
-        let answer = tokio::time::timeout(Duration::from_millis(20), raw.answer()).await;
-        if let Ok(Some(answer)) = answer {
-            assert!(answer.body.contains("overloaded"), "{answer:?}");
+        if let Ok(answer) = tokio::time::timeout(Duration::from_millis(20), raw.answer()).await {
+            // On a busy machine, connections give way before their requests are read.
+            assert!(answer.is_none_or(|answer| answer.body.contains("overloaded")));
             ended += 1;
         }
     }
