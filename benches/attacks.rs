@@ -11,6 +11,7 @@
 //! | H1 | topic patterns that are expensive to match |
 //! | H2 | topic patterns that are replaced again and again |
 //! | H3 | events with 10,000 deliveries each |
+//! | H3-atomic | 100 of them in one atomic request |
 //! | H4 | receivers that answer slowly, more than there are slots |
 //! | M1 | a viewer that does not read its lists |
 //! | M2 | clients without a key that do not read the OpenAPI document |
@@ -44,8 +45,8 @@ use support::tenants::{
 use support::{judge, verdict};
 use tokio::net::TcpListener;
 
-const ATTACKS: [&str; 13] =
-    ["H1", "H2", "H3", "H4", "M1", "M2", "M3", "M4", "M4-quota", "M7", "M8", "L1", "L11"];
+const ATTACKS: [&str; 14] =
+    ["H1", "H2", "H3", "H3-atomic", "H4", "M1", "M2", "M3", "M4", "M4-quota", "M7", "M8", "L1", "L11"];
 const ALONE: Duration = Duration::from_secs(2);
 const BESIDE: Duration = Duration::from_secs(4);
 
@@ -180,7 +181,8 @@ async fn attack(name: &'static str, stage: &Arc<Stage>) -> Vec<Claim> {
     match name {
         "H1" => costly_patterns(stage).await,
         "H2" => replaced_patterns(stage).await,
-        "H3" => fan_out(stage).await,
+        "H3" => fan_out(stage, false).await,
+        "H3-atomic" => fan_out(stage, true).await,
         "H4" => slow_receivers(stage).await,
         "M1" => unread_lists(stage).await,
         "M2" => unread_documents(stage).await,
@@ -262,10 +264,11 @@ async fn replaced_patterns(stage: &Arc<Stage>) -> Vec<Claim> {
     vec![refused]
 }
 
-async fn fan_out(stage: &Arc<Stage>) -> Vec<Claim> {
+async fn fan_out(stage: &Arc<Stage>, is_atomic: bool) -> Vec<Claim> {
     let to = json!({"url": CLOSED, "eventTypes": ["big"]}).to_string();
     stage.prepare(10_000 / stage.scale, "POST /v1/endpoints", move |_| to.clone()).await;
-    let body = batch(&json!({"type": "big", "data": 1, "deliverAt": NEVER}), 100);
+    let event = json!({"type": "big", "data": 1, "deliverAt": NEVER});
+    let body = json!({"events": vec![event; 100], "atomic": is_atomic}).to_string();
     stage.flood(4, "POST /v1/events/batch", move |_| body.clone());
     stage.run_until_measured().await;
     Vec::new()

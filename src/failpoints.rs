@@ -96,6 +96,12 @@ pub(crate) enum Mutation {
     ForgetStreamBlock,
     /// After a restart, a partly applied event is applied from its beginning.
     ForgetPart,
+    /// Records leave the journal before the checkpoint without them is durable.
+    RemoveBeforeSync,
+    /// After a restart, records that were applied early are applied again.
+    ForgetEarly,
+    /// A record is applied before the rest of an event that it depends on.
+    OvertakeOwn,
     /// Opening the state does not verify the sum of its rows.
     TrustRows,
     /// Idempotency keys are removed before they expire.

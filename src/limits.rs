@@ -377,6 +377,9 @@ pub const FAN_OUT_WAIT_MAX: Duration = Duration::from_secs(20);
 /// Deliveries of an event that the state applies before it looks for questions of others and for
 /// its next checkpoint: a few milliseconds.
 pub const APPLY_STEP_TARGETS: usize = 250;
+/// Most records that are applied before the rest of a partly applied event. The cursor of a
+/// checkpoint lists them, with two bytes each.
+pub const EARLY_RECORDS_MAX: usize = 16_384;
 /// Rows that may change before a checkpoint is written while an event is partly applied. Questions
 /// wait for a checkpoint, so it is smaller than usual.
 pub const PART_CHECKPOINT_ROWS_MAX: usize = 1_000;

@@ -1,6 +1,6 @@
 //! Intake of a group's new deliveries into the lanes, in bounded steps.
 //!
-//! A group may have a million deliveries. The loop takes some of them, then looks after running
+//! A group may have many thousand deliveries. The loop takes some of them, then looks after running
 //! attempts and starts new ones. Later notices wait, so that the lanes get all notices in order.
 
 use std::sync::Arc;
@@ -29,11 +29,12 @@ impl Intake {
         let mut room = failpoints::bound(Bound::IntakeTargets, limits::INTAKE_TARGETS_MAX);
         while let Some((position, record)) = self.group.records.get(self.record) {
             if let Record::EventAccepted(event) = record {
-                let end = event.targets.len().min(self.target + room);
-                self.group.announced(*position, event, &event.targets[self.target..end]).for_each(&mut take);
+                let targets = CommittedGroup::announced_targets(event);
+                let end = targets.len().min(self.target + room);
+                self.group.announced(*position, event, &targets[self.target..end]).for_each(&mut take);
                 room -= end - self.target;
                 self.target = end;
-                if end < event.targets.len() {
+                if end < targets.len() {
                     return true;
                 }
             }

@@ -23,7 +23,7 @@ use crate::storage::journal::{
     self, Journal, JournalError, JournalOptions, JournalReader, ReadError, VerifyReport,
 };
 use crate::storage::progress::{OnProgress, WorkProgress};
-use crate::storage::state::{AppliedPart, State, StateError};
+use crate::storage::state::{State, StateError};
 
 /// Maximum number of problems in the list. More problems are only counted.
 const PROBLEMS_LISTED_MAX: usize = 100;
@@ -186,11 +186,10 @@ fn check_state(
     report.last = reader.last_position();
     let kept = open_copy(&path.join("state"), &scratch.join("state"), report)?;
     let until = kept.as_ref().map_or(report.last, State::applied);
-    let part = kept.as_ref().and_then(State::part);
     let mut folded = State::open(&scratch.join("folded"), report.last).map_err(VerifyError::Scratch)?;
     let mut check =
         RecordCheck { problems: &mut report.problems, accepted_at: Timestamp::ZERO, before: 0, after: 0 };
-    check.fold(reader, (until, part), &mut folded, &mut |at| progress(VerifyStage::Records, at))?;
+    check.fold(reader, kept.as_ref(), until, &mut folded, &mut |at| progress(VerifyStage::Records, at))?;
     let (before, after) = (check.before, check.after);
     if before + after != report.journal.records {
         let records = report.journal.records;
@@ -328,7 +327,8 @@ impl RecordCheck<'_> {
     fn fold(
         &mut self,
         reader: &JournalReader,
-        (until, part): (Position, Option<AppliedPart>),
+        kept: Option<&State>,
+        until: Position,
         folded: &mut State,
         progress: OnProgress<'_>,
     ) -> Result<(), VerifyError> {
@@ -349,9 +349,8 @@ impl RecordCheck<'_> {
             for (position, record) in frame {
                 if position > until {
                     self.after += 1;
-                    if let Some(part) = part.filter(|part| part.position == position) {
-                        folded.apply_same_part(part, &record);
-                        folded.end_group();
+                    if let Some(kept) = kept {
+                        folded.apply_as(kept, position, &record);
                     }
                     continue;
                 }

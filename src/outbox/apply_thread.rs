@@ -10,9 +10,10 @@ use super::commit_thread::{FULL_DISK_PAUSE, ThreadLinks};
 use super::decide::CommittedGroup;
 use super::freshness::apply_step_targets;
 use super::health::{Activity, DiskThread};
+use super::overtaking::Overtaking;
 use super::usage_board::UsageBoard;
 use super::{DiskWrite, Notice, StateMessage};
-use crate::domain::Timestamp;
+use crate::domain::{Position, Record, Timestamp};
 use crate::projections::LaneChange;
 use crate::storage::state::{State, StateError};
 use crate::{limits, panics};
@@ -122,9 +123,13 @@ impl ApplyThread {
     fn apply(&mut self, committed: &CommittedGroup) -> bool {
         let mut changes = Vec::new();
         self.time = committed.at;
-        for (position, record) in &committed.records {
+        for (index, (position, record)) in committed.records.iter().enumerate() {
+            let mut overtaking = Overtaking::of(*position, record);
+            let later = &committed.records[index + 1..];
             loop {
-                let step = self.state.apply_step(*position, record, true, &mut changes);
+                // The lanes have the deliveries of small events since the commit.
+                let announced = overtaking.is_none();
+                let step = self.state.apply_step(*position, record, announced, &mut changes);
                 // Within a large group too: bounds the size of one checkpoint.
                 if self.state.needs_checkpoint() && !self.checkpoint() {
                     return false;
@@ -132,7 +137,8 @@ impl ApplyThread {
                 self.work += step.deliveries.max(1);
                 if self.work >= apply_step_targets() {
                     self.work = 0;
-                    if !self.after_step(&mut changes) {
+                    let overtaking = overtaking.as_mut().filter(|_| !step.is_complete);
+                    if !self.after_step(overtaking, later, &mut changes) {
                         return false;
                     }
                 }
@@ -149,21 +155,35 @@ impl ApplyThread {
         true
     }
 
-    /// Between two steps of a group: publishes what was applied, and answers the questions that do
-    /// not need the rest of the group. A stop does not wait for the rest either: the next start
-    /// applies it. Returns whether to continue.
-    fn after_step(&mut self, changes: &mut Vec<LaneChange>) -> bool {
+    /// Between two steps of a group: lets records `overtake` the rest of the event, publishes what
+    /// was applied, and answers the questions that do not need the rest. A stop does not wait for
+    /// the rest either: the next start applies it. `later` follows the event in its group. Returns
+    /// whether to continue.
+    fn after_step(
+        &mut self,
+        mut overtaking: Option<&mut Overtaking>,
+        later: &[(Position, Record)],
+        changes: &mut Vec<LaneChange>,
+    ) -> bool {
+        self.held.extend(self.messages.try_iter());
+        if let Some(overtaking) = &mut overtaking {
+            self.let_overtake(overtaking, later, changes);
+        }
         self.links.applied.store(self.state.applied().0, Ordering::Relaxed);
         self.send_changes(changes);
-        self.held.extend(self.messages.try_iter());
         let applied = self.state.applied();
-        let is_ready =
-            |message: &StateMessage| matches!(message, StateMessage::Read { needs, .. } if *needs <= applied);
+        let can_answer = |needs| {
+            needs <= applied || overtaking.as_ref().is_some_and(|overtaking| overtaking.can_answer(needs))
+        };
+        let is_ready = |message: &StateMessage| match message {
+            StateMessage::Read { needs, .. } => can_answer(*needs),
+            _ => false,
+        };
         if self.held.iter().any(is_ready) {
             self.state.end_group();
             for message in std::mem::take(&mut self.held) {
                 match message {
-                    StateMessage::Read { needs, question } if needs <= applied => {
+                    StateMessage::Read { needs, question } if can_answer(needs) => {
                         self.links.disk_waits.begin(DiskThread::State, Activity::Answering);
                         question(&self.state);
                     }
@@ -176,13 +196,44 @@ impl ApplyThread {
         !is_stopping || self.turn(StateMessage::Stop)
     }
 
+    /// Applies later records before the rest of an event: those of the event's group, then those of
+    /// the next ones.
+    /// Other messages than questions need all records before them.
+    fn let_overtake(
+        &mut self,
+        overtaking: &mut Overtaking,
+        later: &[(Position, Record)],
+        changes: &mut Vec<LaneChange>,
+    ) {
+        let mut room = apply_step_targets();
+        if !overtaking.apply_some(&mut self.state, later, &mut room, changes) {
+            return;
+        }
+        for message in &self.held {
+            let goes_on = match message {
+                StateMessage::Committed(group) => {
+                    overtaking.apply_some(&mut self.state, &group.records, &mut room, changes)
+                }
+                StateMessage::Read { .. } => true,
+                StateMessage::Maintain(_) | StateMessage::Replace(_) | StateMessage::Stop => false,
+            };
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
     fn send_changes(&self, changes: &mut Vec<LaneChange>) {
         if !changes.is_empty() && !self.links.tell(Notice::Lanes(std::mem::take(changes))) {
             tracing::debug!("lane changes dropped: no receiver");
         }
     }
 
+    /// Not while records are applied early: the board has one position for all tenants.
     fn publish_usage(&mut self) {
+        if !self.state.early().is_empty() {
+            return;
+        }
         let changed = self.state.take_changed_usage();
         self.board.update(self.state.applied(), changed);
     }
@@ -271,6 +322,10 @@ impl ApplyThread {
     pub(crate) fn checkpoint_by_hand(&mut self) {
         // The simulation notices a power failure by itself.
         let _goes_on = self.checkpoint();
+    }
+
+    pub(crate) fn has_early_records(&self) -> bool {
+        !self.state.early().is_empty()
     }
 
     pub(crate) fn state(&self) -> &State {

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use super::*;
 use crate::domain::{DeliveryKey, EndpointNumber, KeyId, Position, Record, Tenant, Trigger};
-use crate::failpoints::{Bound, TestOverrides};
+use crate::failpoints::{self, Bound, Mutation, TestOverrides, fails_with};
 use crate::outbox::UnstartedOutbox;
 use crate::outbox::commit_queue::AdmissionLimits;
 use crate::outbox::commit_thread::STATE_LAG_MAX;
@@ -198,7 +198,8 @@ fn state_applies_a_group_before_it_notifies_lanes() {
 /// A small bound on the deliveries of a step, so that an event with three endpoints is large.
 fn one_delivery_per_step() {
     let bounds = [(Bound::ApplyStepTargets, 1), (Bound::PartCheckpointRows, 1)].into();
-    TestOverrides { bounds, mutation: None }.activate();
+    let mutation = Some(Mutation::OvertakeOwn).filter(|planted| failpoints::is_active(*planted));
+    TestOverrides { bounds, mutation }.activate();
 }
 
 fn publish(tenant: &str, event_type: &str) -> Command {
@@ -234,13 +235,68 @@ fn questions_of_others_are_answered_between_steps() {
     assert_eq!(*story.lock().unwrap(), [("writer", 4), ("good", 4), ("evil", 5), ("all", 5)]);
     assert_eq!(needed("good"), IN_ORDER, "nothing is left to apply");
     while notices.try_recv().is_ok() {}
-    // A tenant's question also waits for its own record behind the large group.
+    // A tenant's question also waits for its own record, which overtakes the large event.
     commit(publish("evil", "a.b"));
     commit(publish("good", "a.b"));
+    ask("evil", needed("evil"));
     ask("good", needed("good"));
     while state.turn_by_hand() {}
-    assert_eq!(story.lock().unwrap().last(), Some(&("good", 7)));
+    assert_eq!(story.lock().unwrap()[4..], [("good", 5), ("evil", 6)]);
     TestOverrides::default().activate();
+}
+
+fn records_overtake_a_large_event() {
+    one_delivery_per_step();
+    let UnstartedOutbox { outbox, mut writer, mut state, notices } = assembled(&MemoryDisk::new(), 0);
+    drop(notices);
+    let commit = |writer: &mut CommitThread, command| {
+        writer.queue.push(unit(command, None)).unwrap();
+        assert!(writer.turn_by_hand());
+    };
+    for tenant in ["evil", "evil", "evil", "evil", "good"] {
+        commit(&mut writer, Command::PutEndpoint(Box::new(crate::rules::tests::endpoint(0, tenant, &[]))));
+        assert!(state.turn_by_hand());
+    }
+    let cancelled = |event, endpoint| {
+        let delivery = DeliveryKey { event: Position(event), endpoint: EndpointNumber(endpoint) };
+        let at = Timestamp::from_millis(3_000_000_000_000);
+        Command::Record(Record::DeliveriesCancelled { deliveries: vec![delivery], at })
+    };
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    commit(&mut writer, publish("evil", "a.b"));
+    for command in [
+        cancelled(6, 4),
+        publish("good", "a.b"),
+        cancelled(8, 5),
+        publish("evil", "a.b"),
+        publish("good", "a.b"),
+    ] {
+        commit(&mut writer, command);
+        let seen = seen.clone();
+        let note = move |state: &State| {
+            let early = state.early().whole.iter().chain(&state.early().begun);
+            let early: Vec<_> = early.map(|position| position.0).collect();
+            let pending = |number| ReadModel::lane(state, EndpointNumber(number)).pending;
+            seen.lock().unwrap().push((state.applied().0, early, pending(4), pending(5)));
+        };
+        let needs = if outbox.journal().last_position() == Position(11) { Position(11) } else { AT_ONCE };
+        outbox.inner.state.send(StateMessage::Read { needs, question: Box::new(note) }).unwrap();
+    }
+    while state.turn_by_hand() {}
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen[0], (5, vec![8], 0, 1), "each step lets one delivery overtake");
+    assert_eq!(seen[4], (9, vec![11], 0, 1), "the last event overtakes the second large one");
+    let pending =
+        [1, 2, 3, 4, 5].map(|number| ReadModel::lane(state.state(), EndpointNumber(number)).pending);
+    assert_eq!((state.state().applied(), pending), (Position(11), [2, 2, 2, 1, 1]));
+    assert!(state.state().early().is_empty());
+    TestOverrides::default().activate();
+}
+
+#[test]
+fn records_overtake_a_large_event_unless_they_depend_on_it() {
+    records_overtake_a_large_event();
+    fails_with(Mutation::OvertakeOwn, records_overtake_a_large_event);
 }
 
 #[tokio::test]

@@ -141,7 +141,7 @@ fn scopes(record: &Record) -> Vec<[u8; 16]> {
 }
 
 /// Endpoints whose deliveries or lane a record changes, except by a new event.
-fn changed_endpoints(record: &Record) -> Vec<EndpointNumber> {
+pub(super) fn changed_endpoints(record: &Record) -> Vec<EndpointNumber> {
     match record {
         Record::EventAccepted(_) => Vec::new(),
         Record::EndpointPut(endpoint) => vec![endpoint.number],

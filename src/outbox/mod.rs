@@ -18,6 +18,7 @@ pub mod fan_out;
 mod freshness;
 mod health;
 mod opening;
+mod overtaking;
 mod positions;
 mod quotas;
 pub mod read_model;

@@ -10,7 +10,7 @@ use crate::projections::LaneChange;
 use crate::storage::data_directory::{ClaimError, STATE, failed};
 use crate::storage::journal::{AppendError, Journal, JournalError, JournalReader, OpenReport, ReadError};
 use crate::storage::progress::{OnProgress, WorkProgress};
-use crate::storage::state::{AppliedPart, State, StateError, remove_unfinished};
+use crate::storage::state::{State, StateError, remove_unfinished};
 
 /// Why a data directory cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +47,7 @@ pub(crate) fn open_state(
     let directory = path.join(STATE);
     remove_unfinished(&directory)?;
     let end = journal.reader().last_position();
-    let opened = State::open(&directory, end).and_then(|state| check_part(state, journal));
+    let opened = State::open(&directory, end).and_then(|state| check_parts(state, journal));
     let (mut state, rebuilt) = match opened {
         Ok(state) if state.applied() == Position(0) && end > Position(0) => {
             (state, Some("the state is missing".to_owned()))
@@ -73,10 +73,11 @@ pub(crate) fn open_state(
     Ok((state, rebuilt, replayed))
 }
 
-/// The rest of a partly applied record must be readable.
-fn check_part(state: State, journal: &Journal) -> Result<State, StateError> {
-    let lost = |part: AppliedPart| !matches!(journal.reader().read(part.position), Ok(Some(_)));
-    if state.part().is_some_and(lost) {
+/// The rest of partly applied records must be readable.
+fn check_parts(state: State, journal: &Journal) -> Result<State, StateError> {
+    let lost = |position: &Position| !matches!(journal.reader().read(*position), Ok(Some(_)));
+    let part = state.part().map(|part| part.position);
+    if part.iter().chain(&state.early().begun).any(lost) {
         return Err(StateError::Damaged("the rest of a partly applied record is lost"));
     }
     Ok(state)

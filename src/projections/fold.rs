@@ -133,6 +133,18 @@ impl Fold {
         self.keys.extend(key.tenant.clone().map(|tenant| (key.id.clone(), tenant)));
     }
 
+    /// Whether a live endpoint takes its deliveries in an order.
+    #[must_use]
+    pub fn is_ordered(&self, endpoint: EndpointNumber) -> bool {
+        self.endpoints.get(&endpoint).is_some_and(|endpoint| endpoint.ordering != Ordering::None)
+    }
+
+    /// The tenant of an endpoint, live or deleted.
+    #[must_use]
+    pub fn tenant_of(&self, endpoint: EndpointNumber) -> Option<&Tenant> {
+        self.tenants.get(&endpoint)
+    }
+
     /// Collects changed usage for [`Self::take_changed_usage`].
     pub fn watch_usage(&mut self) {
         self.tallies.watch_usage();

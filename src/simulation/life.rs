@@ -190,6 +190,7 @@ impl Life {
             let dice = self.world.chance(|chance| chance.within(0, 99));
             match dice {
                 0..24 => self.step_writer(),
+                24..48 if self.world.lets_state_wait() => {}
                 24..48 => {
                     self.step_state();
                 }
@@ -304,14 +305,16 @@ impl Life {
     }
 
     fn step_state(&mut self) -> bool {
-        let count = self.world.chance(|chance| chance.within(1, 8));
         let mut progressed = false;
-        for _ in 0..count {
+        for _ in 0..self.world.state_turns() {
             self.deliver_held_state_notices();
             if !self.state.turn_by_hand() {
                 break;
             }
             progressed = true;
+            if self.state.has_early_records() && self.world.chance(|chance| chance.percent(30)) {
+                self.state.checkpoint_by_hand();
+            }
             let late = self.world.with(|inner| inner.plan.late_notices && inner.chance.percent(25));
             while let Ok(notice) = self.outbox_notices.try_recv() {
                 if late { self.held_by_state.push_back(notice) } else { self.deliver_notice(notice) }

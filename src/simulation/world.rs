@@ -100,6 +100,8 @@ pub(super) struct Plan {
     pub(super) clock_jumps: bool,
     /// The writer's notices may arrive after those of the state.
     pub(super) late_notices: bool,
+    /// The state often applies a group only after several others were committed.
+    pub(super) slow_state: bool,
     pub(super) orders: bool,
     /// File descriptors are sometimes exhausted, so that no connection can be opened.
     pub(super) shortages: bool,
@@ -130,6 +132,7 @@ impl Plan {
             disk_faults: chance.percent(25),
             clock_jumps: chance.percent(15),
             late_notices: chance.percent(50),
+            slow_state: operations % 5 == 4,
             orders: chance.percent(60),
             shortages: chance.percent(30),
             slow_reads: chance.percent(50),
@@ -296,6 +299,16 @@ impl World {
         let disk = Arc::new(Mutex::new(MemoryDisk::new()));
         let rows = MemoryRows::new(power_supply(disk.clone()));
         Self { inner: Arc::new(Mutex::new(inner)), disk, rows }
+    }
+
+    /// Whether a slow state does not take its turn.
+    pub(super) fn lets_state_wait(&self) -> bool {
+        self.with(|inner| inner.plan.slow_state && inner.chance.percent(60))
+    }
+
+    /// Messages that the state handles in a turn.
+    pub(super) fn state_turns(&self) -> u64 {
+        self.with(|inner| if inner.plan.slow_state { 1 } else { inner.chance.within(1, 8) })
     }
 
     pub(super) fn with<R>(&self, look: impl FnOnce(&mut Inner) -> R) -> R {

@@ -10,6 +10,7 @@ use crate::failpoints::{Mutation, fails_with};
 use crate::outbox::open_state;
 use crate::storage::data_directory::stamp;
 use crate::storage::journal::OpenReport;
+use crate::storage::state::AppliedPart;
 
 const ENDPOINTS: u32 = 5;
 
@@ -39,7 +40,7 @@ fn directory() -> tempfile::TempDir {
     for (position, record) in (1..).map(Position).zip(endpoints) {
         state.apply(position, record, false, &mut Vec::new());
     }
-    state.apply_same_part(AppliedPart { position: Position(6), deliveries: 2 }, event);
+    state.apply_part(AppliedPart { position: Position(6), deliveries: 2 }, event);
     state.checkpoint(Timestamp::from_millis(1)).unwrap();
     directory
 }
@@ -82,6 +83,67 @@ fn restart_applies_the_rest() {
 fn restart_applies_the_rest_of_an_event_once() {
     restart_applies_the_rest();
     fails_with(Mutation::ForgetPart, restart_applies_the_rest);
+}
+
+/// As [`directory`]. An event to another endpoint is applied early, and a second large one begins.
+fn directory_with_early_record() -> tempfile::TempDir {
+    let directory = directory();
+    let path = directory.path();
+    let other = crate::rules::tests::endpoint(7, "other", &[]);
+    let other = Record::EndpointPut(Arc::new(Endpoint { revision: Position(7), ..other }));
+    let event = crate::rules::tests::event();
+    let tenant = "other".parse().unwrap();
+    let event = Event { id: "evt_b".parse().unwrap(), tenant, targets: vec![EndpointNumber(7)], ..event };
+    let event = Record::EventAccepted(Arc::new(event));
+    let mut journal = journal(path);
+    let second = Event {
+        id: "evt_c".parse().unwrap(),
+        targets: (1..=ENDPOINTS).map(EndpointNumber).collect(),
+        ..crate::rules::tests::event()
+    };
+    let records = [other.clone(), event.clone(), Record::EventAccepted(Arc::new(second.clone()))];
+    journal.append(Timestamp::from_millis(2), &[&records]).unwrap();
+    let mut state = State::open(&path.join("state"), journal.reader().last_position()).unwrap();
+    for position in state.registry_positions() {
+        state.restore(&journal.reader().read(position).unwrap().unwrap());
+    }
+    state.apply_early(Position(7), &other, &mut Vec::new());
+    state.apply_early(Position(8), &event, &mut Vec::new());
+    state.begin_early(Position(9), &second, &mut Vec::new());
+    // The next part of the large event.
+    let large = journal.reader().read(Position(6)).unwrap().unwrap();
+    state.apply_part(AppliedPart { position: Position(6), deliveries: 1 }, &large);
+    state.checkpoint(Timestamp::from_millis(2)).unwrap();
+    directory
+}
+
+fn restart_skips_what_was_applied_early() {
+    let directory = directory_with_early_record();
+    let report = check(directory.path());
+    assert_eq!(report.problems, Problems::default());
+    let before = Position(u64::from(ENDPOINTS));
+    assert!(matches!(report.state, StateCheck::Compared { applied, .. } if applied == before), "{report:?}");
+    let (mut journal, mut opened) = (journal(directory.path()), OpenReport::default());
+    let (state, rebuilt, _) = open_state(directory.path(), &mut journal, &mut opened, &mut |_| ()).unwrap();
+    assert_eq!((rebuilt, state.applied()), (None, Position(9)));
+    assert!(state.early().is_empty() && state.part().is_none());
+    let pending = [1, 2, 5, 7].map(|number| ReadModel::lane(&state, EndpointNumber(number)).pending);
+    assert_eq!((pending, ReadModel::totals(&state).pending), ([2, 2, 2, 1], 11));
+    drop(state);
+    assert_eq!(check(directory.path()).problems, Problems::default());
+}
+
+#[test]
+fn restart_skips_records_that_were_applied_early() {
+    restart_skips_what_was_applied_early();
+    fails_with(Mutation::ForgetEarly, restart_skips_what_was_applied_early);
+}
+
+#[test]
+fn state_beyond_a_lost_early_record_is_rebuilt() {
+    let directory = directory_with_early_record();
+    let error = State::open(&directory.path().join("state"), Position(8)).unwrap_err();
+    assert!(matches!(error, StateError::Ahead { applied: Position(9), journal_end: Position(8) }), "{error}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering as AtomicOrdering};
 
 use crate::domain::{DueKey, EndpointNumber, Event, Position, Progress, Record, Timestamp, Trigger};
 use crate::outbox::fan_out::FanOutPermit;
+use crate::outbox::overtaking::is_large;
 use crate::projections::LaneChange;
 
 /// A durable group.
@@ -23,6 +24,13 @@ pub struct CommittedGroup {
 }
 
 impl CommittedGroup {
+    /// The endpoints of an event of the group whose deliveries the commit announces. The state
+    /// announces those of events that it applies in steps: a million at once would delay the
+    /// deliveries of all tenants.
+    pub fn announced_targets(event: &Event) -> &[EndpointNumber] {
+        if is_large(event) { &[] } else { &event.targets }
+    }
+
     /// Due deliveries of an event of the group, for the lanes of endpoints without ordering. The
     /// state announces the others.
     pub fn announced<'a>(

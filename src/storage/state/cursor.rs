@@ -1,20 +1,21 @@
-//! The cursor row: the position that all rows reflect, in a versioned layout.
+//! The cursor row: the records that all rows reflect, in a versioned layout.
 
-use super::StateError;
+use super::{EarlyRecords, StateError};
 use crate::codec::{Reader, put_varint};
 use crate::domain::{Horizon, Position, Timestamp};
 use crate::projections::fold::{RecordedHorizon, Totals};
 use crate::projections::retention::Cutoffs;
 
 /// Version of the row layouts and of the fold. A state of another version is rebuilt.
-const LAYOUT: u64 = 13;
+const LAYOUT: u64 = 14;
 
 /// Position that the rows reflect, and what was deleted without a record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StateCursor {
     pub applied: Position,
     /// The record after it, if only a part of it is applied.
     pub part: Option<AppliedPart>,
+    pub early: EarlyRecords,
     pub totals: Totals,
     /// Number of checkpoints so far.
     pub(super) checkpoints: u64,
@@ -28,8 +29,7 @@ pub struct StateCursor {
     pub acts_from: Timestamp,
 }
 
-/// A record of which only the first deliveries are applied. Their rows are part of the state. No
-/// later record is applied before the rest.
+/// A record of which only the first deliveries are applied. Their rows are part of the state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AppliedPart {
     pub position: Position,
@@ -76,6 +76,7 @@ impl StateCursor {
         for number in numbers {
             put_varint(&mut value, number);
         }
+        self.early.write(&mut value);
         value
     }
 
@@ -101,7 +102,8 @@ impl StateCursor {
         let horizon = Horizon { events: Position(number()?), stream_events: Position(number()?) };
         let horizon = RecordedHorizon { horizon, record: Position(number()?) };
         let acts_from = Timestamp::from_millis(number()?);
-        Some(Self { applied, part, totals, checkpoints, expired_until, cutoffs, horizon, acts_from })
+        let early = EarlyRecords::read(&mut reader)?;
+        Some(Self { applied, part, early, totals, checkpoints, expired_until, cutoffs, horizon, acts_from })
     }
 }
 

@@ -2,9 +2,10 @@
 //!
 //! Owns the overlay and the fold. A single thread owns the state. The state can be lost at any
 //! time: it is rebuilt from the journal. Invariant: applying every record after [`State::applied`]
-//! in order gives the state of the journal's end.
+//! in order gives the state of the journal's end. A record that was applied early is then skipped.
 
 mod cursor;
+mod early;
 mod forgetting;
 mod needs;
 mod overlay;
@@ -19,6 +20,7 @@ use std::io;
 use std::path::Path;
 
 pub use cursor::{AppliedPart, StateCursor};
+pub use early::EarlyRecords;
 pub use needs::EventLookup;
 pub(crate) use replacement::remove_unfinished;
 pub(crate) use row_store::{RebuildSite, ReplaceError};
@@ -117,6 +119,7 @@ pub struct State {
     fold: Fold,
     applied: Position,
     part: Option<AppliedPart>,
+    early: EarlyRecords,
     checkpointed_part: Option<AppliedPart>,
     checkpointed: Position,
     /// Retention deleted rows since the last checkpoint, without a record.
@@ -146,12 +149,12 @@ impl State {
                 None => return Err(layout_error(&value, journal_end)),
             },
         };
-        let StateCursor { applied, part, totals, checkpoints, expired_until, cutoffs, horizon, acts_from } =
-            cursor;
-        let applied_in_part = part.map_or(applied, |part| part.position);
-        if applied_in_part > journal_end {
-            let applied = applied_in_part;
-            return Err(StateError::Ahead { applied, journal_end });
+        let StateCursor { applied, part, early, totals, checkpoints, .. } = cursor;
+        let StateCursor { expired_until, cutoffs, horizon, acts_from, .. } = cursor;
+        let in_part = part.map_or(applied, |part| part.position);
+        let last = early.last().map_or(in_part, |last| in_part.max(last));
+        if last > journal_end {
+            return Err(StateError::Ahead { applied: last, journal_end });
         }
         let (rows, fold) = (Overlay::new(base), Fold::resume(checkpoints, totals, horizon));
         Ok(Self {
@@ -159,6 +162,7 @@ impl State {
             fold,
             applied,
             part: part.filter(|_| !failpoints::is_active(Mutation::ForgetPart)),
+            early: if failpoints::is_active(Mutation::ForgetEarly) { EarlyRecords::default() } else { early },
             checkpointed_part: part,
             checkpointed: applied,
             dirty_without_record: false,
@@ -269,7 +273,12 @@ impl State {
         changes: &mut Vec<LaneChange>,
     ) -> AppliedStep {
         assert!(position > self.applied, "record {position} does not follow {}", self.applied);
-        let part = self.part.unwrap_or(AppliedPart { position, deliveries: 0 });
+        if self.part.is_none() && self.early.whole.remove(&position) {
+            self.applied = position;
+            return AppliedStep { deliveries: 0, is_complete: true };
+        }
+        let deliveries = usize::from(self.early.begun.remove(&position));
+        let part = self.part.unwrap_or(AppliedPart { position, deliveries });
         assert!(part.position == position, "record {position} precedes the rest of {}", part.position);
         if self.part.is_none() && position > self.applied.next() {
             self.fold.on_gap(Position(position.0 - 1));
@@ -289,11 +298,6 @@ impl State {
             (self.applied, self.part) = (position, None);
         }
         step
-    }
-
-    /// Applies a record up to the same part as another state.
-    pub fn apply_same_part(&mut self, part: AppliedPart, record: &Record) {
-        self.apply_up_to(part.deliveries, part.position, record, false, &mut Vec::new());
     }
 
     pub fn end_group(&mut self) {
@@ -413,6 +417,7 @@ impl State {
         if self.part.is_none() && end > self.applied {
             self.fold.on_gap(end);
             self.applied = end;
+            self.early.forget_up_to(end);
         }
     }
 
@@ -477,6 +482,7 @@ impl State {
         StateCursor {
             applied: self.applied,
             part: self.part,
+            early: self.early.clone(),
             totals: self.fold.totals,
             checkpoints: self.fold.checkpoints(),
             expired_until: self.expired_until,
@@ -498,6 +504,9 @@ impl State {
     /// As there.
     pub fn checkpoint(&mut self, now: Timestamp) -> Result<(), StateError> {
         self.begin_checkpoint(now)?;
+        if failpoints::is_active(Mutation::RemoveBeforeSync) {
+            return Ok(());
+        }
         self.rows.base_mut().finish_write()
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::row_store::memory::{MemoryRows, PowerState};
 use super::*;
+use crate::failpoints::fails_with;
 
 /// The position of the state after a power cut. `is_synced`: a last checkpoint waits until all are
 /// durable.
@@ -29,6 +30,24 @@ fn power_cut_loses_at_most_the_checkpoint_that_is_not_durable() {
     assert_eq!(applied_after_a_power_cut(1, false), Position(0));
     assert_eq!(applied_after_a_power_cut(3, false), Position(2), "each waits for the one before");
     assert_eq!(applied_after_a_power_cut(3, true), Position(3), "nothing new, but it waits");
+}
+
+fn durable_checkpoint_is_kept() {
+    let rows = MemoryRows::new(Arc::new(|| PowerState::On));
+    let open = || State::with_rows(RowStore::Memory(rows.clone()), Position(1)).unwrap();
+    let mut state = open();
+    let event = Record::EventAccepted(Arc::new(crate::rules::tests::event()));
+    state.apply(Position(1), &event, false, &mut Vec::new());
+    state.checkpoint(Timestamp::ZERO).unwrap();
+    drop(state);
+    rows.lose_unsynced();
+    assert_eq!(open().applied(), Position(1));
+}
+
+#[test]
+fn power_cut_keeps_a_durable_checkpoint() {
+    durable_checkpoint_is_kept();
+    fails_with(Mutation::RemoveBeforeSync, durable_checkpoint_is_kept);
 }
 
 #[test]
