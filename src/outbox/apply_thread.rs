@@ -229,11 +229,7 @@ impl ApplyThread {
         }
     }
 
-    /// Not while records are applied early: the board has one position for all tenants.
     fn publish_usage(&mut self) {
-        if !self.state.early().is_empty() {
-            return;
-        }
         let changed = self.state.take_changed_usage();
         self.board.update(self.state.applied(), changed);
     }

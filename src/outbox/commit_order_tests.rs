@@ -299,6 +299,51 @@ fn records_overtake_a_large_event_unless_they_depend_on_it() {
     fails_with(Mutation::OvertakeOwn, records_overtake_a_large_event);
 }
 
+/// Applies a story of waiting and overtaking records; `is_late`: only after all are committed.
+fn state_after_changes_of_an_older_event(is_late: bool) -> ApplyThread {
+    one_delivery_per_step();
+    let UnstartedOutbox { mut writer, mut state, notices, .. } = assembled(&MemoryDisk::new(), 0);
+    drop(notices);
+    let mut commit = |state: &mut ApplyThread, command, is_late: bool| {
+        writer.queue.push(unit(command, None)).unwrap();
+        assert!(writer.turn_by_hand());
+        assert!(is_late || state.turn_by_hand());
+    };
+    // Event 24 has 20 endpoints, whose states share a row. Event 25 has the first one and 3 others.
+    for number in 1..=23 {
+        let types = [(number <= 20).then_some("old"), (number == 1 || number > 20).then_some("large")];
+        let types: Vec<_> = types.into_iter().flatten().map(str::to_owned).collect();
+        let endpoint = crate::rules::tests::endpoint(0, Tenant::DEFAULT, &types);
+        commit(&mut state, Command::PutEndpoint(Box::new(endpoint)), false);
+    }
+    commit(&mut state, publish(Tenant::DEFAULT, "old"), false);
+    commit(&mut state, publish(Tenant::DEFAULT, "large"), is_late);
+    let at = Timestamp::from_millis(3_000_000_000_000);
+    let delivery = |endpoint| DeliveryKey { event: Position(24), endpoint: EndpointNumber(endpoint) };
+    let cancelled = |endpoint| Record::DeliveriesCancelled { deliveries: vec![delivery(endpoint)], at };
+    let tenant = Tenant::DEFAULT.parse().unwrap();
+    let erased = Record::EventErased { event: Position(24), tenant, at, reason: "".into() };
+    let revived = Record::DeliveriesRevived { deliveries: vec![delivery(22)], trigger: Trigger::Replay, at };
+    // The first one waits for event 25.
+    for record in [cancelled(1), cancelled(2), cancelled(3), erased, revived] {
+        commit(&mut state, Command::Record(record), is_late);
+    }
+    while state.turn_by_hand() {}
+    TestOverrides::default().activate();
+    state
+}
+
+#[test]
+fn late_records_of_an_older_event_give_the_same_rows() {
+    let in_order = state_after_changes_of_an_older_event(false);
+    let late = state_after_changes_of_an_older_event(true);
+    assert_eq!(late.state().applied(), Position(30));
+    let mut differences = Vec::new();
+    let differs = &mut |text| differences.push(text);
+    assert!(late.state().audit(in_order.state(), false, differs, &mut |_| ()) > 0);
+    assert_eq!(differences, Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn writer_matches_again_if_an_endpoint_changed() {
     let UnstartedOutbox { outbox, mut writer, mut state, .. } = assembled(&MemoryDisk::new(), 0);

@@ -4,9 +4,9 @@
 //! of deliveries, that order alone would delay the records of all tenants, and the reads that
 //! follow them. So between two steps of the event, a later record *overtakes*: it is applied
 //! early. Invariant: it gives the same rows in both orders. It commutes with the rest of the event
-//! and with each record that it passes. A record waits if it changes endpoints of the event or of
-//! a record that waits. Another event with many deliveries begins early. No event overtakes an
-//! event that is not begun: the pages of events are in the order of positions.
+//! and with each record that it passes. A record waits if it changes endpoints of the event, or
+//! endpoints or events of a record that waits. Another event with many deliveries begins early. No
+//! event overtakes an event that is not begun: the pages of events are in the order of positions.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -29,6 +29,9 @@ pub(super) struct Overtaking {
     busy: HashSet<EndpointNumber>,
     /// Endpoints that a waiting record creates, changes or deletes.
     changing: HashSet<EndpointNumber>,
+    /// Events whose deliveries a waiting record changes. Their states share rows, in the order of
+    /// the changes.
+    changing_events: HashSet<Position>,
     /// Tenants of the events that are begun, and of the records that wait.
     behind: HashSet<Tenant>,
     /// Applied records after which their tenant has no unapplied one.
@@ -56,6 +59,7 @@ impl Overtaking {
                 is_closed: false,
                 busy: HashSet::new(),
                 changing: HashSet::new(),
+                changing_events: HashSet::new(),
                 behind: [event.tenant.clone()].into(),
                 answerable: BTreeSet::new(),
             }),
@@ -109,7 +113,7 @@ impl Overtaking {
             // It has overtaken an earlier event.
             Record::EventAccepted(event) if is_begun => Verdict::Begins(event),
             _ if is_whole => Verdict::Overtakes,
-            _ => self.judge(state.fold(), record),
+            _ => self.judge(state.fold(), position, record),
         };
         match verdict {
             Verdict::Overtakes => {
@@ -127,14 +131,13 @@ impl Overtaking {
                     self.busy.extend(&event.targets);
                 }
                 self.behind.insert(event.tenant.clone());
-                if is_begun {
-                    return 0;
+                if !is_begun {
+                    state.begin_early(position, event, changes);
                 }
-                state.begin_early(position, event, changes);
                 1 + event.targets.len() / TARGETS_LISTED_PER_DELIVERY
             }
             Verdict::Waits => {
-                self.wait_for(state, record);
+                self.wait_for(state, position, record);
                 0
             }
             Verdict::Closes => {
@@ -144,7 +147,7 @@ impl Overtaking {
         }
     }
 
-    fn judge<'a>(&self, fold: &Fold, record: &'a Record) -> Verdict<'a> {
+    fn judge<'a>(&self, fold: &Fold, position: Position, record: &'a Record) -> Verdict<'a> {
         match record {
             Record::EventAccepted(event) => {
                 let waits = |endpoint: &EndpointNumber| {
@@ -163,20 +166,27 @@ impl Overtaking {
             Record::HorizonMoved { .. } => Verdict::Closes,
             Record::EventErased { .. } => Verdict::Waits,
             other => {
-                let is_busy =
-                    |endpoint| self.busy.contains(endpoint) && !failpoints::is_active(Mutation::OvertakeOwn);
-                if changed_endpoints(other).iter().any(is_busy) { Verdict::Waits } else { Verdict::Overtakes }
+                let waits = changed_endpoints(other).iter().any(|endpoint| self.busy.contains(endpoint))
+                    || other.deliveries(position).iter().any(|one| self.changing_events.contains(&one.event));
+                match waits && !failpoints::is_active(Mutation::OvertakeOwn) {
+                    true => Verdict::Waits,
+                    false => Verdict::Overtakes,
+                }
             }
         }
     }
 
-    fn wait_for(&mut self, state: &State, record: &Record) {
+    fn wait_for(&mut self, state: &State, position: Position, record: &Record) {
         self.behind.extend(owners(state.fold(), record));
         let endpoints = match record {
             // It changes the rows of all deliveries of its event.
-            Record::EventErased { event, .. } => state.targets_of(*event),
+            Record::EventErased { event, .. } => {
+                self.changing_events.insert(*event);
+                state.targets_of(*event)
+            }
             other => changed_endpoints(other),
         };
+        self.changing_events.extend(record.deliveries(position).iter().map(|delivery| delivery.event));
         if matches!(record, Record::EndpointPut(_) | Record::EndpointDeleted { .. }) {
             self.changing.extend(&endpoints);
         }

@@ -1,7 +1,8 @@
 //! Usage of tenants as the state has applied it, for the quota checks of the writer.
 //!
 //! The apply thread writes it after each group, and the commit thread reads it. Counts and position
-//! change together, so the writer can add exactly what it committed after that position.
+//! change together, so the writer can add what it committed after that position. Records that the
+//! state has applied early count twice until then: slightly too much, never too little.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};

@@ -33,8 +33,11 @@ impl EarlyRecords {
     }
 
     pub(super) fn forget_up_to(&mut self, last: Position) {
-        self.whole.retain(|position| *position > last);
-        self.begun.retain(|position| *position > last);
+        for early in [&mut self.whole, &mut self.begun] {
+            while early.first().is_some_and(|first| *first <= last) {
+                early.pop_first();
+            }
+        }
     }
 
     pub(super) fn write(&self, out: &mut Vec<u8>) {

@@ -273,16 +273,16 @@ impl State {
         changes: &mut Vec<LaneChange>,
     ) -> AppliedStep {
         assert!(position > self.applied, "record {position} does not follow {}", self.applied);
-        if self.part.is_none() && self.early.whole.remove(&position) {
-            self.applied = position;
+        if self.part.is_none() && position > self.applied.next() {
+            self.fold.on_gap(Position(position.0 - 1));
+        }
+        if self.part.is_none() && self.early.whole.contains(&position) {
+            self.advance_to(position);
             return AppliedStep { deliveries: 0, is_complete: true };
         }
         let deliveries = usize::from(self.early.begun.remove(&position));
         let part = self.part.unwrap_or(AppliedPart { position, deliveries });
         assert!(part.position == position, "record {position} precedes the rest of {}", part.position);
-        if self.part.is_none() && position > self.applied.next() {
-            self.fold.on_gap(Position(position.0 - 1));
-        }
         let mut step = AppliedStep { deliveries: record.deliveries(position).len(), is_complete: true };
         if let Record::EventAccepted(event) = record {
             let first = part.deliveries.min(step.deliveries);
@@ -295,9 +295,15 @@ impl State {
             self.update_registry_rows(position, record);
         }
         if step.is_complete {
-            (self.applied, self.part) = (position, None);
+            self.advance_to(position);
         }
         step
+    }
+
+    /// Also forgets the early records up to there: damage may have lost some of them.
+    fn advance_to(&mut self, position: Position) {
+        (self.applied, self.part) = (position, None);
+        self.early.forget_up_to(position);
     }
 
     pub fn end_group(&mut self) {
@@ -416,8 +422,7 @@ impl State {
     pub fn skip_to(&mut self, end: Position) {
         if self.part.is_none() && end > self.applied {
             self.fold.on_gap(end);
-            self.applied = end;
-            self.early.forget_up_to(end);
+            self.advance_to(end);
         }
     }
 
