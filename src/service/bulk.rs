@@ -13,7 +13,7 @@ pub(crate) fn revive_command(deliveries: Vec<DeliveryKey>, trigger: Trigger, at:
 
 /// Maximum number of deliveries in one step. A step is one record.
 pub(crate) fn deliveries_per_step() -> usize {
-    failpoints::bound(Bound::BulkDeliveries, limits::BULK_DELIVERIES_MAX)
+    failpoints::bound(Bound::BulkDeliveries, limits::BULK_STEP_DELIVERIES)
 }
 
 /// Deliveries that died together for one reason. Operator events report each endpoint once.
