@@ -197,8 +197,7 @@ impl ApplyThread {
     }
 
     /// Applies later records before the rest of an event: those of the event's group, then those of
-    /// the next ones.
-    /// Other messages than questions need all records before them.
+    /// the next ones. Other messages than questions need all records before them.
     fn let_overtake(
         &mut self,
         overtaking: &mut Overtaking,

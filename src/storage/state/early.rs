@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use super::{AppliedPart, State};
 use crate::codec::Reader;
-use crate::domain::{EndpointNumber, Event, Position, Record};
+use crate::domain::{Event, Position, Record};
+use crate::projections::LaneChange;
 use crate::projections::pending::{positions, put_positions};
-use crate::projections::{Fold, LaneChange, pages};
 
 /// Records after [`State::applied`], and after [`State::part`], that were applied early.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,6 +53,7 @@ impl EarlyRecords {
 }
 
 impl State {
+    /// Which later records are applied already.
     #[must_use]
     pub fn early(&self) -> &EarlyRecords {
         &self.early
@@ -98,17 +99,5 @@ impl State {
     /// Applies the first deliveries of an event.
     pub fn apply_part(&mut self, part: AppliedPart, record: &Record) {
         self.apply_up_to(part.deliveries, part.position, record, false, &mut Vec::new());
-    }
-
-    #[must_use]
-    pub(crate) fn fold(&self) -> &Fold {
-        &self.fold
-    }
-
-    /// The endpoints of an event.
-    #[must_use]
-    pub(crate) fn targets_of(&self, event: Position) -> Vec<EndpointNumber> {
-        let entry = pages::event(&self.rows, event);
-        entry.map(|entry| pages::targets(&self.rows, &entry).into_owned()).unwrap_or_default()
     }
 }

@@ -30,7 +30,9 @@ use overlay::Overlay;
 use registry_keys::{deleted_key, endpoint_key, key_key, source_key, tenant_key, type_key, use_key};
 use row_store::RowStore;
 
-use crate::domain::{ConsumerKey, ConsumerPlace, JobProgress, Position, Record, Tenant, Timestamp};
+use crate::domain::{
+    ConsumerKey, ConsumerPlace, EndpointNumber, JobProgress, Position, Record, Tenant, Timestamp,
+};
 use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
 use crate::projections::audit::{self, Terms};
@@ -38,7 +40,7 @@ use crate::projections::fold::RecordedHorizon;
 use crate::projections::retention::Cutoffs;
 use crate::projections::rows::TAGS;
 use crate::projections::usage::{self, Usage};
-use crate::projections::{Fold, LaneChange, Rows, consumers, erasures, idempotency, jobs};
+use crate::projections::{Fold, LaneChange, Rows, consumers, erasures, idempotency, jobs, pages};
 use crate::storage::disk::{is_disk_full, is_out_of_descriptors};
 
 /// Why the state cannot be used. A rebuild from the journal repairs all of it.
@@ -209,6 +211,19 @@ impl State {
     #[must_use]
     pub fn part(&self) -> Option<AppliedPart> {
         self.part
+    }
+
+    /// The memory of the fold.
+    #[must_use]
+    pub(crate) fn fold(&self) -> &Fold {
+        &self.fold
+    }
+
+    /// The endpoints of an event.
+    #[must_use]
+    pub(crate) fn targets_of(&self, event: Position) -> Vec<EndpointNumber> {
+        let entry = pages::event(&self.rows, event);
+        entry.map(|entry| pages::targets(&self.rows, &entry).into_owned()).unwrap_or_default()
     }
 
     #[must_use]
