@@ -180,7 +180,7 @@ async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
     let (context, dispatcher) = open(&courier, config, metrics, log)?;
     let shown_config = api_config(options, config)?;
     let mut signals = Signals::new(hangup)?;
-    let api_listener = listen(config.server.api_listen, "server.api_listen").await?;
+    let api_listener = listen(config.server.api_listen, "server.api_listen")?;
     resealing::count(&context);
     let context = started.get_or_init(|| context).clone();
     let api_address = api_listener.local_addr()?;
@@ -440,8 +440,8 @@ pub fn check_certificate(server: &Server) -> Result<Option<ConfigError>, ConfigE
 }
 
 /// `key` is the configuration key of the address.
-async fn listen(address: std::net::SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+fn listen(address: std::net::SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    api::http::server::bind(address).map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
             "{address} is in use by another process: stop that process, or choose another address with {key}"
         ),

@@ -58,6 +58,9 @@ pub const CONNECTIONS_DEFAULT: usize = 4_096;
 /// Default limit of connections without a key from one address
 /// (`server.max_connections_per_address`).
 pub const CONNECTIONS_PER_ADDRESS_DEFAULT: usize = 256;
+/// Connections that the kernel accepts before the listener takes them. The kernel's own limit is
+/// `net.core.somaxconn`. Without room a client tries again after a second.
+pub const LISTEN_BACKLOG: u32 = 4_096;
 /// Limit of connections to the ops listener at once.
 pub const OPS_CONNECTIONS_MAX: usize = 64;
 /// Bound of a request's line and headers, and of a connection's read-ahead, in bytes.
@@ -117,6 +120,9 @@ pub const WAIT_MAX: Duration = Duration::from_secs(60);
 pub const UNREAD_BYTES_PER_CALLER_MAX: usize = 16 * 1024 * 1024;
 /// Bound of response bytes that all clients together have not read.
 pub const UNREAD_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Response bytes of a connection that the kernel takes before it can send them
+/// (`TCP_NOTSENT_LOWAT`). Further bytes count as unread.
+pub const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 /// Bytes that an unread response counts as at least: the cost of its connection.
 pub const UNREAD_RESPONSE_BYTES_MIN: usize = 16 * 1024;
 /// Time in which a read waits for slow clients of its caller to give way.
@@ -552,6 +558,7 @@ const _: () = assert!(ADDRESS_IN_FLIGHT_DEFAULT - ADDRESS_IN_FLIGHT_DEFAULT / 8 
 const _: () = assert!(REPLY_HEAD_BYTES_MAX >= 8 * 1024); // hyper takes no less
 const _: () = assert!(LANE_WINDOW_LOW < LANE_WINDOW_MAX);
 const _: () = assert!(CONNECTIONS_PER_ADDRESS_DEFAULT <= CONNECTIONS_DEFAULT / 8);
+const _: () = assert!(UNSENT_BYTES_MAX as usize * CONNECTIONS_DEFAULT <= 512 * 1024 * 1024);
 const _: () = assert!(UNREAD_BYTES_PER_CALLER_MAX >= 4 * PAGE_BYTES_TARGET);
 const _: () = assert!(UNREAD_BYTES_MAX >= 4 * UNREAD_BYTES_PER_CALLER_MAX);
 const _: () = assert!(ADMISSION_BYTES_DEFAULT >= 2 * BATCH_BYTES_MAX); // two full batches can wait

@@ -31,7 +31,7 @@ pub(super) async fn serve(
     run: &watch::Sender<Run>,
     connections: &Arc<ConnectionLimit>,
 ) -> anyhow::Result<(JoinSet<()>, SocketAddr)> {
-    let listener = listen(setup.config.server.ops_listen, "server.ops_listen").await?;
+    let listener = listen(setup.config.server.ops_listen, "server.ops_listen")?;
     let address = listener.local_addr()?;
     let mut tasks = JoinSet::new();
     let router = router(setup, started, run, connections);

@@ -21,8 +21,9 @@ use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -114,6 +115,24 @@ pub async fn serve(
     drain(connections).await;
 }
 
+/// Listens with a backlog of [`limits::LISTEN_BACKLOG`].
+///
+/// # Errors
+/// When the address is in use, or not one of this machine.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restart gets the port while connections of the process before close.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(limits::LISTEN_BACKLOG)
+}
+
+/// Bounds the memory that the kernel holds for a client that reads slowly.
+fn set_options(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    SockRef::from(stream).set_tcp_notsent_lowat(limits::UNSENT_BYTES_MAX)
+}
+
 /// Whether only one connection failed before it was accepted.
 fn is_connection_error(error: &io::Error) -> bool {
     matches!(
@@ -148,8 +167,8 @@ enum AcceptedStream {
 impl Connection {
     async fn run(mut self, stream: TcpStream, bounds: Bounds, mut stopped: watch::Receiver<bool>) {
         panics::test_point("connection");
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "setting TCP_NODELAY failed");
+        if let Err(error) = set_options(&stream) {
+            tracing::debug!(%error, "setting the options of a connection failed");
         }
         let stream = SharedStream::new(stream);
         self.watch = stream.watch();
@@ -349,9 +368,10 @@ fn check_request<T>(request: &Request<T>) -> Result<(), Problem> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpSocket;
     use tokio::sync::oneshot;
 
     use super::*;
@@ -398,6 +418,37 @@ mod tests {
         client.read_to_string(&mut answer).await.unwrap();
         assert!(answer.ends_with("done"), "{answer}");
         server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn kernel_holds_little_for_a_slow_reader() {
+        const CHUNK: usize = 16 * 1024;
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let chunks = Arc::new(AtomicUsize::new(0));
+        let made = chunks.clone();
+        let endless = move || {
+            let made = made.clone();
+            let next = move || {
+                made.fetch_add(1, Ordering::Relaxed);
+                Some(Ok::<_, io::Error>(Bytes::from_static(&[b'x'; CHUNK])))
+            };
+            std::future::ready(Body::from_stream(futures_util::stream::iter(std::iter::from_fn(next))))
+        };
+        let router = Router::new().route("/", get(endless));
+        let server = tokio::spawn(serve(listener, router, bounds(4, 60 * TEST_TIMEOUT), pending()));
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        let mut reader = socket.connect(address).await.unwrap();
+        reader.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        reader.read_exact(&mut [0; 16]).await.unwrap();
+        let mut seen = 0;
+        while seen < chunks.load(Ordering::Relaxed) {
+            seen = chunks.load(Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        assert!(seen * CHUNK < 1024 * 1024, "{} bytes are held", seen * CHUNK);
+        server.abort();
     }
 
     #[tokio::test]
