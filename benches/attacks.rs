@@ -31,6 +31,7 @@
 
 mod support;
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -38,7 +39,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
-use support::stage::{Claim, Meter, Stage, holding, slow_reader, unfinished};
+use support::stage::{Claim, Meter, Stage, holding, holding_at, slow_reader, unfinished};
 use support::tenants::{
     ADMIN, Caller, Daemon, LATEST, Latencies, REQUESTS, is_undisturbed, member, outcome, percentiles,
 };
@@ -275,16 +276,18 @@ async fn fan_out(stage: &Arc<Stage>, is_atomic: bool) -> Vec<Claim> {
 }
 
 async fn slow_receivers(stage: &Arc<Stage>) -> Vec<Claim> {
-    let mut ports = Vec::new();
+    let mut receivers = Vec::new();
     let mut loads = Vec::new();
-    for _ in 0..3 {
-        let (port, load) = holding(Duration::from_secs(15), "200 OK", |_| true).await;
-        ports.push(port);
+    // The requests to one address have a limit.
+    for number in 1..=3 {
+        let address = Ipv4Addr::new(127, 0, 0, number);
+        let (receiver, load) = holding_at(address, Duration::from_secs(15), "200 OK", |_| true).await;
+        receivers.push(receiver);
         loads.push(load);
     }
     let count = 1_500 / stage.scale;
     let body = move |number: usize| {
-        let url = format!("http://127.0.0.1:{}/{number}", ports[number % 3]);
+        let url = format!("http://{}/{number}", receivers[number % 3]);
         json!({"url": url, "timeout": "60s"}).to_string()
     };
     stage.prepare(count, "POST /v1/endpoints", body).await;

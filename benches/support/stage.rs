@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -240,8 +241,19 @@ pub(crate) async fn holding(
     status: &'static str,
     is_counted: impl Fn(&[u8]) -> bool + Clone + Send + 'static,
 ) -> (u16, Arc<Mutex<Load>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (at, load) = holding_at(Ipv4Addr::LOCALHOST, hold, status, is_counted).await;
+    (at.port(), load)
+}
+
+/// As [`holding`], at one of the loopback addresses.
+pub(crate) async fn holding_at(
+    address: Ipv4Addr,
+    hold: Duration,
+    status: &'static str,
+    is_counted: impl Fn(&[u8]) -> bool + Clone + Send + 'static,
+) -> (SocketAddr, Arc<Mutex<Load>>) {
+    let listener = TcpListener::bind((address, 0)).await.unwrap();
+    let at = listener.local_addr().unwrap();
     let load: Arc<Mutex<Load>> = Arc::default();
     let counts = load.clone();
     tokio::spawn(async move {
@@ -275,7 +287,7 @@ pub(crate) async fn holding(
             });
         }
     });
-    (port, load)
+    (at, load)
 }
 
 /// Measures the other tenant on a separate thread, so that the attacker's tasks do not delay it.
