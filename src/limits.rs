@@ -424,7 +424,10 @@ pub const SEGMENT_PREALLOCATED_BYTES: usize = 1024 * 1024;
 pub const STATE_VALUE_BYTES_MAX: usize = 100_000;
 /// Rows that may change before a checkpoint is written. As many again may change while the
 /// checkpoint before becomes durable.
-pub const CHECKPOINT_ROWS_MAX: usize = 4_000;
+pub const CHECKPOINT_ROWS_MAX: usize = 2_000;
+/// Bytes that may change before a checkpoint is written, as for [`CHECKPOINT_ROWS_MAX`]. Questions
+/// wait for a checkpoint, about 20 ms for a megabyte.
+pub const CHECKPOINT_BYTES_MAX: usize = 1024 * 1024;
 /// Longest time between two checkpoints.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 /// sled's file is compacted only above this length, in bytes.

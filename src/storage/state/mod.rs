@@ -450,8 +450,9 @@ impl State {
             None => most,
             Some(_) => failpoints::bound(Bound::PartCheckpointRows, limits::PART_CHECKPOINT_ROWS_MAX),
         };
-        let changed = self.rows.changed_rows();
-        changed >= limit && (changed >= limit + most || !self.rows.base().is_writing())
+        let bytes = limits::CHECKPOINT_BYTES_MAX;
+        let is_over = |rows, bytes| self.rows.changed_rows() >= rows || self.rows.changed_bytes() >= bytes;
+        is_over(limit, bytes) && (is_over(limit + most, 2 * bytes) || !self.rows.base().is_writing())
     }
 
     /// Compares this state with one that was folded from the journal, and reports each difference

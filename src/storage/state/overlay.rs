@@ -26,17 +26,28 @@ enum OverlayRow {
     Removed,
 }
 
+impl OverlayRow {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Value { bytes, .. } => bytes.len(),
+            Self::Removed => 0,
+        }
+    }
+}
+
 /// Changed rows over a row store. See the module.
 #[derive(Debug)]
 pub(crate) struct Overlay {
     base: RowStore,
     /// Most keys fit in an [`IVec`] without an allocation.
     rows: BTreeMap<IVec, OverlayRow>,
+    /// Of the values in `rows`.
+    bytes: usize,
 }
 
 impl Overlay {
     pub(crate) fn new(base: RowStore) -> Self {
-        Self { base, rows: BTreeMap::new() }
+        Self { base, rows: BTreeMap::new(), bytes: 0 }
     }
 
     pub(crate) fn base(&self) -> &RowStore {
@@ -46,6 +57,11 @@ impl Overlay {
     /// Number of rows that changed since the last checkpoint.
     pub(crate) fn changed_rows(&self) -> usize {
         self.rows.len()
+    }
+
+    /// Bytes of the values that changed since the last checkpoint.
+    pub(crate) fn changed_bytes(&self) -> usize {
+        self.bytes
     }
 
     pub(crate) fn base_mut(&mut self) -> &mut RowStore {
@@ -65,6 +81,7 @@ impl Overlay {
         });
         self.base.write(changes)?;
         self.rows.clear();
+        self.bytes = 0;
         Ok(())
     }
 
@@ -120,8 +137,12 @@ impl Rows for Overlay {
     }
 
     fn put(&mut self, key: &[u8], value: Vec<u8>) {
+        self.bytes += value.len();
         match self.rows.get_mut(key) {
-            Some(OverlayRow::Value { bytes, .. }) => *bytes = value,
+            Some(OverlayRow::Value { bytes, .. }) => {
+                self.bytes -= bytes.len();
+                *bytes = value;
+            }
             Some(slot @ OverlayRow::Removed) => *slot = OverlayRow::Value { bytes: value, fresh: false },
             None => {
                 self.rows.insert(key.into(), OverlayRow::Value { bytes: value, fresh: false });
@@ -130,13 +151,14 @@ impl Rows for Overlay {
     }
 
     fn put_new(&mut self, key: &[u8], value: Vec<u8>) {
+        self.bytes += value.len();
         match self.rows.entry(key.into()) {
             Entry::Vacant(vacant) => {
                 vacant.insert(OverlayRow::Value { bytes: value, fresh: true });
             }
             Entry::Occupied(mut occupied) => {
                 let fresh = matches!(occupied.get(), OverlayRow::Value { fresh: true, .. });
-                occupied.insert(OverlayRow::Value { bytes: value, fresh });
+                self.bytes -= occupied.insert(OverlayRow::Value { bytes: value, fresh }).bytes();
             }
         }
     }
@@ -144,6 +166,7 @@ impl Rows for Overlay {
     fn append(&mut self, key: &[u8], more: &[u8]) -> usize {
         if let Some(OverlayRow::Value { bytes, .. }) = self.rows.get_mut(key) {
             bytes.extend_from_slice(more);
+            self.bytes += more.len();
             return bytes.len();
         }
         let mut bytes = self.get(key).unwrap_or_default();
@@ -156,10 +179,10 @@ impl Rows for Overlay {
     fn remove(&mut self, key: &[u8]) {
         match self.rows.entry(key.into()) {
             Entry::Occupied(occupied) if matches!(occupied.get(), OverlayRow::Value { fresh: true, .. }) => {
-                occupied.remove();
+                self.bytes -= occupied.remove().bytes();
             }
             Entry::Occupied(mut occupied) => {
-                occupied.insert(OverlayRow::Removed);
+                self.bytes -= occupied.insert(OverlayRow::Removed).bytes();
             }
             Entry::Vacant(vacant) => {
                 vacant.insert(OverlayRow::Removed);
@@ -228,6 +251,8 @@ mod tests {
                     10 => assert_eq!(overlay.get(&key), model.get(&key).cloned(), "seed {seed} step {step}"),
                     _ => overlay.checkpoint().unwrap(),
                 }
+                let changed = overlay.rows.values().map(OverlayRow::bytes).sum::<usize>();
+                assert_eq!(overlay.changed_bytes(), changed, "seed {seed} step {step}");
                 let collect = |from: &[u8], to: &[u8], back: bool| {
                     let mut list = Vec::new();
                     let mut visit = |key: &[u8], value: &[u8]| {
