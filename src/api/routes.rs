@@ -395,7 +395,7 @@ pub static ROUTES: &[Route] = &[
         Operator, NONE, Plain, body tenants::handlers::put),
     route!(Patch "/v1/tenants/{tenant}", "updateTenant", "Change the settings of a tenant by merge patch; null restores a default",
         Operator, NONE, Plain, body tenants::handlers::patch),
-    route!(Delete "/v1/tenants/{tenant}", "deleteTenant", "Delete a tenant's keys, endpoints and settings; its events stay until retention removes them",
+    route!(Delete "/v1/tenants/{tenant}", "deleteTenant", "Delete a tenant's keys, sources, consumers, endpoints and settings; its events stay until retention removes them",
         Operator, NONE, Plain, body tenants::handlers::delete),
     route!(Get "/v1/event-types", "listEventTypes", "List registered event types, by name",
         ReadEvents, lists::TENANTS, Plain, event_types::handlers::list),

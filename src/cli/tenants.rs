@@ -48,7 +48,8 @@ pub(crate) enum TenantsCommand {
         #[command(flatten)]
         options: Box<Options>,
     },
-    /// Delete a tenant's keys, endpoints and settings. Retention removes its events.
+    /// Delete a tenant's keys, sources, consumers, endpoints and settings. Retention removes its
+    /// events.
     Rm {
         #[command(flatten)]
         name: Name,

@@ -18,8 +18,8 @@ use owners::Owners;
 
 use crate::domain::{
     ApiKey, ConsumerKey, ConsumerPlace, Endpoint, EndpointId, EndpointNumber, EndpointUid, EventType,
-    JobProgress, KeyId, Ordering, Position, QueueName, Quotas, Record, Source, SourceName, Tenant,
-    TenantSettings, Timestamp,
+    JobProgress, KeyId, Ordering, Position, QueueName, Quotas, Record, Source, SourceName, SourceTenant,
+    Tenant, TenantSettings, Timestamp,
 };
 use crate::schemas::RegisteredType;
 
@@ -443,6 +443,13 @@ impl Registry {
     /// Sources, by name.
     pub fn sources(&self) -> impl ExactSizeIterator<Item = &Arc<Source>> {
         self.sources.values()
+    }
+
+    /// Sources whose events all belong to the tenant, by name.
+    pub fn sources_of(&self, tenant: &Tenant) -> impl Iterator<Item = &Arc<Source>> {
+        let is_own =
+            move |source: &&Arc<Source>| matches!(&source.tenant, SourceTenant::Fixed(own) if own == tenant);
+        self.sources.values().filter(is_own)
     }
 
     #[must_use]

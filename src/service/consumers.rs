@@ -222,7 +222,10 @@ impl Consumers<'_> {
             Some(Outcome::ConsumerCreated(status)) => Ok((status, Creation::Created)),
             Some(Outcome::ConsumerMoved { actual }) => Err(ConsumerError::Moved { actual }),
             Some(Outcome::TooManyConsumers) => Err(ConsumerError::TooMany),
-            Some(Outcome::QuotaExceeded(exceeded)) => Err(exceeded.into()),
+            Some(Outcome::QuotaExceeded(exceeded)) => {
+                self.0.metrics().quota_refused(exceeded.quota);
+                Err(exceeded.into())
+            }
             Some(Outcome::Conflict) => Err(ConsumerError::NotFound),
             _ => unreachable!("{UNEXPECTED_OUTCOME}"),
         }

@@ -49,6 +49,7 @@ pub struct TenantDeletion {
     pub endpoints: u64,
     pub keys: u64,
     pub consumers: u64,
+    pub sources: u64,
     /// Deliveries that were pending. They become dead letters in the background.
     pub pending_deliveries: u64,
 }
@@ -156,9 +157,9 @@ impl Tenants<'_> {
         }
     }
 
-    /// Deletes the keys, consumers, endpoints and settings of a tenant, as a job. A background task
-    /// turns its pending deliveries into dead letters. Events stay until retention removes them.
-    /// Waits for a short time, so that small work has ended.
+    /// Deletes the keys, sources, consumers, endpoints and settings of a tenant, as a job. A
+    /// background task turns its pending deliveries into dead letters. Events stay until retention
+    /// removes them. Waits for a short time, so that small work has ended.
     ///
     /// # Errors
     /// When the tenant is unknown, too many jobs run, or the first commit failed.
@@ -178,31 +179,36 @@ impl Tenants<'_> {
             endpoints: found.used.endpoints,
             keys: found.used.keys,
             consumers: found.used.consumers,
+            sources: self.0.outbox_of(tenant).registry(|registry| registry.sources_of(tenant).count()) as u64,
             pending_deliveries: found.usage.pending,
         };
         let (kind, selection) = (JobKind::DeleteTenant, JobSelection::default());
         Ok((deletion, NewJob { kind, tenant: Some(tenant.clone()), selection, rate: None }))
     }
 
-    /// Number of keys, consumers and endpoints of a tenant.
+    /// Number of keys, sources, consumers and endpoints of a tenant.
     pub(crate) fn resources(self, tenant: &Tenant) -> u64 {
-        let used = self.0.outbox_of(tenant).registry(|registry| registry.used(tenant));
-        used.endpoints + used.keys + used.consumers
+        self.0.outbox_of(tenant).registry(|registry| {
+            let used = registry.used(tenant);
+            used.endpoints + used.keys + used.consumers + registry.sources_of(tenant).count() as u64
+        })
     }
 
-    /// The next keys, consumers and endpoints to delete. Keys first: they can no longer publish.
+    /// The next keys, sources, consumers and endpoints to delete. Publishers are first.
     pub(crate) fn deletion_step(self, tenant: &Tenant) -> Vec<Command> {
         let at = self.0.now().wall;
         self.0.outbox_of(tenant).registry(|registry| {
             let keys = registry.keys().filter(|key| key.tenant.as_ref() == Some(tenant));
             let keys = keys.map(|key| Command::Record(Record::KeyDeleted { id: key.id.clone(), at }));
+            let sources = registry.sources_of(tenant);
+            let sources = sources.map(|source| Command::DeleteSource { name: source.name.clone(), at });
             let endpoints = registry.endpoints_of(Some(tenant));
             let endpoints =
                 endpoints.map(|endpoint| Command::DeleteEndpoint { endpoint: endpoint.number, at });
             let consumers = registry.consumers().of_tenant(tenant);
             let consumers =
                 consumers.map(|known| Command::DeleteConsumer { key: known.consumer.key.clone(), at });
-            keys.chain(consumers).chain(endpoints).take(limits::TENANT_DELETION_STEP).collect()
+            keys.chain(sources).chain(consumers).chain(endpoints).take(limits::TENANT_DELETION_STEP).collect()
         })
     }
 }

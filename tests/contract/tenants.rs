@@ -363,6 +363,11 @@ async fn stored_bytes_and_rates_are_limited_per_tenant() {
     put(&daemon, "fast", json!({})).await;
     assert_eq!(post("fast").await.0, 202);
     assert!(daemon.metric("balto_quota_refusals_total", "eventsPerSecond").await > 90.0);
+
+    put(&daemon, "silent", json!({"quotas": {"consumers": 0}})).await;
+    let (status, problem) = call_as(&daemon, ADMIN, "PUT", "/consumers/c", r#"{"tenant":"silent"}"#).await;
+    assert_eq!((status, &problem["quota"]), (403, &json!("consumers")), "{problem}");
+    assert!(daemon.metric("balto_quota_refusals_total", "consumers").await >= 1.0);
 }
 
 #[tokio::test]
@@ -374,6 +379,12 @@ async fn deleted_tenant_keeps_only_its_events() {
     paused(&daemon, "acme").await;
     let bystander = paused(&daemon, "other").await;
     let publisher = key(&daemon, "publisher", Some("acme")).await;
+    for tenant in ["acme", "other"] {
+        let url = "amqp://guest:guest@127.0.0.1:5672";
+        let source = json!({"name": tenant, "url": url, "queue": "q", "tenant": tenant});
+        let made = call_as(&daemon, ADMIN, "POST", "/sources", &source.to_string()).await;
+        assert_eq!(made.0, 201, "{made:?}");
+    }
     let event = json!({"type": "a", "data": 1}).to_string();
     assert_eq!(call_as(&daemon, &publisher, "POST", "/events", &event).await.0, 202);
     let delete = async |daemon: &Daemon, tenant: &str, confirm: Value| {
@@ -388,9 +399,12 @@ async fn deleted_tenant_keeps_only_its_events() {
 
     let (status, deleted) = delete(&daemon, "acme", json!("acme")).await;
     assert_eq!((status, &deleted["status"]), (202, &json!("completed")), "{deleted}");
-    for (name, count) in [("endpoints", 2), ("keys", 1), ("consumers", 0), ("pendingDeliveries", 2)] {
+    let counts = [("endpoints", 2), ("keys", 1), ("consumers", 0), ("sources", 1), ("pendingDeliveries", 2)];
+    for (name, count) in counts {
         assert_eq!(deleted[name], count, "{deleted}");
     }
+    let (_, sources) = call_as(&daemon, ADMIN, "GET", "/sources", "").await;
+    assert_eq!(list(&sources).iter().map(|one| text(one, "name")).collect::<Vec<_>>(), ["other"]);
     is_problem(
         &call_as(&daemon, &publisher, "POST", "/events", &event).await,
         401,

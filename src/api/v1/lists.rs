@@ -306,7 +306,7 @@ pub fn cursor_text(list: List, cursor: Cursor) -> String {
 /// The body of a list.
 #[derive(Serialize, schemars::JsonSchema)]
 pub struct ListBody<T> {
-    /// Newest first.
+    /// In the order that the operation names, otherwise newest first.
     pub data: Vec<T>,
     /// The `cursor` of the next page; null on the last page.
     pub next: Option<String>,

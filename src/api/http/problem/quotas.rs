@@ -14,6 +14,9 @@ pub(super) fn detail(exceeded: &QuotaExceeded) -> String {
             "wait until deliveries end, cancel some, or delete endpoints that do not accept them"
         }
         Quota::StoredBytes => "wait until retention removes events",
+        Quota::EventsPerSecond | Quota::BytesPerSecond if exceeded.retry_after.is_none() => {
+            "send less in one request"
+        }
         Quota::EventsPerSecond | Quota::BytesPerSecond => "publish more slowly",
     };
     format!("{exceeded}; {advice}, or ask the operator for a higher quota")

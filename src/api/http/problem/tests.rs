@@ -29,6 +29,19 @@ fn overload_has_a_retry_after() {
 }
 
 #[test]
+fn request_above_a_rate_is_told_to_be_smaller() {
+    let quota = Quota::EventsPerSecond;
+    let exceeded =
+        |retry_after| Problem::QuotaExceeded(QuotaExceeded { quota, limit: 3, value: 4, retry_after });
+    let large = exceeded(None);
+    assert!(large.detail().contains("send less in one request"), "{}", large.detail());
+    assert_eq!(large.into_reply().header("retry-after"), None);
+    let fast = exceeded(Some(Duration::from_millis(300)));
+    assert!(fast.detail().contains("publish more slowly"), "{}", fast.detail());
+    assert_eq!(fast.into_reply().header("retry-after"), Some("1"));
+}
+
+#[test]
 fn pointer_escapes_its_members() {
     assert_eq!(pointer("/a", "b/c~d"), "/a/b~1c~0d");
 }

@@ -348,6 +348,8 @@ pub struct DeletionBody {
     pub endpoints: u64,
     pub keys: u64,
     pub consumers: u64,
+    /// Sources with this tenant.
+    pub sources: u64,
     /// Deliveries that are pending. They become dead letters soon.
     pub pending_deliveries: u64,
 }
@@ -355,7 +357,7 @@ pub struct DeletionBody {
 impl DeletionBody {
     #[must_use]
     pub fn new(job: StartedBody, deletion: TenantDeletion) -> Self {
-        let TenantDeletion { endpoints, keys, consumers, pending_deliveries } = deletion;
-        Self { job, endpoints, keys, consumers, pending_deliveries }
+        let TenantDeletion { endpoints, keys, consumers, sources, pending_deliveries } = deletion;
+        Self { job, endpoints, keys, consumers, sources, pending_deliveries }
     }
 }
