@@ -357,6 +357,8 @@ async fn reload_reaches_endpoints_without_a_policy() {
     daemon.signal("HUP");
     daemon.until(&lane, |lane| lane["inFlight"] == 9).await;
     let new = (json!(9), json!("10s"), json!(1));
+    // The lanes have the configuration before the API shows it.
+    daemon.until(&path(&open), |shown| policy(shown) == new).await;
     // Null returns the endpoint to the configuration's policy.
     let back = r#"{"maxInFlight": null, "timeout": null, "retry": null}"#;
     let (status, changed, _) = daemon.call("PATCH", &path(&own), &[], back).await;
