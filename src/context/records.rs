@@ -109,11 +109,20 @@ impl Context {
     }
 
     /// Commits commands and returns their outcomes, which are durable. An empty list is allowed.
+    /// Wakes the runner of the sources after a change of one.
     pub(crate) async fn submit(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Unavailable> {
-        if self.is_act() {
-            return self.commit_act(commands).await;
+        let is_of_source =
+            |command: &Command| matches!(command, Command::PutSource(_) | Command::DeleteSource { .. });
+        let changes_sources = commands.iter().any(is_of_source);
+        let outcomes = if self.is_act() {
+            self.commit_act(commands).await?
+        } else {
+            self.outbox_of(Home::All).commit(commands).await?
+        };
+        if changes_sources {
+            self.source_board().wake();
         }
-        self.outbox_of(Home::All).commit(commands).await
+        Ok(outcomes)
     }
 
     /// See [`Outbox::commit_independent`](crate::outbox::Outbox::commit_independent).

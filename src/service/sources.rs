@@ -76,7 +76,6 @@ impl Sources<'_> {
         let Some(Outcome::Source(source)) = outcomes.into_iter().next() else {
             unreachable!("{UNEXPECTED_OUTCOME}")
         };
-        self.0.source_board().wake();
         Ok(self.view(source))
     }
 
@@ -88,11 +87,7 @@ impl Sources<'_> {
         let command = Command::DeleteSource { name: name.clone(), at: self.0.now().wall };
         match self.0.commit(vec![command], None).await {
             Err(ChangeError::Conflict) => Err(ChangeError::NotFound),
-            other => {
-                other?;
-                self.0.source_board().wake();
-                Ok(())
-            }
+            other => other.map(drop),
         }
     }
 

@@ -385,6 +385,7 @@ async fn deleted_tenant_keeps_only_its_events() {
         let made = call_as(&daemon, ADMIN, "POST", "/sources", &source.to_string()).await;
         assert_eq!(made.0, 201, "{made:?}");
     }
+    daemon.until_metric("balto_sources", "", |all| all == 2.0).await;
     let event = json!({"type": "a", "data": 1}).to_string();
     assert_eq!(call_as(&daemon, &publisher, "POST", "/events", &event).await.0, 202);
     let delete = async |daemon: &Daemon, tenant: &str, confirm: Value| {
@@ -403,6 +404,8 @@ async fn deleted_tenant_keeps_only_its_events() {
     for (name, count) in counts {
         assert_eq!(deleted[name], count, "{deleted}");
     }
+    // The connection of its source ends.
+    daemon.until_metric("balto_sources", "", |all| all == 1.0).await;
     let (_, sources) = call_as(&daemon, ADMIN, "GET", "/sources", "").await;
     assert_eq!(list(&sources).iter().map(|one| text(one, "name")).collect::<Vec<_>>(), ["other"]);
     is_problem(
