@@ -121,7 +121,7 @@ pub const UNREAD_BYTES_PER_CALLER_MAX: usize = 16 * 1024 * 1024;
 /// Bound of response bytes that all clients together have not read.
 pub const UNREAD_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Response bytes of a connection that the kernel takes before it can send them
-/// (`TCP_NOTSENT_LOWAT`). Further bytes count as unread.
+/// (`TCP_NOTSENT_LOWAT`). The daemon holds the further ones, which count as unread.
 pub const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 /// Bytes that an unread response counts as at least: the cost of its connection.
 pub const UNREAD_RESPONSE_BYTES_MIN: usize = 16 * 1024;

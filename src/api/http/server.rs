@@ -421,6 +421,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn burst_of_connections_waits_to_be_accepted() {
+        // More than the 128 of std and tokio. The kernel allows 4,096 by default.
+        const BURST: usize = 400;
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let burst = async {
+            let mut clients = Vec::new();
+            for _ in 0..BURST {
+                clients.push(TcpStream::connect(address).await.unwrap());
+            }
+            clients
+        };
+        // Without room in the backlog, a connection would never be established.
+        let clients = tokio::time::timeout(TEST_TIMEOUT, burst).await.expect("the backlog is full");
+        assert_eq!(clients.len(), BURST);
+    }
+
+    #[tokio::test]
     async fn kernel_holds_little_for_a_slow_reader() {
         const CHUNK: usize = 16 * 1024;
         let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();

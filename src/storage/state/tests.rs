@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::row_store::memory::{MemoryRows, PowerState};
 use super::*;
+use crate::domain::Event;
 use crate::failpoints::fails_with;
 
 /// The position of the state after a power cut. `is_synced`: a last checkpoint waits until all are
@@ -57,4 +58,28 @@ fn each_row_tag_has_one_kind_of_rows() {
     let all = tags.len();
     tags.dedup();
     assert_eq!(tags.len(), all, "{}", String::from_utf8_lossy(&tags));
+}
+
+#[test]
+fn checkpoint_is_needed_after_a_megabyte_in_few_rows() {
+    let rows = MemoryRows::new(Arc::new(|| PowerState::On));
+    let mut state = State::with_rows(RowStore::Memory(rows), Position(u64::MAX)).unwrap();
+    let event_type = ["a"; 128].join(".").parse().unwrap();
+    let event = Record::EventAccepted(Arc::new(Event {
+        event_type,
+        targets: Vec::new(),
+        ..crate::rules::tests::event()
+    }));
+    let mut bytes = 0;
+    for position in 1.. {
+        if state.needs_checkpoint() {
+            break;
+        }
+        bytes = state.rows.changed_bytes();
+        state.apply(Position(position), &event, false, &mut Vec::new());
+    }
+    assert!(state.rows.changed_rows() < limits::CHECKPOINT_ROWS_MAX, "{} rows", state.rows.changed_rows());
+    assert!(bytes < limits::CHECKPOINT_BYTES_MAX, "{bytes} bytes");
+    state.begin_checkpoint(Timestamp::ZERO).unwrap();
+    assert!(!state.needs_checkpoint());
 }
