@@ -103,6 +103,9 @@ pub struct Overview<'a>(pub &'a Context);
 impl Overview<'_> {
     /// Sums the hours that overlap the window, over live and deleted endpoints.
     ///
+    /// The counters are as old as the first [`limits::STATS_ENDPOINTS_PER_STEP`] endpoints; further
+    /// endpoints are read later.
+    ///
     /// # Errors
     /// When the outbox is unavailable.
     pub async fn stats(
@@ -113,18 +116,10 @@ impl Overview<'_> {
     ) -> Result<OverviewStats, Unavailable> {
         let numbers = |registry: &Registry| registry.numbers_of(scope.0.as_ref()).collect::<Vec<_>>();
         let endpoints = self.0.outbox_of(scope.0.as_ref()).registry(numbers);
-        let mut hours: BTreeMap<u64, OverviewHour> = BTreeMap::new();
-        for step in endpoints.chunks(limits::STATS_ENDPOINTS_PER_STEP) {
-            let step = step.to_vec();
-            let found = self.0.outbox_of(Home::All).read(move |state| {
-                step.into_iter().flat_map(|number| state.hours(number, since, until)).collect::<Vec<_>>()
-            });
-            for (hour, counts) in found.await? {
-                hours.entry(hour).or_default().counts.add(&counts);
-            }
-        }
+        let mut steps = endpoints.chunks(limits::STATS_ENDPOINTS_PER_STEP);
+        let first = steps.next().unwrap_or_default().to_vec();
         let tenant = scope.0.clone();
-        let (accepted, (pending, dead_letters)) = self
+        let (accepted, (pending, dead_letters), mut counted) = self
             .0
             .outbox_of(scope.0.as_ref())
             .read(move |state| {
@@ -137,9 +132,18 @@ impl Overview<'_> {
                 };
                 // Endpoints of all tenants take the events of all.
                 let of_events = tenant.as_ref().filter(|tenant| !tenant.is_every());
-                (state.tenant_hours(of_events, since, until), now)
+                (state.tenant_hours(of_events, since, until), now, hours_of(state, &first, since, until))
             })
             .await?;
+        for step in steps {
+            let step = step.to_vec();
+            let outbox = self.0.outbox_of(Home::All);
+            counted.extend(outbox.read(move |state| hours_of(state, &step, since, until)).await?);
+        }
+        let mut hours: BTreeMap<u64, OverviewHour> = BTreeMap::new();
+        for (hour, counts) in counted {
+            hours.entry(hour).or_default().counts.add(&counts);
+        }
         for (hour, counts) in accepted {
             // Attempts are those of the endpoints.
             hours.entry(hour).or_default().events = counts.events;
@@ -272,4 +276,14 @@ impl Overview<'_> {
         });
         Ok(lanes.collect())
     }
+}
+
+/// The hours of some endpoints that overlap the window.
+fn hours_of(
+    state: &dyn ReadModel,
+    endpoints: &[EndpointNumber],
+    since: Timestamp,
+    until: Timestamp,
+) -> Vec<(u64, HourCounts)> {
+    endpoints.iter().flat_map(|number| state.hours(*number, since, until)).collect()
 }
