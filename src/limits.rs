@@ -409,6 +409,10 @@ pub const OUTCOME_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const DISK_RESERVE_DEFAULT: u64 = 64 * 1024 * 1024;
 /// The reserve is at most the disk's size divided by this.
 pub const DISK_RESERVE_SHARE: u64 = 8;
+/// The changes of one tenant use at most the reserve divided by this, those of all tenants the
+/// reserve divided by the next.
+pub const DISK_RESERVE_TENANT_SHARE: u64 = 32;
+pub const DISK_RESERVE_TENANTS_SHARE: u64 = 2;
 /// A disk operation that takes longer than this makes the daemon unready.
 pub const DISK_SILENCE_MAX: Duration = Duration::from_secs(5);
 /// Bound of committed events not yet applied by the state and the delivery loop, in bytes.
@@ -445,6 +449,7 @@ pub const TENANT_SETTINGS_MAX: usize = 100_000;
 /// Defaults of the quotas of a tenant (`quotas.*`): far above what one healthy tenant needs.
 pub const QUOTA_ENDPOINTS_DEFAULT: u64 = 10_000;
 pub const QUOTA_PATTERN_BYTES_DEFAULT: u64 = 4 * 1024 * 1024;
+pub const QUOTA_WILDCARD_PARTS_DEFAULT: u64 = 100_000;
 pub const QUOTA_HEADER_BYTES_DEFAULT: u64 = 16 * 1024 * 1024;
 pub const QUOTA_KEYS_DEFAULT: u64 = 1_000;
 pub const QUOTA_CONSUMERS_DEFAULT: u64 = 100;

@@ -11,7 +11,7 @@ use tokio::sync::mpsc as async_mpsc;
 
 use super::commit_queue::CommitQueue;
 use super::decide::{CommittedGroup, Committer, GroupResult};
-use super::disk_reserve::{DiskReserve, DiskShortage};
+use super::disk_reserve::{DiskReserve, DiskShortage, ReserveUse};
 use super::freshness::Freshness;
 use super::health::{Activity, DiskThread, DiskWaits, HealthCell};
 use super::tail::Tail;
@@ -61,6 +61,7 @@ pub(crate) struct CommitThread {
     /// Pause between two attempts to write to a full disk.
     full_disk_pause: Duration,
     reserve: DiskReserve,
+    reserve_use: ReserveUse,
     /// The last group had units that did not fit beside the disk reserve.
     is_disk_low: bool,
 }
@@ -86,6 +87,7 @@ impl CommitThread {
             runtime: None,
             full_disk_pause: FULL_DISK_PAUSE,
             reserve,
+            reserve_use: ReserveUse::default(),
             is_disk_low: false,
         }
     }
@@ -145,7 +147,7 @@ impl CommitThread {
 
     /// Rejects new data that does not fit beside the disk reserve.
     fn reject_growth(&mut self, group: &mut Vec<Unit>) {
-        let rejected = self.reserve.reject_growth(group);
+        let rejected = self.reserve.reject_growth(&mut self.reserve_use, group);
         if self.is_disk_low == rejected.is_empty() {
             match self.reserve.lasting_shortage() {
                 Some(DiskShortage { free, reserve }) if !self.is_disk_low => {

@@ -252,6 +252,24 @@ impl Command {
         }
     }
 
+    /// Whether a tenant can repeat it without end, though it replaces something: a changed
+    /// endpoint, a job, or a move of a consumer.
+    fn is_repeatable_change(&self) -> bool {
+        matches!(self, Self::PutEndpoint(_) | Self::PutJob(_) | Self::MoveConsumer(_))
+    }
+
+    /// Bytes that it appends to the journal, for a repeatable change. Else approximate ones.
+    fn journal_bytes(&self) -> usize {
+        match self {
+            Self::PutEndpoint(endpoint) => {
+                let mut encoded = Vec::new();
+                format::encode(&Record::EndpointPut(Arc::new(Endpoint::clone(endpoint))), &mut encoded);
+                encoded.len()
+            }
+            other => other.weight(),
+        }
+    }
+
     /// Approximate bytes in a group.
     fn weight(&self) -> usize {
         match self {
@@ -412,6 +430,26 @@ impl Unit {
     #[must_use]
     pub fn is_growth(&self) -> bool {
         self.commands.iter().any(Command::is_growth)
+    }
+
+    /// The tenant that uses the disk reserve with it: the one whose key makes a change that it
+    /// could repeat without end. `None` for the operator's changes and those of the daemon.
+    #[must_use]
+    pub fn reserve_user(&self) -> Option<&Tenant> {
+        if !self.commands.iter().any(Command::is_repeatable_change) {
+            return None;
+        }
+        self.commands.iter().find_map(|command| match command {
+            Command::Audit(entry) => entry.actor.tenant.as_ref(),
+            Command::MoveConsumer(wanted) => wanted.key.tenant.as_ref(),
+            _ => None,
+        })
+    }
+
+    /// Bytes that it uses of the disk reserve.
+    #[must_use]
+    pub fn journal_bytes(&self) -> u64 {
+        self.commands.iter().map(|command| command.journal_bytes() as u64).sum()
     }
 
     /// Number of commands and approximate bytes in a group. A claim, a mark or an audit entry

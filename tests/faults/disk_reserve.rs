@@ -76,6 +76,37 @@ async fn full_disk_still_takes_revocations_pauses_and_outcomes() {
 }
 
 #[tokio::test]
+async fn changes_of_one_tenant_leave_the_reserve() {
+    let below = tempfile::tempdir().unwrap();
+    let Some(small) = SmallVolume::mount_of_size(below.path().join("small"), "64m") else {
+        return say(SKIPPED);
+    };
+    let daemon = Daemon::start(&small.0.join("data")).await;
+    let own = json!({"url": "http://127.0.0.1:19999/", "tenant": "evil"}).to_string();
+    let endpoint = daemon.post("/endpoints", &own).await;
+    let path = format!("/endpoints/{}", endpoint["id"].as_str().unwrap());
+    let key = daemon.post("/keys", r#"{"role":"admin","tenant":"evil"}"#).await;
+    let bearer = format!("Bearer {}", key["secret"].as_str().unwrap());
+    let evil = [("authorization", bearer.as_str())];
+    let event = json!({"type": "a", "data": "x".repeat(9_000)});
+    publish_until_refused(&daemon, &event).await;
+
+    let patterns: Vec<_> = (0..100).map(|number| format!("{number}{}", "x".repeat(100))).collect();
+    let change = |number: usize| json!({"eventTypes": patterns[number % 2..]}).to_string();
+    let mut changes = 0;
+    while daemon.call("PATCH", &path, &evil, &change(changes)).await.0 == 200 {
+        changes += 1;
+        assert!(changes < 200, "a tenant's changes use up the reserve");
+    }
+    assert!(changes >= 10, "{changes} changes of 10 kB in a 32nd of 8 MiB");
+    let (status, refusal, _) = daemon.call("POST", &format!("{path}/pause"), &evil, "").await;
+    assert_eq!((status, refusal["code"].as_str()), (507, Some("disk_full")));
+    // The operator's changes and the tenant's deletions fit.
+    daemon.post(&format!("{path}/pause"), "").await;
+    assert_eq!(daemon.call("DELETE", &path, &evil, "").await.0, 204);
+}
+
+#[tokio::test]
 async fn space_that_returns_is_used_at_once() {
     let below = tempfile::tempdir().unwrap();
     let Some(small) = SmallVolume::mount(below.path().join("small")) else { return say(SKIPPED) };
