@@ -31,7 +31,7 @@ use hyper::body::Body as _;
 use crate::context::Context;
 use crate::context::acts::Act;
 use crate::context::fair_semaphore::FairSemaphore;
-use crate::domain::{Actor, Party, PolicyDefaults, Position, SenderName, Tenant, address_block};
+use crate::domain::{Actor, Party, PolicyDefaults, Position, Quota, SenderName, Tenant, address_block};
 use crate::limits;
 use crate::service::Positions;
 use crate::service::positions::Reached;
@@ -46,6 +46,7 @@ use http::client_watch::ClientWatch;
 use http::connection_limit::RequestSeat;
 use http::heavy_work::HeavyWork;
 use http::idempotency::InFlight;
+use http::key_places::{KeyPlace, KeyPlaces};
 use http::problem::{FieldError, Problem};
 use http::reply::Reply;
 use http::request_log::RequestLog;
@@ -134,6 +135,8 @@ pub struct ApiShared {
     /// Turns of reads. Parties with waiting reads get equal shares.
     reads: FairSemaphore<Party>,
     unread: UnreadResponses,
+    key_connections: KeyPlaces,
+    key_reads: KeyPlaces,
     heavy_work: HeavyWork,
     observer: Arc<dyn Observer>,
 }
@@ -150,6 +153,8 @@ impl Api {
             documents: Documents::default(),
             reads: FairSemaphore::new(limits::READS_MAX),
             unread: UnreadResponses::default(),
+            key_connections: KeyPlaces::new(Quota::ConnectionsPerKey),
+            key_reads: KeyPlaces::new(Quota::ReadsPerKey),
             heavy_work: HeavyWork::default(),
             observer,
         };
@@ -205,6 +210,8 @@ pub struct Call {
     pub(crate) seat: RequestSeat,
     /// The body's share of the body budget.
     _budget: Option<RoomGuard<Party>>,
+    /// Of a read with a key whose reads are limited.
+    _read: Option<KeyPlace>,
 }
 
 impl Call {
@@ -443,8 +450,10 @@ async fn read_call(
         Access::Public => Party::NoKey,
         _ => principal.scope.party(),
     };
+    let mut read = None;
     if route.access != Access::Public {
         seat.enter(&party);
+        read = enter_key(&api, &principal, route, seat)?;
     }
     let params = params.map_err(|_| Problem::NotFound("the path is not UTF-8".to_owned()))?;
     let id = params.iter().next().map(|(_, value)| value.to_owned()).unwrap_or_default();
@@ -482,7 +491,30 @@ async fn read_call(
         client,
         seat: seat.clone(),
         _budget: budget,
+        _read: read,
     })
+}
+
+/// Counts a request for its key: its connection, and its read if it is one.
+///
+/// # Errors
+/// When the key has as many connections or reads as a quota of its tenant allows.
+fn enter_key(
+    api: &Api,
+    principal: &Principal,
+    route: &Route,
+    seat: &RequestSeat,
+) -> Result<Option<KeyPlace>, Problem> {
+    let bound = principal.key.as_ref().zip(principal.scope.0.as_ref());
+    let enter = |places: &KeyPlaces| {
+        let Some((key, tenant)) = bound else { return Ok(None) };
+        let limit = api.context.quotas(tenant).limit(places.quota());
+        let place = limit.map(|limit| places.enter(key, limit)).transpose();
+        place.inspect_err(|exceeded| api.context.metrics().quota_refused(exceeded.quota))
+    };
+    let entered = seat.enter_key(bound.map(|(key, _)| key), || enter(&api.key_connections));
+    let read = entered.and_then(|()| if route.is_read() { enter(&api.key_reads) } else { Ok(None) });
+    read.map_err(Problem::QuotaExceeded)
 }
 
 async fn read_body(

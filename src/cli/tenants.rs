@@ -80,8 +80,9 @@ pub(crate) struct Options {
     #[arg(long, value_name = "JSON", value_parser = metadata)]
     metadata: Option<Value>,
     /// A limit: NAME=NUMBER, NAME=off or NAME=default. Repeatable. Names: endpoints, patternBytes,
-    /// headerBytes, keys, consumers, pendingDeliveries, storedBytes, eventsPerSecond,
-    /// bytesPerSecond. Numbers may have a unit: 10GiB.
+    /// wildcardParts, headerBytes, keys, consumers, pendingDeliveries, storedBytes,
+    /// eventsPerSecond, bytesPerSecond, connectionsPerKey, readsPerKey. Numbers may have a unit:
+    /// 10GiB.
     #[arg(long = "quota", value_name = "NAME=LIMIT", value_parser = quota)]
     quotas: Vec<(String, Value)>,
     /// Requests at once to each new endpoint.

@@ -123,6 +123,7 @@ pub const KEYS: &[ConfigKey] = &[
     key!(audit.retention, Restart, |value| value.keep(MINUTE, 100 * YEAR)),
     key!(quotas.endpoints, Reload, |value| value.quota(Quota::Endpoints)),
     key!(quotas.pattern_bytes, Reload, |value| value.quota_bytes(Quota::PatternBytes)),
+    key!(quotas.wildcard_parts, Reload, |value| value.quota(Quota::WildcardParts)),
     key!(quotas.header_bytes, Reload, |value| value.quota_bytes(Quota::HeaderBytes)),
     key!(quotas.keys, Reload, |value| value.quota(Quota::Keys)),
     key!(quotas.consumers, Reload, |value| value.quota(Quota::Consumers)),
@@ -130,6 +131,8 @@ pub const KEYS: &[ConfigKey] = &[
     key!(quotas.stored_bytes, Reload, |value| value.quota_bytes(Quota::StoredBytes)),
     key!(quotas.events_per_second, Reload, |value| value.quota(Quota::EventsPerSecond)),
     key!(quotas.bytes_per_second, Reload, |value| value.quota_bytes(Quota::BytesPerSecond)),
+    key!(quotas.connections_per_key, Reload, |value| value.quota(Quota::ConnectionsPerKey)),
+    key!(quotas.reads_per_key, Reload, |value| value.quota(Quota::ReadsPerKey)),
     key!(log.format, Restart, Value::log_format),
     key!(log.level, Restart, Value::log_level),
 ];

@@ -159,6 +159,7 @@ pub struct AuditSection {
 pub struct QuotasSection {
     pub endpoints: Option<u64>,
     pub pattern_bytes: Option<u64>,
+    pub wildcard_parts: Option<u64>,
     pub header_bytes: Option<u64>,
     pub keys: Option<u64>,
     pub consumers: Option<u64>,
@@ -166,6 +167,8 @@ pub struct QuotasSection {
     pub stored_bytes: Option<u64>,
     pub events_per_second: Option<u64>,
     pub bytes_per_second: Option<u64>,
+    pub connections_per_key: Option<u64>,
+    pub reads_per_key: Option<u64>,
 }
 
 impl QuotasSection {
@@ -175,6 +178,7 @@ impl QuotasSection {
         match quota {
             Quota::Endpoints => self.endpoints,
             Quota::PatternBytes => self.pattern_bytes,
+            Quota::WildcardParts => self.wildcard_parts,
             Quota::HeaderBytes => self.header_bytes,
             Quota::Keys => self.keys,
             Quota::Consumers => self.consumers,
@@ -182,6 +186,8 @@ impl QuotasSection {
             Quota::StoredBytes => self.stored_bytes,
             Quota::EventsPerSecond => self.events_per_second,
             Quota::BytesPerSecond => self.bytes_per_second,
+            Quota::ConnectionsPerKey => self.connections_per_key,
+            Quota::ReadsPerKey => self.reads_per_key,
         }
     }
 }
@@ -380,6 +386,7 @@ impl Default for QuotasSection {
         Self {
             endpoints: Some(limits::QUOTA_ENDPOINTS_DEFAULT),
             pattern_bytes: Some(limits::QUOTA_PATTERN_BYTES_DEFAULT),
+            wildcard_parts: Some(limits::QUOTA_WILDCARD_PARTS_DEFAULT),
             header_bytes: Some(limits::QUOTA_HEADER_BYTES_DEFAULT),
             keys: Some(limits::QUOTA_KEYS_DEFAULT),
             consumers: Some(limits::QUOTA_CONSUMERS_DEFAULT),
@@ -387,6 +394,8 @@ impl Default for QuotasSection {
             stored_bytes: None,
             events_per_second: None,
             bytes_per_second: None,
+            connections_per_key: None,
+            reads_per_key: None,
         }
     }
 }

@@ -304,17 +304,21 @@ impl Context {
         self.signal(Signal::Reconfigured);
     }
 
-    /// Takes events of this size together from their tenant's rate. The reserved tenant has no
-    /// rate.
+    /// The limits of a tenant. The reserved tenant has none.
+    pub(crate) fn quotas(&self, tenant: &Tenant) -> Quotas {
+        if tenant.as_str() == Tenant::OPERATOR {
+            return Quotas::default();
+        }
+        self.outbox_of(tenant).registry(|registry| registry.quotas(tenant))
+    }
+
+    /// Takes events of this size together from their tenant's rate.
     ///
     /// # Errors
     /// When the rate has no room for it.
     pub(crate) fn take_rate(&self, tenant: &Tenant, events: u64, bytes: u64) -> Result<(), QuotaExceeded> {
-        if tenant.as_str() == Tenant::OPERATOR {
-            return Ok(());
-        }
-        let quotas = self.outbox_of(tenant).registry(|registry| registry.quotas(tenant));
-        let taken = self.shared.tenant_rates.take(tenant, &quotas, (events, bytes), self.now().monotonic);
+        let (quotas, now) = (self.quotas(tenant), self.now().monotonic);
+        let taken = self.shared.tenant_rates.take(tenant, &quotas, (events, bytes), now);
         taken.inspect_err(|exceeded| self.metrics().quota_refused(exceeded.quota))
     }
 

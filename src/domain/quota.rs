@@ -24,6 +24,12 @@ closed_list! {
         BytesPerSecond = 8 => "bytesPerSecond",
         /// Consumers of the tenant.
         Consumers = 9 => "consumers",
+        /// `*` and `#` in the topic patterns of all endpoints.
+        WildcardParts = 10 => "wildcardParts",
+        /// Connections of one API key that is bound to the tenant.
+        ConnectionsPerKey = 11 => "connectionsPerKey",
+        /// Reads in progress with one API key that is bound to the tenant.
+        ReadsPerKey = 12 => "readsPerKey",
     }
 }
 
@@ -34,8 +40,10 @@ impl Quota {
         match self {
             Self::EventsPerSecond => (1, limits::QUOTA_EVENTS_PER_SECOND_MAX),
             Self::BytesPerSecond => (limits::QUOTA_BYTES_PER_SECOND_MIN, limits::QUOTA_BYTES_PER_SECOND_MAX),
+            Self::ConnectionsPerKey | Self::ReadsPerKey => (1, limits::QUOTA_MAX),
             Self::Endpoints
             | Self::PatternBytes
+            | Self::WildcardParts
             | Self::HeaderBytes
             | Self::Keys
             | Self::Consumers
@@ -155,6 +163,6 @@ mod tests {
 
     #[test]
     fn stored_codes_of_quotas_never_change() {
-        assert_eq!(Quota::ALL.map(Quota::code), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(Quota::ALL.map(Quota::code), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
     }
 }

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, RwLock};
 
-use super::registry::Registry;
+use super::registry::{Registry, wildcard_parts};
 use super::usage_board::{Load, UsageBoard};
 use crate::domain::{
     ApiKey, DeliveryKey, Endpoint, EndpointNumber, Event, Position, Quota, QuotaExceeded, Record, Tenant,
@@ -226,12 +226,13 @@ pub(super) fn check_endpoint(registry: &Registry, endpoint: &Endpoint) -> Result
     if current.is_none() {
         QuotaExceeded::check(Quota::Endpoints, limits.limit(Quota::Endpoints), used.endpoints + 1)?;
     }
-    let before = |bytes: fn(&Endpoint) -> u64| current.map_or(0, |current| bytes(current));
-    for (quota, used, bytes) in [
+    let before = |amount: fn(&Endpoint) -> u64| current.map_or(0, |current| amount(current));
+    for (quota, used, amount) in [
         (Quota::PatternBytes, used.pattern_bytes, Endpoint::pattern_bytes as fn(&Endpoint) -> u64),
+        (Quota::WildcardParts, used.wildcard_parts, wildcard_parts),
         (Quota::HeaderBytes, used.header_bytes, Endpoint::header_bytes),
     ] {
-        let (before, after) = (before(bytes), bytes(endpoint));
+        let (before, after) = (before(amount), amount(endpoint));
         if after > before {
             QuotaExceeded::check(quota, limits.limit(quota), used - before + after)?;
         }

@@ -21,6 +21,7 @@ use crate::domain::{
     JobProgress, KeyId, Ordering, Position, QueueName, Quotas, Record, Source, SourceName, SourceTenant,
     Tenant, TenantSettings, Timestamp,
 };
+use crate::rules::patterns::wildcards;
 use crate::schemas::RegisteredType;
 
 /// Usage of a tenant's endpoints, keys and consumers.
@@ -28,10 +29,17 @@ use crate::schemas::RegisteredType;
 pub struct Used {
     pub endpoints: u64,
     pub pattern_bytes: u64,
+    /// `*` and `#` in topic patterns.
+    pub wildcard_parts: u64,
     pub header_bytes: u64,
     /// Keys that are bound to the tenant.
     pub keys: u64,
     pub consumers: u64,
+}
+
+/// `*` and `#` in the topic patterns of an endpoint.
+pub(super) fn wildcard_parts(endpoint: &Endpoint) -> u64 {
+    endpoint.event_types.iter().map(|pattern| wildcards(pattern) as u64).sum()
 }
 
 fn queue_key(endpoint: &Endpoint) -> Option<(Tenant, QueueName)> {
@@ -216,6 +224,7 @@ impl Registry {
             self.change_used(&endpoint.tenant, |used| {
                 used.endpoints -= 1;
                 used.pattern_bytes -= endpoint.pattern_bytes();
+                used.wildcard_parts -= wildcard_parts(endpoint);
                 used.header_bytes -= endpoint.header_bytes();
             });
         }
@@ -223,6 +232,7 @@ impl Registry {
             self.change_used(&endpoint.tenant, |used| {
                 used.endpoints += 1;
                 used.pattern_bytes += endpoint.pattern_bytes();
+                used.wildcard_parts += wildcard_parts(endpoint);
                 used.header_bytes += endpoint.header_bytes();
             });
         }

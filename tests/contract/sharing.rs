@@ -325,3 +325,52 @@ async fn slow_bodies_of_one_tenant_leave_connections_for_others() {
     let whole = crate::support::raw::post("/v1/events", &headers, r#"{"type": "a", "data": 1}"#);
     others_are_answered_beside(&daemon, &whole[..whole.len() - 5]).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_and_reads_are_limited_per_key() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = daemon(data.path(), &[]).await;
+    let first = key(&daemon, "viewer", Some("acme")).await;
+    let second = key(&daemon, "viewer", Some("acme")).await;
+    let set = async |quotas: serde_json::Value| {
+        let settings = json!({"quotas": quotas}).to_string();
+        assert!(call_as(&daemon, ADMIN, "PUT", "/tenants/acme", &settings).await.0 < 300);
+    };
+    let request = |key: &str, wait: &str| {
+        let headers = format!("host: localhost\r\nauthorization: Bearer {key}\r\n");
+        format!("GET /v1/feed?after=0{wait} HTTP/1.1\r\n{headers}\r\n")
+    };
+    let refused = async |key: &str, quota: &str, limit: u64| {
+        let (status, refusal) = call_as(&daemon, key, "GET", "/feed?after=0", "").await;
+        assert_eq!((status, text(&refusal, "quota").as_str()), (429, quota), "{refusal}");
+        assert_eq!((&refusal["limit"], &refusal["value"]), (&json!(limit), &json!(limit + 1)));
+    };
+
+    // A read that waits is in progress.
+    set(json!({"readsPerKey": 1})).await;
+    let mut waiting = Raw::connect(daemon.address()).await;
+    assert!(waiting.send(request(&first, "&wait=60s").as_bytes()).await);
+    daemon.until_metric("balto_api_waiting_requests", "", |waiting| waiting == 1.0).await;
+    refused(&first, "readsPerKey", 1).await;
+    answers_soon(&daemon, &second, "GET", "/feed?after=0", "", 200).await;
+    drop(waiting);
+    daemon.until_metric("balto_api_waiting_requests", "", |waiting| waiting == 0.0).await;
+    answers_soon(&daemon, &first, "GET", "/feed?after=0", "", 200).await;
+
+    // A connection counts once, and only for the key of its last request.
+    set(json!({"connectionsPerKey": 2})).await;
+    let mut open = [Raw::connect(daemon.address()).await, Raw::connect(daemon.address()).await];
+    for number in [0, 1, 0, 1] {
+        let raw = &mut open[number];
+        assert!(raw.send(request(&first, "").as_bytes()).await);
+        assert_eq!(raw.answer().await.unwrap().status, 200);
+    }
+    refused(&first, "connectionsPerKey", 2).await;
+    assert!(open[0].send(request(&second, "").as_bytes()).await);
+    assert_eq!(open[0].answer().await.unwrap().status, 200);
+    answers_soon(&daemon, &first, "GET", "/feed?after=0", "", 200).await;
+    for quota in ["readsPerKey", "connectionsPerKey"] {
+        let labels = format!("quota=\"{quota}\"");
+        daemon.until_metric("balto_quota_refusals_total", &labels, |refusals| refusals == 1.0).await;
+    }
+}

@@ -256,7 +256,7 @@ async fn concurrent_creations_never_exceed_a_quota() {
 }
 
 #[tokio::test]
-async fn pattern_and_header_bytes_are_limited_in_sum() {
+async fn patterns_and_headers_are_limited_in_sum() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     put(&daemon, "acme", json!({"quotas": {"patternBytes": 10, "headerBytes": 12}})).await;
@@ -271,6 +271,10 @@ async fn pattern_and_header_bytes_are_limited_in_sum() {
         10,
         12,
     );
+    put(&daemon, "acme", json!({"quotas": {"wildcardParts": 2}})).await;
+    let two_more = json!({"eventTypes": ["*.b", "c.#"]});
+    is_refused(&register(&daemon, "acme", two_more).await, 403, "wildcardParts", 2, 3);
+    put(&daemon, "acme", json!({"quotas": {"patternBytes": 10, "headerBytes": 12}})).await;
     is_refused(
         &register(&daemon, "acme", json!({"headers": {"X-B": "c"}})).await,
         403,
@@ -294,7 +298,8 @@ async fn pattern_and_header_bytes_are_limited_in_sum() {
         assert_eq!(answer.0, 200, "{method} {path} {body}: {}", answer.1);
     }
     let usage = &shown(&daemon, "acme").await["usage"];
-    assert_eq!((&usage["patternBytes"], &usage["headerBytes"]), (&json!(0), &json!(0)), "{usage}");
+    let counts = ["patternBytes", "wildcardParts", "headerBytes"].map(|name| usage[name].as_u64().unwrap());
+    assert_eq!(counts, [0, 0, 0], "{usage}");
 }
 
 #[tokio::test]

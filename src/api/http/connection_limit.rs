@@ -22,6 +22,7 @@ use ipnet::IpNet;
 use tokio::sync::Notify;
 
 use self::parties::Parties;
+use crate::api::http::key_places::KeyPlace;
 use crate::api::http::unread::ConnectionCloser;
 use crate::api::http::watched_write::WatchedWrite;
 use crate::domain::{Party, address_block};
@@ -144,6 +145,8 @@ pub(super) struct ConnectionSlot {
     address: Mutex<Option<IpAddr>>,
     /// The party of its last request with a key.
     party: Mutex<Option<Party>>,
+    /// Of the key of its last request, if a quota limits the key's connections.
+    key_place: Mutex<Option<KeyPlace>>,
     /// Of responses that are not written whole. Without the connection they are undone.
     unwritten: Mutex<Vec<Arc<WatchedWrite>>>,
 }
@@ -229,6 +232,7 @@ impl ConnectionLimit {
                     idle_stalled: AtomicBool::new(false),
                     address: Mutex::new(None),
                     party: Mutex::new(None),
+                    key_place: Mutex::new(None),
                     unwritten: Mutex::default(),
                 };
                 slot.become_idle();

@@ -12,6 +12,7 @@ pub mod connection_limit;
 mod early_errors;
 pub mod heavy_work;
 pub mod idempotency;
+pub(super) mod key_places;
 pub mod problem;
 pub mod public_document;
 pub mod reply;

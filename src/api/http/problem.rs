@@ -294,10 +294,14 @@ impl Problem {
             | Self::UnreadResponses { .. }
             | Self::TooManyWrongKeys { .. } => 429,
             Self::QuotaExceeded(exceeded) => match exceeded.quota {
-                Quota::EventsPerSecond | Quota::BytesPerSecond => 429,
+                Quota::EventsPerSecond
+                | Quota::BytesPerSecond
+                | Quota::ConnectionsPerKey
+                | Quota::ReadsPerKey => 429,
                 Quota::StoredBytes => 507,
                 Quota::Endpoints
                 | Quota::PatternBytes
+                | Quota::WildcardParts
                 | Quota::HeaderBytes
                 | Quota::Keys
                 | Quota::Consumers

@@ -354,17 +354,24 @@ impl MemoryStore {
     fn exceeded_by_endpoint(&self, endpoint: &Endpoint) -> Option<QuotaExceeded> {
         let tenant = &endpoint.tenant;
         let own = self.endpoints.values().filter(|known| known.tenant == *tenant);
-        let bytes = |endpoint: &Endpoint| {
-            endpoint.event_types.iter().map(|pattern| pattern.as_str().len() as u64).sum::<u64>()
+        let patterns = |endpoint: &Endpoint| {
+            endpoint.event_types.iter().map(|pattern| pattern.as_str().to_owned()).collect::<Vec<_>>()
+        };
+        let bytes = |endpoint: &Endpoint| patterns(endpoint).concat().len() as u64;
+        let wildcards = |endpoint: &Endpoint| {
+            patterns(endpoint).join(".").split('.').filter(|part| ["*", "#"].contains(part)).count() as u64
         };
         let known = self.endpoints.get(&endpoint.number);
-        let before = known.map_or(0, |known| bytes(known));
-        let others = own.clone().map(|known| bytes(known)).sum::<u64>() - before;
-        let count = known.is_none().then(|| own.count() as u64 + 1);
-        count.and_then(|count| self.exceeded(tenant, Quota::Endpoints, count)).or_else(|| {
-            let after = bytes(endpoint);
-            (after > before).then(|| self.exceeded(tenant, Quota::PatternBytes, others + after)).flatten()
-        })
+        let count = known.is_none().then(|| own.clone().count() as u64 + 1);
+        let grown = |quota, amount: &dyn Fn(&Endpoint) -> u64| {
+            let before = known.map_or(0, |known| amount(known));
+            let (all, after) = (own.clone().map(|known| amount(known)).sum::<u64>(), amount(endpoint));
+            (after > before).then(|| self.exceeded(tenant, quota, all - before + after)).flatten()
+        };
+        count
+            .and_then(|count| self.exceeded(tenant, Quota::Endpoints, count))
+            .or_else(|| grown(Quota::PatternBytes, &bytes))
+            .or_else(|| grown(Quota::WildcardParts, &wildcards))
     }
 
     fn put_endpoint(&mut self, mut endpoint: Endpoint) -> Outcome {

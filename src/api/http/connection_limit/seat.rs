@@ -9,8 +9,9 @@ use tokio::sync::Notify;
 
 use super::parties::Endable;
 use super::{ConnectionSlot, lock};
+use crate::api::http::key_places::KeyPlace;
 use crate::api::http::problem::Problem;
-use crate::domain::Party;
+use crate::domain::{KeyId, Party, QuotaExceeded};
 
 /// For a request that was ended.
 const ENDED: Problem = Problem::Overloaded { retry_after: Duration::from_secs(1) };
@@ -35,6 +36,26 @@ impl RequestSeat {
             }
             slots.parties.enter(party);
         }
+    }
+
+    /// Counts the connection for the key of its request, and no longer for an earlier one. `enter`
+    /// takes a place for the key, if a quota limits its connections.
+    ///
+    /// # Errors
+    /// Those of `enter`, which runs unless the connection counts for the key already.
+    pub(crate) fn enter_key(
+        &self,
+        key: Option<&KeyId>,
+        enter: impl FnOnce() -> Result<Option<KeyPlace>, QuotaExceeded>,
+    ) -> Result<(), QuotaExceeded> {
+        let Some(slot) = &self.0 else { return Ok(()) };
+        let mut place = lock(&slot.key_place);
+        let is_counted = key.is_some() && place.as_ref().map(KeyPlace::key) == key;
+        if !is_counted {
+            *place = None;
+            *place = enter()?;
+        }
+        Ok(())
     }
 
     /// Runs a part of a request that its client can prolong: the arrival of its body, or a wait.

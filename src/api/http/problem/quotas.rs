@@ -7,6 +7,7 @@ pub(super) fn detail(exceeded: &QuotaExceeded) -> String {
     let advice = match exceeded.quota {
         Quota::Endpoints => "delete endpoints that are not in use",
         Quota::PatternBytes => "use fewer or shorter patterns",
+        Quota::WildcardParts => "use fewer patterns with `*` and `#`",
         Quota::HeaderBytes => "use fewer or shorter headers",
         Quota::Keys => "delete keys that are not in use",
         Quota::Consumers => "delete consumers that are not in use",
@@ -18,6 +19,8 @@ pub(super) fn detail(exceeded: &QuotaExceeded) -> String {
             "send less in one request"
         }
         Quota::EventsPerSecond | Quota::BytesPerSecond => "publish more slowly",
+        Quota::ConnectionsPerKey => "reuse connections, and close those that are not in use",
+        Quota::ReadsPerKey => "wait for the responses of earlier reads",
     };
     format!("{exceeded}; {advice}, or ask the operator for a higher quota")
 }

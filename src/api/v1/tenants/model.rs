@@ -65,6 +65,8 @@ pub struct QuotasInput {
     pub endpoints: Option<QuotaInput>,
     /// Bytes of the topic patterns of all endpoints.
     pub pattern_bytes: Option<QuotaInput>,
+    /// `*` and `#` in the topic patterns of all endpoints.
+    pub wildcard_parts: Option<QuotaInput>,
     /// Bytes of the custom headers of all endpoints.
     pub header_bytes: Option<QuotaInput>,
     /// API keys that are bound to the tenant.
@@ -78,6 +80,10 @@ pub struct QuotasInput {
     pub events_per_second: Option<QuotaInput>,
     /// Bytes of event data per second: 1 MiB to 10 GiB.
     pub bytes_per_second: Option<QuotaInput>,
+    /// Connections of one API key that is bound to the tenant.
+    pub connections_per_key: Option<QuotaInput>,
+    /// Reads in progress with one API key that is bound to the tenant.
+    pub reads_per_key: Option<QuotaInput>,
 }
 
 /// Sets the bounds of each quota, which differ.
@@ -96,6 +102,7 @@ impl QuotasInput {
         match quota {
             Quota::Endpoints => &mut self.endpoints,
             Quota::PatternBytes => &mut self.pattern_bytes,
+            Quota::WildcardParts => &mut self.wildcard_parts,
             Quota::HeaderBytes => &mut self.header_bytes,
             Quota::Keys => &mut self.keys,
             Quota::Consumers => &mut self.consumers,
@@ -103,6 +110,8 @@ impl QuotasInput {
             Quota::StoredBytes => &mut self.stored_bytes,
             Quota::EventsPerSecond => &mut self.events_per_second,
             Quota::BytesPerSecond => &mut self.bytes_per_second,
+            Quota::ConnectionsPerKey => &mut self.connections_per_key,
+            Quota::ReadsPerKey => &mut self.reads_per_key,
         }
     }
 
@@ -251,6 +260,7 @@ pub struct TenantBody {
 pub struct LimitsBody {
     pub endpoints: Option<u64>,
     pub pattern_bytes: Option<u64>,
+    pub wildcard_parts: Option<u64>,
     pub header_bytes: Option<u64>,
     pub keys: Option<u64>,
     pub consumers: Option<u64>,
@@ -258,6 +268,8 @@ pub struct LimitsBody {
     pub stored_bytes: Option<u64>,
     pub events_per_second: Option<u64>,
     pub bytes_per_second: Option<u64>,
+    pub connections_per_key: Option<u64>,
+    pub reads_per_key: Option<u64>,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -265,6 +277,7 @@ pub struct LimitsBody {
 pub struct UsageBody {
     pub endpoints: u64,
     pub pattern_bytes: u64,
+    pub wildcard_parts: u64,
     pub header_bytes: u64,
     pub keys: u64,
     pub consumers: u64,
@@ -302,6 +315,7 @@ impl TenantBody {
             limits: LimitsBody {
                 endpoints: limit(Quota::Endpoints),
                 pattern_bytes: limit(Quota::PatternBytes),
+                wildcard_parts: limit(Quota::WildcardParts),
                 header_bytes: limit(Quota::HeaderBytes),
                 keys: limit(Quota::Keys),
                 consumers: limit(Quota::Consumers),
@@ -309,11 +323,14 @@ impl TenantBody {
                 stored_bytes: limit(Quota::StoredBytes),
                 events_per_second: limit(Quota::EventsPerSecond),
                 bytes_per_second: limit(Quota::BytesPerSecond),
+                connections_per_key: limit(Quota::ConnectionsPerKey),
+                reads_per_key: limit(Quota::ReadsPerKey),
             },
             delivery: settings.map(|settings| DeliveryInput::new(&settings.delivery)).unwrap_or_default(),
             usage: UsageBody {
                 endpoints: view.used.endpoints,
                 pattern_bytes: view.used.pattern_bytes,
+                wildcard_parts: view.used.wildcard_parts,
                 header_bytes: view.used.header_bytes,
                 keys: view.used.keys,
                 consumers: view.used.consumers,
