@@ -231,7 +231,7 @@ pub(crate) struct EndpointOptions {
 
 /// Either a fixed schedule, or the parameters of an exponential backoff.
 #[derive(Debug, Default, Args)]
-struct Retry {
+pub(super) struct Retry {
     /// The intervals between attempts.
     #[arg(long, value_name = "DURATION,...", value_delimiter = ',', value_parser = args::duration_text,
         conflicts_with_all = ["retry_initial", "retry_multiplier", "retry_max_interval", "max_attempts"])]
@@ -274,7 +274,8 @@ fn non_empty(members: Map<String, Value>) -> Option<Value> {
 }
 
 impl Retry {
-    fn members(&self) -> Option<Value> {
+    /// The `retry` object, if an option gives one of its members.
+    pub(super) fn members(&self) -> Option<Value> {
         let mut members = Map::new();
         let schedule = (!self.retry_schedule.is_empty()).then(|| self.retry_schedule.clone());
         set(&mut members, "schedule", schedule);

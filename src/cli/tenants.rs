@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::{self, Paging, QueryArgs};
 use super::client::Error;
+use super::endpoints::Retry;
 use super::jobs::BulkArgs;
 use super::output::{Column, Session};
 use crate::config::units::parse_size;
@@ -91,6 +92,8 @@ pub(crate) struct Options {
     /// Timeout of an attempt at each new endpoint.
     #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
     timeout: Option<String>,
+    #[command(flatten)]
+    retry: Retry,
 }
 
 fn metadata(text: &str) -> Result<Value, String> {
@@ -130,12 +133,13 @@ impl Options {
         let mut delivery = Map::new();
         delivery.extend(self.max_in_flight.map(|limit| ("maxInFlight".to_owned(), json!(limit))));
         delivery.extend(self.timeout.as_ref().map(|timeout| ("timeout".to_owned(), json!(timeout))));
+        delivery.extend(self.retry.members().map(|retry| ("retry".to_owned(), retry)));
         if !delivery.is_empty() {
             patch.insert("delivery".to_owned(), Value::Object(delivery));
         }
         if patch.is_empty() && self.metadata.is_none() {
             return Err(super::usage(
-                "nothing to set: give --name, --metadata, --quota, --max-in-flight or --timeout",
+                "nothing to set: give --name, --metadata, --quota, --max-in-flight, --timeout or an option of retries",
             ));
         }
         Ok(patch)
@@ -200,6 +204,8 @@ async fn create(
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
 
     #[test]
@@ -214,16 +220,18 @@ mod tests {
         assert!(quota("endpoint=5").unwrap_err().contains("endpoints, patternBytes"));
     }
 
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
     #[test]
     fn options_become_a_merge_patch() {
-        let options = Options {
-            display_name: Some("Acme".to_owned()),
-            quotas: vec![quota("keys=default").unwrap(), quota("endpoints=5").unwrap()],
-            timeout: Some("3s".to_owned()),
-            ..Options::default()
-        };
+        let line = "set --name Acme --quota keys=default --quota endpoints=5 --timeout 3s --retry-schedule 5s,1m";
+        let Line { options } = Line::try_parse_from(line.split(' ')).unwrap();
         let expected = json!({"name": "Acme", "quotas": {"keys": null, "endpoints": 5},
-            "delivery": {"timeout": "3s"}});
+            "delivery": {"timeout": "3s", "retry": {"schedule": ["5s", "1m"]}}});
         assert_eq!(Value::Object(options.patch().unwrap()), expected);
         assert!(Options::default().patch().is_err());
     }

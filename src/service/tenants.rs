@@ -174,13 +174,18 @@ impl Tenants<'_> {
     /// # Errors
     /// When the tenant is unknown, or the outbox is unavailable.
     pub async fn deletion(self, tenant: &Tenant) -> Result<(TenantDeletion, NewJob), ChangeError> {
-        let found = self.get(tenant).await?.ok_or(ChangeError::NotFound)?;
+        let found = self.get(tenant).await?;
+        let sources = self.0.outbox_of(tenant).registry(|registry| registry.sources_of(tenant).count()) as u64;
+        if found.is_none() && sources == 0 {
+            return Err(ChangeError::NotFound);
+        }
+        let (used, usage) = found.map(|found| (found.used, found.usage)).unwrap_or_default();
         let deletion = TenantDeletion {
-            endpoints: found.used.endpoints,
-            keys: found.used.keys,
-            consumers: found.used.consumers,
-            sources: self.0.outbox_of(tenant).registry(|registry| registry.sources_of(tenant).count()) as u64,
-            pending_deliveries: found.usage.pending,
+            endpoints: used.endpoints,
+            keys: used.keys,
+            consumers: used.consumers,
+            sources,
+            pending_deliveries: usage.pending,
         };
         let (kind, selection) = (JobKind::DeleteTenant, JobSelection::default());
         Ok((deletion, NewJob { kind, tenant: Some(tenant.clone()), selection, rate: None }))

@@ -384,13 +384,13 @@ async fn deleted_tenant_keeps_only_its_events() {
     paused(&daemon, "acme").await;
     let bystander = paused(&daemon, "other").await;
     let publisher = key(&daemon, "publisher", Some("acme")).await;
-    for tenant in ["acme", "other"] {
+    for tenant in ["acme", "other", "idle"] {
         let url = "amqp://guest:guest@127.0.0.1:5672";
         let source = json!({"name": tenant, "url": url, "queue": "q", "tenant": tenant});
         let made = call_as(&daemon, ADMIN, "POST", "/sources", &source.to_string()).await;
         assert_eq!(made.0, 201, "{made:?}");
     }
-    daemon.until_metric("balto_sources", "", |all| all == 2.0).await;
+    daemon.until_metric("balto_sources", "", |all| all == 3.0).await;
     let event = json!({"type": "a", "data": 1}).to_string();
     assert_eq!(call_as(&daemon, &publisher, "POST", "/events", &event).await.0, 202);
     let delete = async |daemon: &Daemon, tenant: &str, confirm: Value| {
@@ -409,7 +409,11 @@ async fn deleted_tenant_keeps_only_its_events() {
     for (name, count) in counts {
         assert_eq!(deleted[name], count, "{deleted}");
     }
-    // The connection of its source ends.
+    // A tenant may have nothing but a source.
+    let (status, deleted) = delete(&daemon, "idle", json!("idle")).await;
+    assert_eq!((status, &deleted["sources"]), (202, &json!(1)), "{deleted}");
+    is_problem(&delete(&daemon, "nobody", json!("nobody")).await, 404, "not_found", "no such tenant");
+    // The connections of their sources end.
     daemon.until_metric("balto_sources", "", |all| all == 1.0).await;
     let (_, sources) = call_as(&daemon, ADMIN, "GET", "/sources", "").await;
     assert_eq!(list(&sources).iter().map(|one| text(one, "name")).collect::<Vec<_>>(), ["other"]);

@@ -514,8 +514,8 @@ impl Problem {
             | Self::TooManyTests { retry_after }
             | Self::TooManyWrongKeys { retry_after } => Some(retry_seconds(*retry_after)),
             Self::QuotaExceeded(QuotaExceeded { retry_after: Some(wait), .. }) => Some(retry_seconds(*wait)),
-            // Retention has to remove events first.
-            Self::QuotaExceeded(QuotaExceeded { quota: Quota::StoredBytes, .. }) => Some(60),
+            // Retention has to remove events first. Nothing fits a limit of zero.
+            Self::QuotaExceeded(QuotaExceeded { quota: Quota::StoredBytes, limit: 1.., .. }) => Some(60),
             // Another request can send the event at once; the first request ends with its commit.
             Self::TooManyDeliveries { .. }
             | Self::TooManyWaiters

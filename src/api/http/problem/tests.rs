@@ -42,6 +42,16 @@ fn request_above_a_rate_is_told_to_be_smaller() {
 }
 
 #[test]
+fn full_store_is_worth_a_later_try_unless_nothing_fits() {
+    for (limit, retry_after) in [(0, None), (1, Some("60"))] {
+        let quota = Quota::StoredBytes;
+        let exceeded = QuotaExceeded { quota, limit, value: 9, retry_after: None };
+        let reply = Problem::QuotaExceeded(exceeded).into_reply();
+        assert_eq!((reply.status, reply.header("retry-after")), (507, retry_after), "{limit}");
+    }
+}
+
+#[test]
 fn pointer_escapes_its_members() {
     assert_eq!(pointer("/a", "b/c~d"), "/a/b~1c~0d");
 }
