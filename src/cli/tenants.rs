@@ -228,7 +228,8 @@ mod tests {
 
     #[test]
     fn options_become_a_merge_patch() {
-        let line = "set --name Acme --quota keys=default --quota endpoints=5 --timeout 3s --retry-schedule 5s,1m";
+        let line =
+            "set --name Acme --quota keys=default --quota endpoints=5 --timeout 3s --retry-schedule 5s,1m";
         let Line { options } = Line::try_parse_from(line.split(' ')).unwrap();
         let expected = json!({"name": "Acme", "quotas": {"keys": null, "endpoints": 5},
             "delivery": {"timeout": "3s", "retry": {"schedule": ["5s", "1m"]}}});

@@ -242,6 +242,9 @@ mod tests {
     fn disk_of_unknown_size_has_no_reserve() {
         let reserve = DiskReserve::new(Arc::new(MemoryDisk::new()));
         let mut group = vec![event(1_000)];
-        assert!(reserve.reject_growth(&mut ReserveUse::default(), &mut group).is_empty() && reserve.shortage().is_none());
+        assert!(
+            reserve.reject_growth(&mut ReserveUse::default(), &mut group).is_empty()
+                && reserve.shortage().is_none()
+        );
     }
 }

@@ -175,7 +175,8 @@ impl Tenants<'_> {
     /// When the tenant is unknown, or the outbox is unavailable.
     pub async fn deletion(self, tenant: &Tenant) -> Result<(TenantDeletion, NewJob), ChangeError> {
         let found = self.get(tenant).await?;
-        let sources = self.0.outbox_of(tenant).registry(|registry| registry.sources_of(tenant).count()) as u64;
+        let sources =
+            self.0.outbox_of(tenant).registry(|registry| registry.sources_of(tenant).count()) as u64;
         if found.is_none() && sources == 0 {
             return Err(ChangeError::NotFound);
         }

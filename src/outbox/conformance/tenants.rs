@@ -44,13 +44,8 @@ impl<S: Store> Work<S> {
         let current = self.oracle.tenants.get(&tenant).map_or(Position(0), |known| known.revision);
         let revision = if self.percent(15) { current.next() } else { current };
         let mut quotas = QuotaOverrides::default();
-        let limited = [
-            Quota::Endpoints,
-            Quota::PatternBytes,
-            Quota::WildcardParts,
-            Quota::Keys,
-            Quota::Consumers,
-        ];
+        let limited =
+            [Quota::Endpoints, Quota::PatternBytes, Quota::WildcardParts, Quota::Keys, Quota::Consumers];
         for quota in limited {
             let most = if quota == Quota::PatternBytes { 40 } else { 5 };
             let limit = QuotaOverride::Limit(self.random.u64(0..most));
