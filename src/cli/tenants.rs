@@ -3,7 +3,9 @@
 //! Owns: the translation of options into a merge patch. `set` creates the settings of a tenant that
 //! does not exist yet.
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::args::{self, Paging, QueryArgs};
@@ -153,7 +155,7 @@ impl TenantsCommand {
             Self::List { paging } => {
                 session.list(&["v1", "tenants"], QueryArgs::default(), paging, COLUMNS).await
             }
-            Self::Show(Name { tenant }) => session.show(&client.get(&["v1", "tenants", tenant], &[]).await?),
+            Self::Show(Name { tenant }) => show(session, &client.get(&["v1", "tenants", tenant], &[]).await?),
             Self::Set { name: Name { tenant }, options } => set(session, tenant, options).await,
             Self::Rm { name: Name { tenant }, confirm, bulk } => {
                 let mut body = Map::new();
@@ -164,6 +166,71 @@ impl TenantsCommand {
             }
         }
     }
+}
+
+/// A tenant for people.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ShownTenant<'a> {
+    tenant: &'a Value,
+    name: &'a Value,
+    metadata: &'a Value,
+    delivery: &'a Value,
+    created_at: &'a Value,
+    updated_at: &'a Value,
+    stored_events: &'a Value,
+    dead_letters: &'a Value,
+    events_in_last_hour: &'a Value,
+    attempts_in_last_hour: &'a Value,
+    quotas: Vec<ShownQuota<'a>>,
+}
+
+/// A row of the table of quotas.
+#[derive(Serialize)]
+struct ShownQuota<'a> {
+    quota: &'static str,
+    /// Not for rates, and not for the quotas of keys.
+    used: &'a Value,
+    limit: &'a Value,
+    /// Whether the tenant's own limit replaces the default.
+    from: &'static str,
+}
+
+impl<'a> ShownTenant<'a> {
+    fn new(body: &'a Value, off: &'a Value) -> Self {
+        let quota = |quota: Quota| {
+            let quota = quota.as_str();
+            let limit = &body["limits"][quota];
+            ShownQuota {
+                quota,
+                used: &body["usage"][quota],
+                limit: if limit.is_null() { off } else { limit },
+                from: if body["quotas"][quota].is_null() { "default" } else { "tenant" },
+            }
+        };
+        Self {
+            tenant: &body["tenant"],
+            name: &body["name"],
+            metadata: &body["metadata"],
+            delivery: &body["delivery"],
+            created_at: &body["createdAt"],
+            updated_at: &body["updatedAt"],
+            stored_events: &body["usage"]["storedEvents"],
+            dead_letters: &body["usage"]["deadLetters"],
+            events_in_last_hour: &body["usage"]["lastHour"]["events"],
+            attempts_in_last_hour: &body["usage"]["lastHour"]["attempts"],
+            quotas: Quota::ALL.map(quota).into(),
+        }
+    }
+}
+
+/// Prints a tenant: its quotas as a table, beside what it uses of them.
+fn show(session: &Session, answer: &str) -> anyhow::Result<()> {
+    if session.json {
+        return session.show(answer);
+    }
+    let body: Value = serde_json::from_str(answer).context("the answer is not JSON")?;
+    session.show(&serde_json::to_string(&ShownTenant::new(&body, &json!("off")))?)
 }
 
 /// Changes the settings, or creates those of a new tenant.
@@ -177,12 +244,12 @@ async fn set(session: &Session, tenant: &str, options: &Options) -> anyhow::Resu
         let mut wanted = patch;
         wanted.insert("metadata".to_owned(), metadata.clone());
         return match client.patch(&path, Value::Object(cleared).to_string()).await {
-            Ok(_) => session.show(&client.patch(&path, Value::Object(wanted).to_string()).await?),
+            Ok(_) => show(session, &client.patch(&path, Value::Object(wanted).to_string()).await?),
             Err(error) => create(session, tenant, error, wanted).await,
         };
     }
     match client.patch(&path, Value::Object(patch.clone()).to_string()).await {
-        Ok(answer) => session.show(&answer),
+        Ok(answer) => show(session, &answer),
         Err(error) => create(session, tenant, error, patch).await,
     }
 }
@@ -196,7 +263,7 @@ async fn create(
     match error {
         Error::Refused(problem) if problem.status == 404 => {
             let body = Value::Object(wanted).to_string();
-            session.show(&session.client.put(&["v1", "tenants", tenant], &[], body).await?)
+            show(session, &session.client.put(&["v1", "tenants", tenant], &[], body).await?)
         }
         error => Err(error.into()),
     }
@@ -218,6 +285,22 @@ mod tests {
             assert!(quota(wrong).is_err(), "{wrong}");
         }
         assert!(quota("endpoint=5").unwrap_err().contains("endpoints, patternBytes"));
+    }
+
+    #[test]
+    fn quotas_are_shown_beside_their_usage() {
+        let body = json!({"tenant": "acme", "quotas": {"keys": 5}, "limits": {"keys": 5, "storedBytes": null},
+            "usage": {"keys": 2, "storedBytes": 900, "lastHour": {"events": 7}}});
+        let off = json!("off");
+        let shown = ShownTenant::new(&body, &off);
+        let row = |wanted: Quota| {
+            let row = shown.quotas.iter().find(|row| row.quota == wanted.as_str()).unwrap();
+            (row.used.clone(), row.limit.clone(), row.from)
+        };
+        assert_eq!(row(Quota::Keys), (json!(2), json!(5), "tenant"));
+        assert_eq!(row(Quota::StoredBytes), (json!(900), json!("off"), "default"));
+        assert_eq!(row(Quota::ReadsPerKey).0, Value::Null);
+        assert_eq!((shown.events_in_last_hour, shown.quotas.len()), (&json!(7), Quota::ALL.len()));
     }
 
     #[derive(clap::Parser)]
