@@ -108,6 +108,7 @@ struct Shared {
     waits: Waits,
     consumers: Arc<ConsumerWatch>,
     erasure_requested: Notify,
+    retention_requested: Notify,
     rebuilds: Rebuilds,
     /// Number of the last receive.
     waiters: AtomicU64,
@@ -159,6 +160,7 @@ impl Context {
             waits,
             consumers: Arc::default(),
             erasure_requested: Notify::new(),
+            retention_requested: Notify::new(),
             rebuilds: Rebuilds::default(),
             waiters: AtomicU64::new(0),
             type_changes: Arc::new(Semaphore::new(1)),
@@ -198,6 +200,16 @@ impl Context {
     /// Waits for [`Self::request_erasure_pass`].
     pub(crate) async fn erasure_requested(&self) {
         self.shared.erasure_requested.notified().await;
+    }
+
+    /// Asks the background task for a retention pass before its pause ends.
+    pub(crate) fn request_retention_pass(&self) {
+        self.shared.retention_requested.notify_one();
+    }
+
+    /// Waits for [`Self::request_retention_pass`].
+    pub(crate) async fn retention_requested(&self) {
+        self.shared.retention_requested.notified().await;
     }
 
     /// A job runs that has further steps.

@@ -25,8 +25,10 @@ async fn run_requests(context: Context) {
             Ok(position) => {
                 tracing::info!(%position, "state rebuild completed");
                 end(&context, Ok(position));
-                // The new state does not know which content has left the disk.
+                // The new state does not know which content has left the disk, and has again what
+                // retention removed.
                 context.request_erasure_pass();
+                context.request_retention_pass();
             }
             Err(error) => {
                 tracing::warn!(%error, "state rebuild failed, the old state is kept");

@@ -55,11 +55,13 @@ pub async fn run(context: Context, keep: Keep) {
 }
 
 /// Runs passes until a panic. Completed work stays; the restarted task continues from the disk.
+/// The first pass is after a pause, because the clock may be wrong when a machine starts. A rebuild
+/// asks for one at once.
 async fn run_passes(context: Context, keep: Keep, pause: Duration) {
     panics::test_point("retention");
     let mut retention = retention(&context, keep);
     loop {
-        tokio::time::sleep(pause).await;
+        let _requested = tokio::time::timeout(pause, context.retention_requested()).await.is_ok();
         match pass(&context, keep, &mut retention).await {
             Ok(RetentionReport { events: 0, records: 0, .. }) => {}
             Ok(RetentionReport { events, records, bytes }) => {

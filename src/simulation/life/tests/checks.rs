@@ -116,3 +116,29 @@ async fn horizon_stays_at_an_event_that_lives_again() {
     }
     assert!(check(Horizon { stream_events: event, ..horizon }).is_err());
 }
+
+/// The state that a rebuild makes has again what retention removed.
+#[tokio::test(start_paused = true)]
+async fn rebuild_asks_for_a_retention_pass() {
+    const KEPT: Duration = Duration::from_secs(6_000);
+    world::reset_time();
+    let world = World::new(1);
+    world.with(|inner| (inner.plan.keep, inner.model.keep) = (Some(KEPT), Some(KEPT)));
+    let mut life = Life::begin(&world).unwrap();
+    let (context, draft) = (life.context.clone(), draft(&world));
+    let event = run_task(&mut life, async move { Events(&context).publish(draft).await.unwrap() }).await;
+    life.run_for(2 * KEPT).await;
+    let keep = retention::Keep { events: Some(KEPT), ..Default::default() };
+    let passes = tokio::spawn(retention::run(life.context.clone(), keep));
+    let rebuilds = tokio::spawn(rebuilding::run(life.context.clone()));
+    let horizon = || world.with(|inner| inner.model.oracle.horizon.horizon.events);
+    // The pause before the first pass is ten minutes.
+    life.run_for(Duration::from_secs(590)).await;
+    assert!(life.context.rebuilds().request(life.context.now().wall, event.position));
+    assert_eq!(horizon(), Position(0), "a pass before its time");
+    life.run_for(Duration::from_secs(5)).await;
+    assert_eq!(horizon(), event.position);
+    assert!(!world.has_violation());
+    passes.abort();
+    rebuilds.abort();
+}
