@@ -157,7 +157,9 @@ async fn wait_ends_with_the_first_event_that_matches() {
         tokio::spawn(async move { (daemon.get(path).await, Instant::now()) })
     };
     let wanted: Vec<_> = (0..10).map(|_| waiting("/feed?types=b.*&after=now&wait=60s")).collect();
-    let short = waiting("/feed?types=c&after=now&wait=1s");
+    daemon.until_metric("balto_api_waiting_requests", "", |waiting| waiting == 10.0).await;
+    // Long enough for a busy machine to see it wait.
+    let short = waiting("/feed?types=c&after=now&wait=10s");
     daemon.until_metric("balto_api_waiting_requests", "", |waiting| waiting == 11.0).await;
     publish(&daemon, &[json!({"type": "a", "data": 1})]).await;
     let (page, _) = short.await.unwrap();
