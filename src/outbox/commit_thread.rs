@@ -131,7 +131,7 @@ impl CommitThread {
 
     /// Returns whether to continue.
     fn commit(&mut self, mut group: Vec<Unit>) -> bool {
-        self.reject_growth(&mut group);
+        self.reject_excess(&mut group);
         if group.is_empty() {
             return true;
         }
@@ -145,9 +145,10 @@ impl CommitThread {
         self.publish(result)
     }
 
-    /// Rejects new data that does not fit beside the disk reserve.
-    fn reject_growth(&mut self, group: &mut Vec<Unit>) {
-        let rejected = self.reserve.reject_growth(&mut self.reserve_use, group);
+    /// Rejects new data that does not fit beside the disk reserve, and changes of tenants that have
+    /// used their part of it.
+    fn reject_excess(&mut self, group: &mut Vec<Unit>) {
+        let rejected = self.reserve.reject_excess(&mut self.reserve_use, group);
         if self.is_disk_low == rejected.is_empty() {
             match self.reserve.lasting_shortage() {
                 Some(DiskShortage { free, reserve }) if !self.is_disk_low => {

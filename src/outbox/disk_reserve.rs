@@ -85,7 +85,7 @@ impl DiskReserve {
 
     /// Takes the units out of a group that would use the reserve, or more of it than their tenant
     /// may. Returns the answers for them.
-    pub(super) fn reject_growth(
+    pub(super) fn reject_excess(
         &self,
         used: &mut ReserveUse,
         group: &mut Vec<Unit>,
@@ -134,7 +134,9 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::domain::{ActOutcome, Actor, AuditEntry, Record, Role, Timestamp};
+    use crate::domain::{
+        ActOutcome, Actor, AuditEntry, ConsumerKey, ConsumerMove, MoveKind, Position, Record, Role, Timestamp,
+    };
     use crate::outbox::draft::EventDraft;
     use crate::outbox::recent_keys::Prepared;
     use crate::outbox::unit::Command;
@@ -169,7 +171,7 @@ mod tests {
     fn only_growth_that_needs_the_reserve_is_rejected() {
         let reserve = reserve(1 << 40, limits::DISK_RESERVE_DEFAULT + 100 * KIB);
         let mut group = vec![event(60_000), key_deletion(), event(60_000), event(10)];
-        let rejected = reserve.reject_growth(&mut ReserveUse::default(), &mut group);
+        let rejected = reserve.reject_excess(&mut ReserveUse::default(), &mut group);
         assert_eq!((group.len(), rejected.len()), (3, 1), "the small event still fits");
         assert!(matches!(rejected[0].1, Err(Refusal::DiskFull)));
         let free = limits::DISK_RESERVE_DEFAULT + 100 * KIB;
@@ -181,16 +183,15 @@ mod tests {
     fn deletions_pass_on_a_full_disk() {
         let reserve = reserve(1 << 40, 0);
         let mut group = vec![event(1), key_deletion()];
-        assert_eq!(reserve.reject_growth(&mut ReserveUse::default(), &mut group).len(), 1);
+        assert_eq!(reserve.reject_excess(&mut ReserveUse::default(), &mut group).len(), 1);
         assert_eq!(group.len(), 1);
         let expected = DiskShortage { free: 0, reserve: limits::DISK_RESERVE_DEFAULT };
         assert_eq!(reserve.shortage(), Some(expected));
     }
 
-    /// A pause of an endpoint with patterns of a kilobyte, by a key of this tenant.
-    fn pause_by(actor: Option<&str>) -> Unit {
-        let patterns: Vec<_> = (0..8).map(|number| format!("{number}{}", "x".repeat(127))).collect();
-        let entry = AuditEntry {
+    /// The audit entry of an act with a key of this tenant, or with the operator's.
+    fn act_of(actor: Option<&str>) -> Command {
+        Command::Audit(Arc::new(AuditEntry {
             at: Timestamp::default(),
             actor: Actor { key: None, role: Role::Admin, tenant: actor.map(|name| name.parse().unwrap()) },
             action: "pauseEndpoint".into(),
@@ -198,10 +199,30 @@ mod tests {
             tenant: Some("acme".parse().unwrap()),
             address: None,
             outcome: ActOutcome::Done,
-        };
+        }))
+    }
+
+    /// A pause of an endpoint with patterns of a kilobyte, with a key of this tenant.
+    fn pause_by(actor: Option<&str>) -> Unit {
+        let patterns: Vec<_> = (0..8).map(|number| format!("{number}{}", "x".repeat(127))).collect();
         let mut unit = unit(Command::PutEndpoint(Box::new(endpoint(1, "acme", &patterns))));
-        unit.commands.push(Command::Audit(Arc::new(entry)));
+        unit.commands.push(act_of(actor));
         unit
+    }
+
+    #[test]
+    fn progress_counts_for_the_tenant_and_a_reset_for_its_actor() {
+        let key = ConsumerKey { tenant: Some("acme".parse().unwrap()), name: "search".parse().unwrap() };
+        let at = Timestamp::default();
+        let wanted = ConsumerMove { key, to: Position(7), kind: MoveKind::Commit, at };
+        let mut progress = unit(Command::MoveConsumer(Box::new(wanted)));
+        assert_eq!(progress.reserve_user().map(Tenant::as_str), Some("acme"));
+        progress.commands.push(act_of(None));
+        assert_eq!(progress.reserve_user(), None, "the operator's reset");
+        assert_eq!(pause_by(Some("acme")).reserve_user().map(Tenant::as_str), Some("acme"));
+        assert_eq!(key_deletion().reserve_user(), None);
+        let own = unit(Command::PutEndpoint(Box::new(endpoint(1, "acme", &[]))));
+        assert_eq!(own.reserve_user(), None, "a change of the daemon");
     }
 
     #[test]
@@ -215,7 +236,7 @@ mod tests {
         let mut used = ReserveUse::default();
         let mut accepted = |actor: Option<&str>, count: usize| {
             let mut group: Vec<_> = (0..count).map(|_| pause_by(actor)).collect();
-            let rejected = reserve.reject_growth(&mut used, &mut group);
+            let rejected = reserve.reject_excess(&mut used, &mut group);
             assert_eq!(group.len() + rejected.len(), count);
             group.len()
         };
@@ -235,7 +256,7 @@ mod tests {
         assert_eq!(reserve.shortage(), None, "an eighth is 2 MiB");
         reserve.set_bytes(0);
         let mut group = vec![event(1_000)];
-        assert!(reserve.reject_growth(&mut ReserveUse::default(), &mut group).is_empty());
+        assert!(reserve.reject_excess(&mut ReserveUse::default(), &mut group).is_empty());
     }
 
     #[test]
@@ -243,7 +264,7 @@ mod tests {
         let reserve = DiskReserve::new(Arc::new(MemoryDisk::new()));
         let mut group = vec![event(1_000)];
         assert!(
-            reserve.reject_growth(&mut ReserveUse::default(), &mut group).is_empty()
+            reserve.reject_excess(&mut ReserveUse::default(), &mut group).is_empty()
                 && reserve.shortage().is_none()
         );
     }

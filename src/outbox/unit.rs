@@ -433,16 +433,22 @@ impl Unit {
     }
 
     /// The tenant that uses the disk reserve with it: the one whose key makes a change that it
-    /// could repeat without end. `None` for the operator's changes and those of the daemon.
+    /// could repeat without end. A move without an audit entry counts for the consumer's tenant.
+    /// `None` for the operator's changes and those of the daemon.
     #[must_use]
     pub fn reserve_user(&self) -> Option<&Tenant> {
         if !self.commands.iter().any(Command::is_repeatable_change) {
             return None;
         }
-        self.commands.iter().find_map(|command| match command {
-            Command::Audit(entry) => entry.actor.tenant.as_ref(),
-            Command::MoveConsumer(wanted) => wanted.key.tenant.as_ref(),
+        let audited = self.commands.iter().find_map(|command| match command {
+            Command::Audit(entry) => Some(entry.actor.tenant.as_ref()),
             _ => None,
+        });
+        audited.unwrap_or_else(|| {
+            self.commands.iter().find_map(|command| match command {
+                Command::MoveConsumer(wanted) => wanted.key.tenant.as_ref(),
+                _ => None,
+            })
         })
     }
 
