@@ -168,7 +168,7 @@ impl TenantsCommand {
     }
 }
 
-/// A tenant for people.
+/// The members of a tenant that are printed.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ShownTenant<'a> {
@@ -189,22 +189,23 @@ struct ShownTenant<'a> {
 #[derive(Serialize)]
 struct ShownQuota<'a> {
     quota: &'static str,
-    /// Not for rates, and not for the quotas of keys.
+    /// Null for a rate, and for a quota of each key.
     used: &'a Value,
-    limit: &'a Value,
+    /// `off` for none.
+    limit: Value,
     /// Whether the tenant's own limit replaces the default.
     from: &'static str,
 }
 
 impl<'a> ShownTenant<'a> {
-    fn new(body: &'a Value, off: &'a Value) -> Self {
+    fn new(body: &'a Value) -> Self {
         let quota = |quota: Quota| {
             let quota = quota.as_str();
             let limit = &body["limits"][quota];
             ShownQuota {
                 quota,
                 used: &body["usage"][quota],
-                limit: if limit.is_null() { off } else { limit },
+                limit: if limit.is_null() { json!("off") } else { limit.clone() },
                 from: if body["quotas"][quota].is_null() { "default" } else { "tenant" },
             }
         };
@@ -230,7 +231,7 @@ fn show(session: &Session, answer: &str) -> anyhow::Result<()> {
         return session.show(answer);
     }
     let body: Value = serde_json::from_str(answer).context("the answer is not JSON")?;
-    session.show(&serde_json::to_string(&ShownTenant::new(&body, &json!("off")))?)
+    session.show(&serde_json::to_string(&ShownTenant::new(&body))?)
 }
 
 /// Changes the settings, or creates those of a new tenant.
@@ -291,8 +292,7 @@ mod tests {
     fn quotas_are_shown_beside_their_usage() {
         let body = json!({"tenant": "acme", "quotas": {"keys": 5}, "limits": {"keys": 5, "storedBytes": null},
             "usage": {"keys": 2, "storedBytes": 900, "lastHour": {"events": 7}}});
-        let off = json!("off");
-        let shown = ShownTenant::new(&body, &off);
+        let shown = ShownTenant::new(&body);
         let row = |wanted: Quota| {
             let row = shown.quotas.iter().find(|row| row.quota == wanted.as_str()).unwrap();
             (row.used.clone(), row.limit.clone(), row.from)
