@@ -50,6 +50,8 @@ pub(crate) enum Mutation {
     CursorApart,
     /// Keys and streams of recent commits are not cached.
     ForgetRecentKeys,
+    /// An append that was prepared from recent commits ignores the commits since.
+    IgnoreLaterAppends,
     /// An ordered endpoint sends the next delivery before the previous one has ended.
     LetTwoThrough,
     /// A delivery that leaves its queue after an ordering change does not release the next one.

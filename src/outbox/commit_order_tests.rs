@@ -1,7 +1,7 @@
 //! Tests of the notification order after a commit: the state, the dispatcher, the callers.
 
 use std::sync::Mutex;
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,7 +18,7 @@ use crate::outbox::commit_thread::STATE_LAG_MAX;
 use crate::outbox::decide::CommitEnvironment;
 use crate::outbox::draft::EventDraft;
 use crate::outbox::recent_keys::Prepared;
-use crate::outbox::unit::{Command, UnitAnswer, UnitReply};
+use crate::outbox::unit::{Command, Outcome, UnitAnswer, UnitReply};
 use crate::outbox::{Health, Outbox};
 use crate::storage::disk::{Fault, MemoryDisk, Operation};
 use crate::storage::journal::{Journal, JournalOptions};
@@ -193,6 +193,50 @@ fn state_applies_a_group_before_it_notifies_lanes() {
     }
     let story = story.lock().unwrap();
     assert!(story.len() >= 2 && story.iter().all(|lag| *lag == 0), "lag at notification: {story:?}");
+}
+
+/// Runs the threads until the commit has its answer. Returns the version that it appended.
+fn append(
+    outbox: &Outbox,
+    writer: &mut CommitThread,
+    mut state: Option<&mut ApplyThread>,
+    stream: &str,
+) -> Option<u64> {
+    let mut draft = EventDraft::new(Tenant::DEFAULT.parse().unwrap(), "a.b".parse().unwrap(), "{}".into());
+    draft.stream = Some(stream.parse().unwrap());
+    let mut commit = std::pin::pin!(outbox.commit(vec![Command::Publish(Box::new(draft))]));
+    for _ in 0..10 {
+        if let Poll::Ready(outcomes) = commit.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            let Ok([Outcome::Accepted(accepted)]) = outcomes.as_deref() else { panic!("{outcomes:?}") };
+            return accepted.event.stream.as_ref().map(|(_, version)| *version);
+        }
+        assert!(writer.turn_by_hand());
+        if let Some(state) = &mut state {
+            while state.turn_by_hand() {}
+        }
+    }
+    None
+}
+
+#[test]
+fn append_to_a_recent_stream_does_not_ask_the_state() {
+    let UnstartedOutbox { outbox, mut writer, mut state, notices: _notices } =
+        assembled(&MemoryDisk::new(), 0);
+    assert_eq!(append(&outbox, &mut writer, None, "cart-1"), None, "the state knows the stream");
+    assert_eq!(append(&outbox, &mut writer, Some(&mut state), "cart-1"), Some(1));
+    assert_eq!(append(&outbox, &mut writer, None, "cart-1"), Some(2));
+    assert_eq!(append(&outbox, &mut writer, None, "cart-1"), Some(3));
+    assert_eq!(append(&outbox, &mut writer, None, "cart-2"), None);
+}
+
+#[test]
+fn stream_that_is_not_recent_any_more_is_read_from_the_state() {
+    TestOverrides { bounds: [(Bound::RecentEntries, 1)].into(), mutation: None }.activate();
+    let UnstartedOutbox { outbox, mut writer, mut state, notices: _notices } =
+        assembled(&MemoryDisk::new(), 0);
+    for (stream, version) in [("cart-1", 1), ("cart-2", 1), ("cart-1", 2), ("cart-1", 3), ("cart-2", 2)] {
+        assert_eq!(append(&outbox, &mut writer, Some(&mut state), stream), Some(version));
+    }
 }
 
 /// A small bound on the deliveries of a step, so that an event with three endpoints is large.

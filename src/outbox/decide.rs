@@ -5,7 +5,7 @@
 //! lane notification precedes the `fdatasync` of the frame that it depends on; position order is
 //! commit order.
 
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use ulid::Ulid;
@@ -41,7 +41,7 @@ pub struct Committer {
     registry: Arc<RwLock<Registry>>,
     subscriptions: Arc<RwLock<Subscriptions>>,
     disk_waits: DiskWaits,
-    recent: RecentKeys,
+    recent: Arc<RwLock<RecentKeys>>,
     last_events: LastEvents,
     environment: Box<dyn CommitEnvironment>,
     last_time: Timestamp,
@@ -82,7 +82,7 @@ impl Committer {
             registry,
             subscriptions: Arc::new(RwLock::new(subscriptions)),
             disk_waits: DiskWaits::default(),
-            recent,
+            recent: Arc::new(RwLock::new(recent)),
             last_events: LastEvents::default(),
             environment,
             last_time,
@@ -134,7 +134,7 @@ impl Committer {
     }
 
     fn judge_unit(&mut self, unit: &mut Unit, staged: &mut StagedGroup) -> Result<Vec<Outcome>, Refusal> {
-        if !self.recent.covers(unit.prepared.as_of) && unit.needs_preparation() {
+        if !read(&self.recent).covers(unit.prepared.as_of) && unit.needs_preparation() {
             return Err(Refusal::Stale(std::mem::take(&mut unit.commands)));
         }
         staged.begin_unit();
@@ -181,10 +181,11 @@ impl Committer {
 
     /// Outcome of an earlier request with the same key or id, if there was one.
     fn repeated(&self, wanted: &Idempotency, prepared: &Prepared, staged: &StagedGroup) -> Option<Outcome> {
+        let recent = read(&self.recent);
         let found = staged
             .scopes
             .get(&wanted.scope)
-            .or_else(|| self.recent.scope(&wanted.scope, prepared.as_of))
+            .or_else(|| recent.scope(&wanted.scope, prepared.as_of))
             .or_else(|| prepared.scopes.get(&wanted.scope));
         duplicate_outcome(judge_idempotency(found, &wanted.fingerprint, self.last_time))
     }
@@ -295,14 +296,16 @@ impl Committer {
         // Oldest first, which is the order of eviction.
         let mut scopes: Vec<_> = staged.scopes.into_iter().collect();
         scopes.sort_unstable_by_key(|(_, known)| known.position);
-        for (scope, known) in scopes {
-            self.recent.put_scope(scope, known);
-        }
         let mut streams: Vec<_> = staged.streams.into_iter().collect();
         streams.sort_unstable_by_key(|(_, (_, position))| *position);
-        for (name, (version, position)) in streams {
-            self.recent.put_stream(name, version, position);
+        let mut recent = self.recent.write().expect("no holder of this lock panics");
+        for (scope, known) in scopes {
+            recent.put_scope(scope, known);
         }
+        for (name, (version, position)) in streams {
+            recent.put_stream(name, version, position);
+        }
+        drop(recent);
         let last = Position(staged.next.0 - 1);
         self.unapplied_load.add(last, staged.loads);
         let first = staged.next.0 - staged.records.len() as u64;
@@ -366,6 +369,11 @@ impl Committer {
         &self.subscriptions
     }
 
+    /// Streams and keys of the recent commits. Only this writer changes them.
+    pub(super) fn recent(&self) -> &Arc<RwLock<RecentKeys>> {
+        &self.recent
+    }
+
     /// Reports the waits for the disk there.
     pub(super) fn report_waits(&mut self, waits: DiskWaits) {
         self.disk_waits = waits;
@@ -376,8 +384,8 @@ impl Committer {
     }
 }
 
-fn read(registry: &RwLock<Registry>) -> std::sync::RwLockReadGuard<'_, Registry> {
-    registry.read().expect("no holder of this lock panics")
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().expect("no holder of this lock panics")
 }
 
 fn duplicate_outcome(judged: Judged) -> Option<Outcome> {

@@ -44,7 +44,7 @@ use crate::domain::{ApiKey, Endpoint, EndpointNumber, Position, Quotas, StreamNa
 use crate::limits;
 use crate::outbox::decide::{CommitEnvironment, CommittedGroup, Committer};
 use crate::outbox::draft::Unavailable;
-use crate::outbox::recent_keys::Prepared;
+use crate::outbox::recent_keys::{Prepared, RecentKeys};
 use crate::outbox::registry::Registry;
 use crate::outbox::unit::{Command, Outcome, Refusal, Unit};
 use crate::projections::LaneChange;
@@ -141,6 +141,7 @@ struct OutboxInner {
     reader: JournalReader,
     registry: Arc<RwLock<Registry>>,
     subscriptions: Arc<RwLock<Subscriptions>>,
+    recent: Arc<RwLock<RecentKeys>>,
     fan_out: Arc<FanOut>,
     freshness: Arc<Freshness>,
     tail: Arc<Tail>,
@@ -223,7 +224,7 @@ impl Outbox {
         let freshness = Arc::new(Freshness::new(registry.clone(), applied.clone()));
         let tail = Arc::new(Tail::new(reader.last_position(), state.horizon().horizon));
         let committer = Committer::new(journal, registry.clone(), board.clone(), environment);
-        let subscriptions = committer.subscriptions().clone();
+        let (subscriptions, recent) = (committer.subscriptions().clone(), committer.recent().clone());
         let writer = CommitThread::new(
             committer,
             queue.clone(),
@@ -239,6 +240,7 @@ impl Outbox {
             reader,
             registry,
             subscriptions,
+            recent,
             fan_out: Arc::default(),
             freshness,
             tail,
@@ -349,7 +351,7 @@ impl Outbox {
         }
     }
 
-    /// Reads the streams and idempotency keys of the commands from the state.
+    /// Reads the streams and idempotency keys of the commands from the recent commits or the state.
     async fn prepare(&self, commands: &[Command]) -> Result<Prepared, Unavailable> {
         let mut scopes = Vec::new();
         let mut names: Vec<(Tenant, StreamName)> = Vec::new();
@@ -367,6 +369,13 @@ impl Outbox {
         scopes.extend(requests.map(|idempotency| idempotency.scope));
         if scopes.is_empty() && names.is_empty() {
             return Ok(Prepared::default());
+        }
+        // An idempotency key that is not recent may be in the state.
+        if scopes.is_empty() {
+            let recent = self.inner.recent.read().expect("no holder of this lock panics");
+            if let Some(prepared) = recent.prepare(&names) {
+                return Ok(prepared);
+            }
         }
         // The writer knows what was committed after the position of the answer.
         self.ask(AT_ONCE, move |state| {

@@ -2,7 +2,8 @@
 //!
 //! The commit thread judges an append against the state at preparation and against all later
 //! commits. This module holds the later commits. Its size is bounded: each evicted entry raises the
-//! floor, and a request prepared below the floor must be prepared again.
+//! floor, and a request prepared below the floor must be prepared again. An append to streams that
+//! are all here is prepared without the state.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -15,10 +16,10 @@ use crate::projections::idempotency::Known;
 /// Maximum number of entries.
 const ENTRIES_MAX: usize = 65_536;
 
-/// Streams and idempotency keys of a request, read from the state before it entered the queue.
+/// Streams and idempotency keys of a request, read before it entered the queue.
 #[derive(Clone, Debug, Default)]
 pub struct Prepared {
-    /// Position that the state had applied.
+    /// Position that the source of the answers had applied.
     pub as_of: Position,
     pub scopes: HashMap<[u8; 16], Known>,
     pub streams: HashMap<(Tenant, StreamName), u64>,
@@ -61,6 +62,21 @@ impl RecentKeys {
     /// As [`Self::scope`].
     pub(super) fn stream(&self, name: &(Tenant, StreamName), as_of: Position) -> Option<u64> {
         self.streams.get(name).filter(|(_, position)| *position > as_of).map(|(version, _)| *version)
+    }
+
+    /// The versions of these streams; `None` unless all of them are here. Versions only ascend and
+    /// no record deletes one, so the state has no later version.
+    pub(super) fn prepare(&self, streams: &[(Tenant, StreamName)]) -> Option<Prepared> {
+        let mut prepared = Prepared::default();
+        for name in streams {
+            let (version, position) = self.streams.get(name)?;
+            prepared.as_of = prepared.as_of.max(*position);
+            prepared.streams.insert(name.clone(), *version);
+        }
+        if failpoints::is_active(Mutation::IgnoreLaterAppends) {
+            prepared.as_of = Position(u64::MAX);
+        }
+        Some(prepared)
     }
 
     pub(super) fn put_scope(&mut self, scope: [u8; 16], known: Known) {

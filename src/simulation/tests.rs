@@ -245,6 +245,11 @@ fn lost_keys_of_recent_commits_are_caught() {
 }
 
 #[test]
+fn append_that_ignores_later_commits_is_caught() {
+    assert_caught(Mutation::IgnoreLaterAppends);
+}
+
+#[test]
 fn delivery_without_consent_is_caught() {
     assert_caught(Mutation::SendUnasked);
 }

@@ -116,7 +116,7 @@ impl Committer {
     ) -> Option<u64> {
         let staged = staged.streams.get(name).map(|(version, _)| *version);
         staged
-            .or_else(|| self.recent.stream(name, prepared.as_of))
+            .or_else(|| read(&self.recent).stream(name, prepared.as_of))
             .or_else(|| prepared.streams.get(name).copied())
     }
 
