@@ -40,9 +40,10 @@ async fn measure() {
     let mut ratios = Vec::new();
     let mut rates = [Vec::new(), Vec::new()];
     for _ in 0..ROUNDS {
-        let plain = posts(port, "/v1/events", &event(), WRITERS, EVENTS).await;
+        let plain = posts(port, "/v1/events", &[event()], WRITERS, EVENTS).await;
         tokio::time::sleep(PAUSE).await;
-        let appended = posts(port, "/v1/streams/busy/events", &append, WRITERS, EVENTS).await;
+        let appended =
+            posts(port, "/v1/streams/busy/events", std::slice::from_ref(&append), WRITERS, EVENTS).await;
         tokio::time::sleep(PAUSE).await;
         ratios.push(appended / plain);
         rates[0].push(plain);

@@ -144,8 +144,8 @@ async fn ingest() {
     let (known, unknown) = (event("order.paid"), event("order.sent"));
     let (mut ratios, mut rates) = (Vec::new(), [Vec::new(), Vec::new()]);
     for _ in 0..ROUNDS {
-        let without = posts(port, "/v1/events", &unknown, WRITERS, EVENTS).await;
-        let with = posts(port, "/v1/events", &known, WRITERS, EVENTS).await;
+        let without = posts(port, "/v1/events", std::slice::from_ref(&unknown), WRITERS, EVENTS).await;
+        let with = posts(port, "/v1/events", std::slice::from_ref(&known), WRITERS, EVENTS).await;
         ratios.push(with / without);
         rates[0].push(without);
         rates[1].push(with);

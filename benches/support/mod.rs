@@ -176,16 +176,22 @@ pub(crate) fn most_memory(process: u32) -> u64 {
     line.trim_matches(|c: char| !c.is_ascii_digit()).parse::<u64>().unwrap() * 1024
 }
 
-/// Posts `count` requests from `writers` connections; returns requests per second.
-pub(crate) async fn posts(port: u16, path: &'static str, body: &str, writers: usize, count: usize) -> f64 {
+/// Posts `count` requests from `writers` connections, each with the body of its turn; returns
+/// requests per second.
+pub(crate) async fn posts(
+    port: u16,
+    path: &'static str,
+    bodies: &[String],
+    writers: usize,
+    count: usize,
+) -> f64 {
     let mut streams = Vec::new();
     for _ in 0..writers {
         streams.push(connect(port).await);
     }
     let started = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
-    for mut stream in streams {
-        let body = body.to_owned();
+    for (mut stream, body) in streams.into_iter().zip(bodies.iter().cycle().cloned()) {
         tasks.spawn(async move {
             for _ in 0..count / writers {
                 post(&mut stream, path, &body, 202).await;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use super::*;
-use crate::domain::{DeliveryKey, EndpointNumber, KeyId, Position, Record, Tenant, Trigger};
+use crate::domain::{DeliveryKey, EndpointNumber, Idempotency, KeyId, Position, Record, Tenant, Trigger};
 use crate::failpoints::{self, Bound, Mutation, TestOverrides, fails_with};
 use crate::outbox::UnstartedOutbox;
 use crate::outbox::commit_queue::AdmissionLimits;
@@ -237,6 +237,22 @@ fn stream_that_is_not_recent_any_more_is_read_from_the_state() {
     for (stream, version) in [("cart-1", 1), ("cart-2", 1), ("cart-1", 2), ("cart-1", 3), ("cart-2", 2)] {
         assert_eq!(append(&outbox, &mut writer, Some(&mut state), stream), Some(version));
     }
+}
+
+/// The key is evicted first, although the stream's event precedes it.
+#[test]
+fn stream_that_is_older_than_an_evicted_key_is_current() {
+    TestOverrides { bounds: [(Bound::RecentEntries, 1)].into(), mutation: None }.activate();
+    let UnstartedOutbox { outbox, mut writer, mut state, notices: _notices } =
+        assembled(&MemoryDisk::new(), 0);
+    let draft = || EventDraft::new(Tenant::DEFAULT.parse().unwrap(), "a.b".parse().unwrap(), "{}".into());
+    let in_stream = EventDraft { stream: Some("cart-1".parse().unwrap()), ..draft() };
+    let key = Idempotency { scope: [1; 16], fingerprint: [1; 16], expires_at: None };
+    let with_key = EventDraft { idempotency: Some(key), ..draft() };
+    let commands = [in_stream, with_key].map(|draft| Command::Publish(Box::new(draft))).into();
+    writer.queue.push(Unit { commands, prepared: Prepared::default(), reply: None }).unwrap();
+    assert!(writer.turn_by_hand() && state.turn_by_hand());
+    assert_eq!(append(&outbox, &mut writer, Some(&mut state), "cart-1"), Some(2));
 }
 
 /// A small bound on the deliveries of a step, so that an event with three endpoints is large.

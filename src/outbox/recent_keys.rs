@@ -67,7 +67,8 @@ impl RecentKeys {
     /// The versions of these streams; `None` unless all of them are here. Versions only ascend and
     /// no record deletes one, so the state has no later version.
     pub(super) fn prepare(&self, streams: &[(Tenant, StreamName)]) -> Option<Prepared> {
-        let mut prepared = Prepared::default();
+        // An entry may be older than the floor: a group's keys are evicted before its streams.
+        let mut prepared = Prepared { as_of: self.floor, ..Prepared::default() };
         for name in streams {
             let (version, position) = self.streams.get(name)?;
             prepared.as_of = prepared.as_of.max(*position);
