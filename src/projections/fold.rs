@@ -467,6 +467,11 @@ impl Step<'_> {
     fn give_up(&mut self, delivery: DeliveryKey, change: DeliveryChange, at: Timestamp) {
         let Some(place) = self.find_place(delivery) else { return };
         let detail = self.detail_in(delivery, &place);
+        if let PlaceKind::Leased(lease) = &place.kind
+            && !lease.is_released
+        {
+            self.count_lease(delivery, lease, at);
+        }
         self.remove_pending(delivery, &place);
         if let DeliveryChange::Died(reason) = change {
             self.add_dead_letter(delivery, place.row.place, reason, change, at, &detail);

@@ -73,6 +73,21 @@ impl Hour {
         }
     }
 
+    /// Attempts without a success. A late acknowledgement counts at its time, which may be a later
+    /// hour than that of its lease.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.attempts.saturating_sub(self.delivered)
+    }
+
+    /// Share of the attempts with a success, 0 to 1; `None` without attempts.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a share")]
+    pub fn success_rate(&self) -> Option<f64> {
+        let succeeded = self.attempts - self.failed();
+        (self.attempts > 0).then(|| succeeded as f64 / self.attempts as f64)
+    }
+
     /// Upper end in milliseconds of the latency class at this quantile (0.0 to 1.0).
     #[must_use]
     pub fn percentile(&self, part: f64) -> Option<u64> {

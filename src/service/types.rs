@@ -286,6 +286,8 @@ pub struct EndpointStats {
     pub attempts: u64,
     pub delivered: u64,
     pub failed_attempts: u64,
+    /// 0 to 1; `None` without an attempt.
+    pub success_rate: Option<f64>,
     pub dead: u64,
     pub cancelled: u64,
     /// Percentiles in milliseconds; `None` without an attempt.

@@ -164,6 +164,31 @@ async fn cancelled_message_is_gone_and_its_success_counts() {
     assert_eq!(daemon.get(&delivery).await["status"], "cancelled");
     assert_eq!(end(&daemon, "ack", &receipts(&messages), json!({})).await, ["gone"]);
     assert_eq!(daemon.get(&delivery).await["status"], "delivered");
+    assert_eq!(counts(&daemon).await, (1, 1, 0));
+}
+
+/// Leases that ended, those that were acknowledged, and the failed ones.
+async fn counts(daemon: &Daemon) -> (u64, u64, u64) {
+    let stats = daemon.get("/queues/jobs/stats").await;
+    let [ended, acked, failed] = ["deliveries", "acked", "failed"].map(|name| stats[name].as_u64().unwrap());
+    (ended, acked, failed)
+}
+
+#[tokio::test]
+async fn late_ack_of_a_dead_message_counts_its_lease_once() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = with_queue(data.path(), json!({"visibility": "100ms", "maxDeliveries": 2})).await;
+    job(&daemon, 1).await;
+    let wait = json!({"wait": "10s"});
+    receive(&daemon, wait.clone()).await;
+    let last = receive(&daemon, wait).await;
+    assert_eq!(last[0]["deliveryCount"], 2);
+    daemon.until("/dead-letters", |page| list(page).len() == 1).await;
+    assert_eq!(counts(&daemon).await, (2, 0, 2));
+    end(&daemon, "ack", &receipts(&last), json!({})).await;
+    assert_eq!(counts(&daemon).await, (2, 1, 1));
+    let overview = daemon.get("/stats").await;
+    assert_eq!((&overview["attempts"], &overview["delivered"]), (&json!(2), &json!(1)));
 }
 
 #[tokio::test]

@@ -399,8 +399,12 @@ impl Oracle {
             return;
         }
         (known.state, known.settled) = (state, Some((at, position)));
-        if known.lease.is_some_and(|lease| !known.attempts.contains(&lease.position)) {
+        let uncounted = known.lease.filter(|lease| !known.attempts.contains(&lease.position));
+        if let Some(lease) = uncounted {
             known.attempts = known.attempts_with_lease();
+            if !lease.is_released {
+                self.count_lease(key.endpoint, lease, at);
+            }
         }
         if state != DeliveryState::Delivered {
             self.ends.push((key.endpoint, at, state));

@@ -77,13 +77,11 @@ impl Step<'_> {
         if lease.position != position && !failpoints::is_active(Mutation::LeaseTwice) {
             return None;
         }
+        let mut row = lease.row;
         if !lease.is_released {
             self.count_lease(key, &lease, at);
             let detail = self.leased_detail(key, &lease);
             pending::put_detail(self.rows, key, &detail);
-        }
-        let mut row = lease.row;
-        if !lease.is_released {
             row.progress.trigger = Trigger::Retry;
         }
         Some(row)
@@ -102,8 +100,9 @@ impl Step<'_> {
         Detail { due: lease.until, last: LastAttempt::default(), progress: lease.row.progress, attempts }
     }
 
-    /// Counts a lease that ends as an attempt.
-    fn count_lease(&mut self, key: DeliveryKey, lease: &LeaseRow, at: Timestamp) {
+    /// Counts a lease that ends as an attempt. A message that ends under its lease ends the lease, so
+    /// each lease counts once, before a late acknowledgement of it.
+    pub(super) fn count_lease(&mut self, key: DeliveryKey, lease: &LeaseRow, at: Timestamp) {
         self.count_attempt(key.endpoint, at, at.since(lease.since));
     }
 

@@ -112,8 +112,7 @@ pub async fn stats(call: &Call) -> Result<Json<StatsBody>, Problem> {
         failed_attempts: stats.failed_attempts,
         dead: stats.dead,
         cancelled: stats.cancelled,
-        success_rate: (stats.attempts > 0)
-            .then(|| stats.attempts.saturating_sub(stats.failed_attempts) as f64 / stats.attempts as f64),
+        success_rate: stats.success_rate,
         latency: PercentilesBody::of_millis([stats.latency_p50, stats.latency_p95, stats.latency_p99]),
         backlog: stats.backlog,
         oldest_pending_at: stats.oldest_pending.map(Time),

@@ -118,7 +118,7 @@ impl Oracle {
         self.queued(endpoint, queue).find(|key| self.deliveries[key].sendable)
     }
 
-    fn count_lease(&mut self, queue: EndpointNumber, lease: Lease, at: Timestamp) {
+    pub(super) fn count_lease(&mut self, queue: EndpointNumber, lease: Lease, at: Timestamp) {
         self.tries.push(Try { endpoint: queue, at, duration: at.since(lease.since) });
     }
 
