@@ -1,9 +1,9 @@
 //! The feed: 100 readers of server-sent events at its tail, beside ingest.
 //!
-//! Do all readers get all events at 1,000 events/s in (100,000 events/s out)? How much of its ingest
-//! does the daemon keep while the readers get 100,000 events/s, each the events of one type? And
-//! while each reader gets all events, which is as much as two processors can send? The readers run
-//! in this process, so their cost counts against the daemon. Turns with and without readers
+//! Do all readers get all events at 1,000 events/s in (100,000 events/s out)? How much of its
+//! ingest does the daemon keep while the readers get 100,000 events/s, each the events of one type?
+//! And while each reader gets all events, which is as much as two processors can send? The readers
+//! run in this process, so their cost counts against the daemon. Turns with and without readers
 //! alternate.
 
 #![expect(

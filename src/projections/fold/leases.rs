@@ -100,8 +100,8 @@ impl Step<'_> {
         Detail { due: lease.until, last: LastAttempt::default(), progress: lease.row.progress, attempts }
     }
 
-    /// Counts a lease that ends as an attempt. A message that ends under its lease ends the lease, so
-    /// each lease counts once, before a late acknowledgement of it.
+    /// Counts a lease that ends as an attempt. A message that ends under its lease ends the lease,
+    /// so each lease counts once, before a late acknowledgement of it.
     pub(super) fn count_lease(&mut self, key: DeliveryKey, lease: &LeaseRow, at: Timestamp) {
         self.count_attempt(key.endpoint, at, at.since(lease.since));
     }
