@@ -101,7 +101,8 @@ async fn walk_list<T, K: Ord + Copy + Debug, F: Future<Output = Result<Page<T>, 
             inner.model.changed_since(began).into_iter().map(|delivery| delivery.event).collect();
         let is_unchanged = |item: &K| {
             let event = event_of(*item);
-            !changed.contains(&event) && !inner.model.may_be_removed(event)
+            // A later event may be on a page that is read after its commit.
+            event <= began && !changed.contains(&event) && !inner.model.may_be_removed(event)
         };
         let after = of_model(inner);
         let missing = before.intersection(&after).find(|item| is_unchanged(item) && !seen.contains(*item));
