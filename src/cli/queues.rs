@@ -66,7 +66,7 @@ pub(crate) enum QueuesCommand {
     Pause(Queue),
     /// Hand out messages again.
     Resume(Queue),
-    /// Cancel all waiting messages.
+    /// Cancel all waiting and leased messages.
     Purge {
         #[command(flatten)]
         queue: Queue,
@@ -178,7 +178,7 @@ pub(crate) struct QueueOptions {
     /// Time for which a lease can be extended, from its start.
     #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
     max_lease: Option<String>,
-    /// Time since its first lease until a message becomes a dead letter.
+    /// Age at which a message becomes a dead letter, leased or not.
     #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
     max_age: Option<String>,
     /// Convert messages of a type to a version: TYPE:VERSION, or TYPE:latest. Repeatable.

@@ -43,7 +43,7 @@ const EXTENSIONS_PER_LEASE: u32 = 3;
 #[derive(Debug, Args)]
 #[command(after_help = "The environment of the command has BALTO_QUEUE, BALTO_EVENT_ID, BALTO_EVENT_TYPE, \
     BALTO_TENANT, BALTO_DELIVERY_ID, BALTO_DELIVERY_COUNT and, with a trace, TRACEPARENT.\n\n\
-    SIGTERM and SIGINT end the worker: the commands get SIGTERM and the grace period; messages of commands \
+    SIGTERM, SIGINT and a closed terminal end the worker: the commands get SIGTERM and the grace period; messages of commands \
     that do not end with 0 go back to the queue at once, without a charge.\n\n\
     Examples:\n  \
     balto work mails --concurrency 4 -- ./send-mail\n  \

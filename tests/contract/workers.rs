@@ -31,7 +31,15 @@ impl WorkerProcess {
     }
 
     fn terminate(&self) {
-        let sent = Command::new("kill").arg(self.0.id().to_string()).status().unwrap();
+        self.signal("-TERM");
+    }
+
+    fn hang_up(&self) {
+        self.signal("-HUP");
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.0.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
@@ -99,6 +107,36 @@ async fn exit_code_0_acknowledges_and_others_return() {
     assert_eq!(lines.iter().filter(|line| line.contains("\"data\":{\"n\":1}")).count(), 2, "{lines:?}");
     assert_eq!(lines.iter().filter(|line| line.contains("\"data\":\"bad\"")).count(), 3, "{lines:?}");
     assert!(lines.iter().all(|line| line.starts_with("a.b ")), "{lines:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closed_terminal_ends_the_worker_unless_ignored() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(&directory.path().join("data")).await;
+    queue(&daemon, "slow", json!({})).await;
+    let event = send(&daemon, "a.b", json!(1)).await;
+    let mut worker =
+        WorkerProcess::start(&daemon, &["slow", "--", "sh", "-c", "echo started; exec sleep 600"]);
+    assert_eq!(worker.lines().next().as_deref(), Some("started"));
+    worker.hang_up();
+    assert_eq!(worker.code().await, 0);
+    let delivery = daemon.get("/deliveries?status=pending").await;
+    let path = format!("/deliveries/{}", text(&list(&delivery)[0], "id"));
+    assert_eq!(daemon.get(&path).await["attempts"][0]["outcome"], "released");
+    // As under `nohup`.
+    let url = daemon.api.strip_suffix("/v1").unwrap();
+    let line = format!(
+        "trap '' HUP; exec {} work slow -- sh -c 'echo started; sleep 1'",
+        env!("CARGO_BIN_EXE_balto")
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", &line]).env("BALTO_URL", url).env("BALTO_API_KEY", "");
+    let mut worker = WorkerProcess(command.stdout(Stdio::piped()).spawn().unwrap());
+    assert_eq!(worker.lines().next().as_deref(), Some("started"));
+    worker.hang_up();
+    until_status(&daemon, &event, "delivered").await;
+    worker.terminate();
+    assert_eq!(worker.code().await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
