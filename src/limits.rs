@@ -94,6 +94,9 @@ pub const WAITERS_SHARE: usize = 3;
 
 /// A stream of events ends after this time, and its client connects again.
 pub const STREAM_LIFETIME: Duration = Duration::from_secs(3_600);
+/// A request that waits, or a stream of events, notices at the latest after this time that its key
+/// is not valid any more.
+pub const KEY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest time without a byte on a stream of events. Proxies close idle connections after 60 s.
 pub const STREAM_HEARTBEAT: Duration = Duration::from_secs(15);
 /// Where no event matches, a stream tells its position after this time.

@@ -33,9 +33,9 @@ use crate::context::acts::Act;
 use crate::context::fair_semaphore::FairSemaphore;
 use crate::domain::{Actor, Party, PolicyDefaults, Position, Quota, SenderName, Tenant, address_block};
 use crate::limits;
-use crate::service::Positions;
 use crate::service::positions::Reached;
 use crate::service::types::{ChangeError, Scope};
+use crate::service::{Keys, Positions};
 use documents::Documents;
 use http::arriving_body::{self, BodyBudget, BodyLimits, HeldBody};
 use http::auth::{self, Access, AdminKeyHash, Principal};
@@ -221,6 +221,16 @@ impl Call {
         self.query.text("wait").or_else(|| self.query.text("waitPosition")).is_some()
     }
 
+    /// Completes when the answer of a wait can go to no client: the connection has ended, or the
+    /// key is not valid any more.
+    pub async fn gone(&self) {
+        let Some(key) = &self.principal.key else { return self.client.gone().await };
+        tokio::select! {
+            () = self.client.gone() => {}
+            () = Keys(&self.api.context).revoked(key) => {}
+        }
+    }
+
     /// Runs a computation about this many bytes beside other requests.
     pub async fn heavy_work<R>(&self, bytes: usize, work: impl FnOnce() -> R) -> R {
         self.api.heavy_work.run(&self.party, bytes, work).await
@@ -359,13 +369,16 @@ async fn respond(
 ) -> Result<Reply, Problem> {
     if let Some((position, wait)) = position_wait(&call.headers)? {
         seat.endable(&call.party, wait_for_position(call, position, wait)).await?;
+        auth::check_again(&call.api, &call.principal)?;
     }
     // Read before the handler runs: its answer reflects at least this.
     let reflected = Positions(&call.api.context).readable();
     let takes_turn = route.is_read() && route.turn == ReadTurn::Request && !call.waits();
     let _turn = if takes_turn { Some(call.api.reads.turn(&call.party).await) } else { None };
     let mut reply = if call.waits() {
-        seat.endable(&call.party, (route.run)(call)).await?
+        let reply = seat.endable(&call.party, (route.run)(call)).await?;
+        auth::check_again(&call.api, &call.principal)?;
+        reply
     } else {
         (route.run)(call).await?
     };
@@ -377,7 +390,7 @@ async fn respond(
 
 /// Waits until answers reflect the position that the request names.
 async fn wait_for_position(call: &Call, position: Position, wait: Duration) -> Result<(), Problem> {
-    let waited = Positions(&call.api.context).wait(call.party.clone(), position, wait, call.client.gone());
+    let waited = Positions(&call.api.context).wait(call.party.clone(), position, wait, call.gone());
     match waited.await? {
         Reached::Yes => Ok(()),
         Reached::No => Err(Problem::NotCaughtUp { position }),

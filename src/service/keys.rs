@@ -1,6 +1,8 @@
 //! API keys.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 
 use crate::context::Context;
 use crate::context::home::Home;
@@ -24,6 +26,23 @@ impl Keys<'_> {
     #[must_use]
     pub fn get(self, id: &KeyId) -> Option<Arc<ApiKey>> {
         self.0.outbox_of(Home::All).registry(|registry| registry.key(id).cloned())
+    }
+
+    /// Whether the key exists and has not expired.
+    #[must_use]
+    pub fn is_valid(self, id: &KeyId) -> bool {
+        self.get(id).is_some_and(|key| !key.has_expired(self.0.now().wall))
+    }
+
+    /// Completes when the key is not valid any more. Each poll looks, and there is one after
+    /// [`limits::KEY_CHECK_INTERVAL`].
+    pub async fn revoked(self, id: &KeyId) {
+        let mut interval = tokio::time::interval(limits::KEY_CHECK_INTERVAL);
+        poll_fn(|context| {
+            while interval.poll_tick(context).is_ready() {}
+            if self.is_valid(id) { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
     }
 
     /// All keys by id, which is the order of creation.

@@ -310,6 +310,12 @@ async fn batch_of_cloudevents_goes_on_after_the_last_event() {
     let (_, end, headers) = batch(&format!("?lastEventId={:020}&timeout=10", positions[4])).await;
     assert_eq!(end, json!([]), "{headers:?}");
     assert_eq!(all(&batch(&format!("?lastEventId={:020}", 0)).await.1), [0, 1, 2, 3, 4]);
+    // Other tenants may choose the same id.
+    let chosen = json!({"type": "a.b", "id": "inv-1", "data": {"n": 5}});
+    daemon.post("/events", &chosen.to_string()).await;
+    let (status, problem, _) = batch("?lastEventId=inv-1").await;
+    is_problem(&(status, problem), 422, "validation_failed", "a chosen id, over all tenants");
+    assert_eq!(batch("?lastEventId=inv-1&tenant=default").await.1, json!([]));
     for (query, name) in [
         ("?lastEventId=none", "lastEventId"),
         ("?lastEventId=0&after=0", "lastEventId"),

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::keys::in_seconds;
 use crate::support::raw::Raw;
 use crate::support::{Daemon, WAIT_MAX};
 use crate::{ADMIN, call_as, is_problem, key, keyed, list, text};
@@ -371,4 +372,70 @@ async fn consumer_streams_from_its_place_and_is_counted() {
     assert_eq!(daemon.get("/consumers/search").await["connections"], 2);
     drop((stream, again));
     daemon.until("/consumers/search", |consumer| consumer["connections"] == 0).await;
+}
+
+/// The key and its secret.
+async fn new_key(daemon: &Daemon, role: &str, more: Value) -> (String, String) {
+    let mut body = json!({"role": role, "tenant": "acme"});
+    for (name, value) in more.as_object().unwrap() {
+        body[name] = value.clone();
+    }
+    let (status, made) = call_as(daemon, ADMIN, "POST", "/keys", &body.to_string()).await;
+    assert_eq!(status, 201, "{made}");
+    (text(&made, "id"), text(&made, "secret"))
+}
+
+async fn publish_job(daemon: &Daemon) {
+    let event = json!({"type": "job", "tenant": "acme", "data": 1}).to_string();
+    assert_eq!(call_as(daemon, ADMIN, "POST", "/events", &event).await.0, 202);
+}
+
+#[tokio::test]
+async fn deleted_key_ends_its_streams_and_waits() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = keyed(data.path()).await;
+    let queue = json!({"name": "jobs", "tenant": "acme"}).to_string();
+    assert_eq!(call_as(&daemon, ADMIN, "POST", "/queues", &queue).await.0, 201);
+    let (viewer, secret) = new_key(&daemon, "viewer", json!({})).await;
+    let (worker, workers) = new_key(&daemon, "worker", json!({})).await;
+    let bearer = format!("Bearer {secret}");
+    let mut stream = Stream::begin(&daemon, "?after=now", &[("authorization", &bearer)]).await;
+    stream.control("balto.caughtup").await;
+    let changes = async {
+        daemon.until_metric("balto_api_waiting_requests", "", |waiting| waiting >= 2.0).await;
+        for id in [viewer, worker] {
+            assert_eq!(call_as(&daemon, ADMIN, "DELETE", &format!("/keys/{id}"), "").await.0, 204);
+        }
+        publish_job(&daemon).await;
+    };
+    let (page, messages, ()) = tokio::join!(
+        call_as(&daemon, &secret, "GET", "/feed?after=now&wait=30s", ""),
+        call_as(&daemon, &workers, "POST", "/queues/jobs/receive", r#"{"wait":"30s"}"#),
+        changes,
+    );
+    is_problem(&page, 401, "unauthorized", "a wait with a deleted key");
+    is_problem(&messages, 401, "unauthorized", "a worker with a deleted key");
+    let end = stream.next().await.unwrap();
+    assert_eq!(
+        (end.event.as_deref(), end.data.as_deref()),
+        (Some("balto.end"), Some(r#"{"reason":"unauthorized"}"#))
+    );
+    assert_eq!(stream.next().await, None);
+    let (_, workers) = new_key(&daemon, "worker", json!({})).await;
+    let (_, received) = call_as(&daemon, &workers, "POST", "/queues/jobs/receive", r#"{"wait":"30s"}"#).await;
+    assert_eq!(received["messages"][0]["deliveryCount"], 1, "{received}");
+}
+
+/// The position at the end is before the event that was not sent.
+#[tokio::test]
+async fn expired_key_ends_its_stream() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = keyed(data.path()).await;
+    let expires = json!({"expiresAt": in_seconds(3)});
+    let (_, secret) = new_key(&daemon, "viewer", expires).await;
+    let bearer = format!("Bearer {secret}");
+    let mut stream = Stream::begin(&daemon, "?after=now", &[("authorization", &bearer)]).await;
+    let caught_up = stream.control("balto.caughtup").await;
+    let end = stream.control("balto.end").await;
+    assert_eq!((end.id, end.data.as_deref()), (caught_up.id, Some(r#"{"reason":"unauthorized"}"#)));
 }

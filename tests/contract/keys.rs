@@ -9,7 +9,7 @@ async fn create(daemon: &super::Daemon, key: &Value) -> (u16, Value) {
 }
 
 /// A time in this many seconds, in RFC 3339.
-fn in_seconds(seconds: i64) -> String {
+pub(super) fn in_seconds(seconds: i64) -> String {
     let at = time::OffsetDateTime::now_utc() + time::Duration::seconds(seconds);
     at.format(&time::format_description::well_known::Rfc3339).unwrap()
 }

@@ -13,7 +13,7 @@ use subtle::ConstantTimeEq;
 
 use crate::api::http::problem::Problem;
 use crate::api::{Api, ApiConfig};
-use crate::domain::{Audience, KeyId, Role, Tenant};
+use crate::domain::{ApiKey, Audience, KeyId, Role, Tenant};
 use crate::limits;
 use crate::service::Keys;
 use crate::service::types::Scope;
@@ -207,12 +207,34 @@ pub fn authenticate(
 /// [`Problem::KeyExpired`]
 fn find_stored_key(api: &Api, hash: &[u8; 32]) -> Result<Option<Principal>, Problem> {
     let Some(key) = Keys(&api.context).find_by_hash(hash) else { return Ok(None) };
-    if let Some(at) = key.expires_at.filter(|_| key.has_expired(api.context.now().wall)) {
-        api.observer.on_authentication_failed("expired");
-        return Err(Problem::KeyExpired { at });
-    }
+    check_expiry(api, &key)?;
     Keys(&api.context).note_use(&key.id);
     Ok(Some(Principal { role: key.role, scope: Scope(key.tenant.clone()), key: Some(key.id.clone()) }))
+}
+
+/// Checks the key of a request again, after a wait.
+///
+/// # Errors
+/// [`Problem::Unauthorized`] for a key that was deleted, [`Problem::KeyExpired`].
+pub fn check_again(api: &Api, principal: &Principal) -> Result<(), Problem> {
+    let Some(id) = &principal.key else { return Ok(()) };
+    let Some(key) = Keys(&api.context).get(id) else {
+        api.observer.on_authentication_failed("wrong");
+        return Err(Problem::Unauthorized);
+    };
+    check_expiry(api, &key)
+}
+
+/// # Errors
+/// [`Problem::KeyExpired`]
+fn check_expiry(api: &Api, key: &ApiKey) -> Result<(), Problem> {
+    match key.expires_at.filter(|_| key.has_expired(api.context.now().wall)) {
+        None => Ok(()),
+        Some(at) => {
+            api.observer.on_authentication_failed("expired");
+            Err(Problem::KeyExpired { at })
+        }
+    }
 }
 
 /// The stored form of a key's secret: its SHA-256.

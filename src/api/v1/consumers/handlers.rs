@@ -113,7 +113,7 @@ pub async fn get(call: &Call) -> Result<Json<ConsumerBody>, Problem> {
             None => limits::POSITION_WAIT_DEFAULT,
         };
         let key = status.consumer.key.clone();
-        let gone = call.client.gone();
+        let gone = call.gone();
         let found = Consumers(&call.api.context).wait(call.party.clone(), &key, position, wait, gone).await?;
         status = found.ok_or_else(|| not_found(CONSUMER, key.name.as_str()))?;
     } else if call.query.wait()? > Duration::ZERO {

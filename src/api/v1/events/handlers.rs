@@ -198,7 +198,7 @@ pub async fn get(call: &Call) -> Result<Json<EventBody<'static>>, Problem> {
     let id: EventId = call.parse_id("event")?;
     let (scope, tenant) = call.event_scope()?;
     let wait = call.query.wait()?;
-    match Events(&call.api.context).get_final(&scope, &tenant, &id, wait, call.client.gone()).await? {
+    match Events(&call.api.context).get_final(&scope, &tenant, &id, wait, call.gone()).await? {
         Some(view) => {
             let body = EventBody::new(&view, call.principal.audience());
             Ok(Json::new(&body).without_lifetime())

@@ -120,6 +120,7 @@ pub async fn answer(
         versions,
         position,
         bounds,
+        key: call.principal.key.clone(),
         connection,
     };
     let reply = match form {
@@ -131,7 +132,7 @@ pub async fn answer(
 }
 
 async fn page(call: &Call, mut reader: FeedReader, wait: Duration) -> Result<Reply, Problem> {
-    let page = reader.wait_for_page(wait, call.client.gone()).await?;
+    let page = reader.wait_for_page(wait, call.gone()).await?;
     let is_long = page.events.len() >= limits::HEAVY_PAGE_ITEMS;
     let body = if is_long { off_thread(|| page_json(&page)) } else { page_json(&page) };
     Ok(Reply::bytes(200, Bytes::from(body)))
@@ -140,7 +141,7 @@ async fn page(call: &Call, mut reader: FeedReader, wait: Duration) -> Result<Rep
 /// A page as a batch of CloudEvents. A consumer's position moves by commits, so its page has no
 /// `Link`.
 async fn batch(call: &Call, mut reader: FeedReader, wait: Duration) -> Result<Reply, Problem> {
-    let page = reader.wait_for_page(wait, call.client.gone()).await?;
+    let page = reader.wait_for_page(wait, call.gone()).await?;
     let body = off_thread(|| batch_json(Feed(&call.api.context), &page));
     let reply = Reply::bytes(200, Bytes::from(body)).with_content_type(BATCHED);
     if reader.connection.is_some() {

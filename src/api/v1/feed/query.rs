@@ -14,7 +14,7 @@ use crate::limits;
 use crate::rules::feed::{FeedFilter, FeedStreams};
 use crate::rules::patterns::{canonical_list, check_list, check_pattern};
 use crate::service::Events;
-use crate::service::types::FeedStart;
+use crate::service::types::{FeedStart, generated_at};
 
 /// Parameters of HTTP Feeds, and their form of the response.
 pub const LAST_EVENT: &str = "lastEventId";
@@ -73,6 +73,10 @@ async fn position_of(call: &Call, last: &str) -> Result<Position, Problem> {
     let id: EventId =
         last.parse().map_err(|error: InvalidName| Problem::parameter(LAST_EVENT, error.to_string()))?;
     let (scope, tenant) = call.event_scope()?;
+    if scope.0.is_none() && generated_at(&id).is_none() {
+        let detail = "events of several tenants may have this id; send the `sequence` of the last event";
+        return Err(Problem::parameter(LAST_EVENT, detail));
+    }
     let found = Events(&call.api.context).get(&scope, &tenant, &id).await?;
     found.map(|view| view.position).ok_or_else(|| {
         Problem::parameter(LAST_EVENT, "no event has this id; send the `sequence` of the last event")

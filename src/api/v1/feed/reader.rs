@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::api::Api;
 use crate::api::http::heavy_work::off_thread;
 use crate::context::consumer_watch::ConsumerConnection;
-use crate::domain::{Party, Position, VersionChoice};
+use crate::domain::{KeyId, Party, Position, VersionChoice};
 use crate::rules::feed::FeedFilter;
 use crate::service::Feed;
 use crate::service::feed::FeedBounds;
@@ -22,6 +22,8 @@ pub struct FeedReader {
     /// Every event up to here has been read, or was not wanted.
     pub position: Position,
     pub bounds: FeedBounds,
+    /// The caller's key, if it is one of `/v1/keys`.
+    pub key: Option<KeyId>,
     /// Of the consumer that reads, until its page or stream ends.
     pub connection: Option<ConsumerConnection>,
 }

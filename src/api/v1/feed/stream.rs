@@ -18,8 +18,8 @@ use crate::api::http::reply::BodyStream;
 use crate::context::waiter_limit::WaiterPlace;
 use crate::domain::Position;
 use crate::limits;
-use crate::service::Feed;
 use crate::service::types::{FeedError, FeedEvent, FeedPage};
+use crate::service::{Feed, Keys};
 
 /// Why a stream ended, for the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ enum End {
     Unavailable,
     /// The party has more than its share of the connections, and another one needs room.
     Connections,
+    /// The key was deleted or has expired.
+    Unauthorized,
 }
 
 impl End {
@@ -39,6 +41,7 @@ impl End {
             Self::Shutdown => "shutdown",
             Self::Unavailable => "unavailable",
             Self::Connections => "connections",
+            Self::Unauthorized => "unauthorized",
         }
     }
 }
@@ -134,6 +137,11 @@ impl EventStream {
                     return self.end(End::Unavailable);
                 }
             };
+            if self.reader.key.as_ref().is_some_and(|key| !Keys(&self.reader.api.context).is_valid(key)) {
+                // The client has not got this page.
+                self.reader.position = self.told;
+                return self.end(End::Unauthorized);
+            }
             if let Some(bytes) = self.encode(&page) {
                 self.written_at = Instant::now();
                 self.pause = pause_after(bytes.len());
@@ -206,8 +214,17 @@ impl EventStream {
                 self.is_displaced = true;
                 true
             }
+            () = revoked(&self.reader) => true,
             () = self.client.gone() => false,
         }
+    }
+}
+
+/// Completes when the reader's key is not valid any more.
+async fn revoked(reader: &FeedReader) {
+    match &reader.key {
+        Some(key) => Keys(&reader.api.context).revoked(key).await,
+        None => std::future::pending().await,
     }
 }
 

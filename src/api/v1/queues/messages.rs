@@ -11,6 +11,7 @@ use super::model::{
 };
 use super::settings::LEASE_MIN;
 use crate::api::Call;
+use crate::api::http::auth;
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::request::{Optional, Required};
 use crate::api::http::response::Json;
@@ -45,7 +46,11 @@ pub async fn receive(
     let queue = find_writable(call)?;
     let options = receive_options(&queue, &input)?;
     let (context, party) = (&call.api.context, call.party.clone());
-    let received = Queues(context).receive(party, &queue, options, call.client.gone()).await?;
+    let received = Queues(context).receive(party, &queue, options, call.gone()).await?;
+    if received.is_empty() {
+        // The wait may have ended because of the key.
+        auth::check_again(&call.api, &call.principal)?;
+    }
     let messages = received.iter().map(|message| {
         let event: &RawValue = serde_json::from_slice(&message.event)
             .map_err(|_| Problem::Unavailable("an event is not JSON".to_owned()))?;

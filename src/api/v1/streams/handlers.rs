@@ -50,7 +50,7 @@ pub async fn get(call: &Call) -> Result<Json<StreamBody<'static>>, Problem> {
     }
     let wanted = (after.unwrap_or(0), wait);
     let scope = &call.principal.scope;
-    let gone = call.client.gone();
+    let gone = call.gone();
     let head = Streams(&call.api.context).head_after(scope, &tenant, &stream, wanted, gone).await?;
     let head = head.ok_or_else(|| call.stream_not_found())?;
     let tag = format!("\"{}\"", head.version);
