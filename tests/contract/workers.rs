@@ -22,11 +22,12 @@ impl Drop for WorkerProcess {
 }
 
 impl WorkerProcess {
-    /// `balto work` with these arguments.
+    /// `balto work` with these arguments. The tests may run under `nohup`, but it does not.
     fn start(daemon: &Daemon, arguments: &[&str]) -> Self {
         let url = daemon.api.strip_suffix("/v1").unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_balto"));
-        command.arg("work").args(arguments).env("BALTO_URL", url).env("BALTO_API_KEY", "");
+        let mut command = Command::new("env");
+        command.args(["--default-signal=HUP", env!("CARGO_BIN_EXE_balto"), "work"]);
+        command.args(arguments).env("BALTO_URL", url).env("BALTO_API_KEY", "");
         Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
     }
 
