@@ -58,7 +58,7 @@ use http::unread::{Caller, ConnectionCloser, UnreadResponses};
 use routes::{BodySpec, Need, ROUTES, Route};
 use v1::cloudevents;
 use v1::feed::query::parse_cursor;
-use v1::lists::Query;
+use v1::lists::{BAD_ENCODING, Query, is_well_encoded};
 
 /// The position that an answer reflects.
 const POSITION: &str = "balto-position";
@@ -469,6 +469,9 @@ async fn read_call(
         read = enter_key(&api, &principal, route, seat)?;
     }
     let params = params.map_err(|_| Problem::NotFound("the path is not UTF-8".to_owned()))?;
+    if !is_well_encoded(parts.uri.path()) {
+        return Err(Problem::NotFound(format!("the path {BAD_ENCODING}")));
+    }
     let id = params.iter().next().map(|(_, value)| value.to_owned()).unwrap_or_default();
     let query = Query::parse(parts.uri.query(), route.query)?;
     let (media, (body, budget)) = match &route.body {

@@ -246,6 +246,11 @@ async fn unknown_or_repeated_parameter_is_named() {
     }
     let answer = call_as(&daemon, ADMIN, "GET", "/events?limit=1&limit=2", "").await;
     is_problem(&answer, 422, "validation_failed", "limit twice");
+    for (query, name) in [("type=%2z", "type"), ("limit=1&type=a%", "type"), ("tenant=%FF", "tenant")] {
+        let answer = call_as(&daemon, ADMIN, "GET", &format!("/events?{query}"), "").await;
+        is_problem(&answer, 422, "validation_failed", query);
+        assert_eq!(answer.1["errors"][0]["parameter"], name, "{query}");
+    }
 }
 
 #[tokio::test]
@@ -443,9 +448,9 @@ async fn unknown_id_gets_404() {
     let daemon = keyed(data.path()).await;
     let long = "x".repeat(65);
     for operation in operations().iter().filter(|operation| operation.has_id()) {
-        let unknown =
-            ["nope", "evt_01ARZ3NDEKTSV4RRFFQ69G5FAV", "dlv_000000000000000100000001", "a%2Fb", "%FF", "%00"];
-        for id in unknown.into_iter().chain([long.as_str()]) {
+        let unknown = ["nope", "evt_01ARZ3NDEKTSV4RRFFQ69G5FAV", "dlv_000000000000000100000001"];
+        let encoded = ["a%2Fb", "%FF", "%00", "a%2zb", "%"];
+        for id in unknown.into_iter().chain(encoded).chain([long.as_str()]) {
             let path = operation.at(id);
             let answer = call_as(&daemon, ADMIN, &operation.method, &path, &operation.body()).await;
             is_problem(&answer, 404, "not_found", &format!("{} {id}", operation.id));

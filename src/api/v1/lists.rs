@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use url::form_urlencoded;
 
@@ -88,13 +89,21 @@ pub struct Query {
     pairs: Vec<(&'static str, String)>,
 }
 
+/// Detail for a part of a URL that is not [`is_well_encoded`].
+pub const BAD_ENCODING: &str = "must be percent-encoded UTF-8: a `%` and two hexadecimal digits per byte";
+
 impl Query {
     /// # Errors
     /// 422 that names each unknown, duplicate or overlong parameter.
     pub fn parse(raw: Option<&str>, allowed: &'static [Param]) -> Result<Self, Problem> {
         let mut query = Self::default();
         let mut errors = Vec::new();
-        for (name, value) in form_urlencoded::parse(raw.unwrap_or_default().as_bytes()) {
+        let raw = raw.unwrap_or_default();
+        for pair in raw.split('&').filter(|pair| !is_well_encoded(pair)) {
+            let name = pair.split('=').next().unwrap_or_default().to_owned();
+            errors.push(FieldError::parameter(name, BAD_ENCODING));
+        }
+        for (name, value) in form_urlencoded::parse(raw.as_bytes()) {
             match allowed.iter().find(|param| param.name == name) {
                 None => {
                     let near = nearest(&name, allowed.iter().map(|param| param.name));
@@ -358,6 +367,16 @@ pub fn parse_reason(word: &str) -> Option<DeadReason> {
     DeadReason::from_word(word)
 }
 
+/// Whether each `%` of a part of a URL begins an escape (RFC 3986, section 2.1), and the result is
+/// UTF-8.
+#[must_use]
+pub fn is_well_encoded(text: &str) -> bool {
+    let is_escape = |after: &str| {
+        after.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    };
+    text.split('%').skip(1).all(is_escape) && percent_decode_str(text).decode_utf8().is_ok()
+}
+
 /// Checks an HTTP status to search for.
 ///
 /// # Errors
@@ -440,6 +459,16 @@ mod tests {
 
     fn with_cursor(text: &str) -> Query {
         Query { pairs: vec![("cursor", text.to_owned())] }
+    }
+
+    #[test]
+    fn escapes_are_two_digits_each_and_utf8() {
+        for good in ["", "a=b+c", "%41", "%C3%A9", "a%2Fb=%e2%82%ac", "100%25"] {
+            assert!(is_well_encoded(good), "{good}");
+        }
+        for bad in ["%", "a%", "a%2", "a%2z", "%%41", "% 41", "%+1", "%C3", "%FF", "a=%c3&b=%a9"] {
+            assert!(!is_well_encoded(bad), "{bad}");
+        }
     }
 
     #[test]
