@@ -57,6 +57,9 @@ pub(crate) struct ProblemBody {
     pub(crate) detail: String,
     pub(crate) code: String,
     pub(crate) errors: Vec<ProblemEntry>,
+    /// The part of an atomic request that failed: the index of an event, and a stream.
+    index: Option<u64>,
+    stream: Option<String>,
     #[serde(skip)]
     retry_after: Option<String>,
 }
@@ -110,6 +113,12 @@ impl fmt::Display for ProblemBody {
                 (None, pointer) => pointer,
             };
             write!(f, "\n  {}: {}", clean(place), clean(&fault.detail))?;
+        }
+        if let Some(index) = self.index {
+            write!(f, "\n  Event: {index} (the first is 0)")?;
+        }
+        if let Some(stream) = &self.stream {
+            write!(f, "\n  Stream: {}", clean(stream))?;
         }
         if self.status == 401 {
             write!(f, "\n  Set BALTO_API_KEY to an API key of this daemon.")?;

@@ -153,19 +153,20 @@ fn may_pass(error: &anyhow::Error) -> bool {
     }
 }
 
-/// An event on one line.
+/// An event on one line, always with the same columns.
 fn line(event: &RawValue) -> String {
     let event: Value = serde_json::from_str(event.get()).unwrap_or_default();
     let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
-    let mut line =
-        format!("{}  {}  {}  {}", event["position"], text("acceptedAt"), text("type"), text("tenant"));
-    if let Some(stream) = event["stream"].as_str() {
-        line += &format!("  {stream}@{}", event["streamVersion"]);
-    }
+    let stream = match event["stream"].as_str() {
+        Some(stream) => format!("{stream}@{}", event["streamVersion"]),
+        None => "-".to_owned(),
+    };
     let data = event["data"].to_string();
     let shown: String = data.chars().take(DATA_CHARACTERS_MAX).collect();
     let cut = if shown.len() < data.len() { "..." } else { "" };
-    output::clean(&format!("{line}  {}  {shown}{cut}", text("id")))
+    let (at, event_type, tenant) = (text("acceptedAt"), text("type"), text("tenant"));
+    let (position, id) = (&event["position"], text("id"));
+    output::clean(&format!("{position}  {at}  {event_type}  {tenant}  {stream}  {id}  {shown}{cut}"))
 }
 
 #[cfg(test)]
@@ -233,5 +234,8 @@ mod tests {
         let json = r#"{"position":7,"id":"evt_1","type":"pet.sold","tenant":"acme","acceptedAt":"2026-01-01T00:00:00.000Z","stream":"pet-1","streamVersion":2,"data":{"a":1}}"#;
         let event: Box<RawValue> = serde_json::from_str(json).unwrap();
         assert_eq!(line(&event), r#"7  2026-01-01T00:00:00.000Z  pet.sold  acme  pet-1@2  evt_1  {"a":1}"#);
+        let json = r#"{"position":8,"id":"evt_2","type":"a","tenant":"acme","acceptedAt":"2026-01-01T00:00:00.000Z","data":1}"#;
+        let event: Box<RawValue> = serde_json::from_str(json).unwrap();
+        assert_eq!(line(&event), "8  2026-01-01T00:00:00.000Z  a  acme  -  evt_2  1");
     }
 }

@@ -180,10 +180,11 @@ fn part(command: usize, checks: usize) -> Option<FailedPart> {
     })
 }
 
-/// The version and position of the last event; all events are of one stream.
+/// The version and position of the last event; all events are of one stream. A repeated request may
+/// name them in another order.
 #[must_use]
 pub fn last_version(events: &[AcceptedEvent]) -> Option<(u64, Position)> {
-    let last = events.last()?;
+    let last = events.iter().max_by_key(|accepted| accepted.position)?;
     let (_, version) = last.event.stream.as_ref()?;
     Some((*version, last.position))
 }

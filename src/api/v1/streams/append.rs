@@ -165,7 +165,10 @@ fn parse_request(
                 drafts.push(draft);
             }
             Err(Problem::Validation(found)) => errors.extend_below(&at, found),
-            Err(other) => return Err(other),
+            Err(other) => {
+                let part = ProblemPart { index: Some(index), stream: Some(stream.to_string()) };
+                return Err(other.of_part(part));
+            }
         }
         if errors.0.len() >= ERRORS_MAX {
             break;
