@@ -169,7 +169,8 @@ fn error_statuses(route: &Route) -> Vec<(u16, &'static str)> {
     }
     list.push((405, "The method is not allowed"));
     let reads_feed = ["readFeed", "readConsumer"].contains(&route.operation);
-    if reads_feed || ["readStream", "getStreamState"].contains(&route.operation) {
+    let begins_anywhere = ["readStream", "getStreamState", "putConsumer", "resetConsumer"];
+    if reads_feed || begins_anywhere.contains(&route.operation) {
         list.push((410, "Retention has removed the version or the position"));
     }
     // A delivery may have no request, and a uid may be that of several endpoints.

@@ -11,6 +11,7 @@ const COLUMNS: &[Column] = &[
     Column("CONSUMER", &["/name"]),
     Column("TENANT", &["/tenant"]),
     Column("POSITION", &["/position"]),
+    Column("OLDEST", &["/oldest"]),
     Column("LAG", &["/lag/events"]),
     Column("SECONDS", &["/lag/seconds"]),
     Column("COMMITTED", &["/committedAt"]),

@@ -17,6 +17,7 @@ use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::projections::reads::Filter;
 use crate::projections::retention::Cutoffs;
+use crate::service::Consumers;
 use crate::service::bulk::Deaths;
 use crate::service::dead_letters::DeadLetters;
 use crate::service::deliveries::Deliveries;
@@ -90,7 +91,9 @@ pub(crate) async fn pass(
         let expired = Filter { until: Some(now.minus(age)), ..Filter::default() };
         DeadLetters(context).purge_matching(expired).await?;
     }
-    Ok(retention.pass(now).await?)
+    let report = retention.pass(now).await?;
+    Consumers(context).report_gone().await;
+    Ok(report)
 }
 
 /// Gives up overdue deliveries, in bounded steps.

@@ -25,7 +25,7 @@ use crate::rules::feed::FeedFilter;
 use crate::service::feed::Feed;
 use crate::service::pages::cut;
 use crate::service::system_events::SystemEvents;
-use crate::service::types::{FeedStart, WaitError};
+use crate::service::types::WaitError;
 
 /// Where a consumer begins, or is reset to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub enum Start {
     Now,
     /// After this position.
     After(Position),
-    /// The first event that was accepted at or after this time.
+    /// The first event that is kept and was accepted at or after this time.
     At(Timestamp),
 }
 
@@ -45,6 +45,8 @@ pub enum Start {
 pub struct ConsumerView {
     pub status: ConsumerStatus,
     pub lag: Lag,
+    /// The first position to go on from, if retention has removed events after its position.
+    pub oldest: Option<Position>,
     /// Open requests for its events.
     pub connections: usize,
 }
@@ -66,6 +68,9 @@ pub enum ConsumerError {
     Moved { actual: Position },
     #[error("the position is beyond the end of the log, {head}")]
     BeyondHead { head: Position },
+    /// Retention has removed events after the position to begin at.
+    #[error("events after the position are forgotten; the first position is {oldest}")]
+    Gone { oldest: Position },
     #[error("there are {} consumers; delete one first", limits::CONSUMERS_MAX)]
     TooMany,
     #[error(transparent)]
@@ -142,11 +147,18 @@ impl Consumers<'_> {
     /// When the outbox is unavailable.
     pub async fn view(self, status: ConsumerStatus) -> Result<ConsumerView, Unavailable> {
         let (consumer, after) = (status.consumer.clone(), status.place.position);
+        let oldest = self.lost(&status);
         let tenant = status.consumer.key.tenant.clone();
         let question = move |state: &dyn ReadModel| state.lag(&consumer, after, limits::LAG_ENTRIES_MAX);
         let lag = self.0.outbox_of(tenant.as_ref()).read_of(tenant.as_ref(), question).await?;
         let connections = self.0.consumers().connections(&status.consumer.key);
-        Ok(ConsumerView { status, lag, connections })
+        Ok(ConsumerView { status, lag, oldest, connections })
+    }
+
+    /// The first position to go on from, if retention has removed events after the consumer's.
+    fn lost(self, status: &ConsumerStatus) -> Option<Position> {
+        let oldest = Feed(self.0).oldest(&FeedFilter::from(&*status.consumer));
+        (status.place.position < oldest).then_some(oldest)
     }
 
     /// Creates a consumer at `start`, or changes the definition of an existing one, which keeps its
@@ -164,7 +176,12 @@ impl Consumers<'_> {
                 ConsumerPlace { position: self.position_of(&consumer, start).await?, moved_at: None };
         }
         // The writer decides which of several requests creates it.
-        self.commit_one(Command::PutConsumer(Box::new(consumer))).await
+        let (status, creation) = self.commit_one(Command::PutConsumer(Box::new(consumer))).await?;
+        if creation == Creation::Created {
+            // Readers of a deleted consumer of this name begin again.
+            self.0.consumers().reset(&status.consumer.key, status.place.position);
+        }
+        Ok((status, creation))
     }
 
     /// Moves a consumer to a position up to the end of the log.
@@ -189,7 +206,9 @@ impl Consumers<'_> {
     pub async fn reset(self, key: ConsumerKey, to: Start) -> Result<ConsumerStatus, ConsumerError> {
         let consumer = self.status(&key).ok_or(ConsumerError::NotFound)?.consumer;
         let to = self.position_of(&consumer, to).await?;
-        self.move_to(key, to, MoveKind::Reset).await
+        let status = self.move_to(key, to, MoveKind::Reset).await?;
+        self.0.consumers().reset(&status.consumer.key, to);
+        Ok(status)
     }
 
     async fn move_to(
@@ -237,17 +256,20 @@ impl Consumers<'_> {
     }
 
     /// # Errors
-    /// When the position is beyond the end of the log, or the journal cannot be read.
+    /// When the position is beyond the end of the log, when events after it are forgotten, or when
+    /// the journal cannot be read.
     async fn position_of(self, consumer: &Consumer, start: Start) -> Result<Position, ConsumerError> {
-        let (reader, filter) =
-            (self.0.outbox_of(consumer.key.tenant.as_ref()).journal().clone(), FeedFilter::from(consumer));
+        let reader = self.0.outbox_of(consumer.key.tenant.as_ref()).journal().clone();
+        let oldest = Feed(self.0).oldest(&FeedFilter::from(consumer));
         match start {
-            Start::Oldest => Ok(Feed(self.0).begin(&filter, FeedStart::Oldest).unwrap_or_default()),
+            Start::Oldest => Ok(oldest),
             Start::Now => Ok(reader.last_position()),
+            Start::After(position) if position < oldest => Err(ConsumerError::Gone { oldest }),
             Start::After(position) => self.check_position(position).map(|()| position),
             Start::At(time) => {
                 let found = self.0.blocking(move || reader.last_before(time)).await?;
-                found.map_err(|error| Unavailable::Failed(error.to_string().into()).into())
+                let found = found.map_err(|error| Unavailable::Failed(error.to_string().into()))?;
+                Ok(found.max(oldest))
             }
         }
     }
@@ -296,6 +318,18 @@ impl Consumers<'_> {
     #[must_use]
     pub fn connect(self, key: &ConsumerKey) -> ConsumerConnection {
         self.0.consumers().connect(key)
+    }
+
+    /// Reports the consumers whose next events were removed.
+    pub(crate) async fn report_gone(self) {
+        let all: Vec<_> = self.0.outbox_of(Home::All).registry(|registry| {
+            registry.consumers().after(None).map(|status| (status.clone(), self.lost(status))).collect()
+        });
+        for (status, lost) in all {
+            if let Some(oldest) = lost {
+                self.on_gone(&status, oldest).await;
+            }
+        }
     }
 
     /// Reports that retention has removed events which the consumer has not processed. It reports

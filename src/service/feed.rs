@@ -67,7 +67,8 @@ impl Feed<'_> {
     }
 
     /// The first position after which no event is forgotten.
-    fn oldest(self, filter: &FeedFilter) -> Position {
+    #[must_use]
+    pub fn oldest(self, filter: &FeedFilter) -> Position {
         let horizon = self.0.outbox_of(Home::All).tail().horizon();
         if filter.has_only_streams() { horizon.stream_events } else { horizon.of_all() }
     }

@@ -273,6 +273,28 @@ async fn assert_gone_without_a_gap(mut slow: Stream, positions: &[u64], oldest: 
     assert!(slow.next().await.is_none(), "the stream goes on");
 }
 
+/// Retention has forgotten events of the consumer `search`, which has not read since.
+async fn assert_lost_consumer_is_reported(daemon: &Daemon, oldest: &str) {
+    daemon.until_metric("balto_consumers_gone_total", "", |gone| gone == 1.0).await;
+    assert_eq!(daemon.get("/consumers/search").await["oldest"], oldest);
+    assert_eq!(daemon.get("/consumers/pets").await["oldest"], Value::Null, "it reads streams only");
+    let reset = |to: &'static str| async move {
+        let body = json!({"to": to}).to_string();
+        let (status, answer, _) = daemon.call("POST", "/consumers/search/reset", &[], &body).await;
+        (status, answer)
+    };
+    let refused = reset("0").await;
+    is_problem(&refused, 410, "position_gone", "a reset to forgotten events");
+    assert_eq!(refused.1["oldest"], oldest);
+    let (status, answer, _) = daemon.call("PUT", "/consumers/new", &[], r#"{"start": "0"}"#).await;
+    is_problem(&(status, answer), 410, "position_gone", "a start at forgotten events");
+    assert_eq!(daemon.call("GET", "/consumers/new", &[], "").await.0, 404);
+    // From a time on: the first event that is kept.
+    let (status, at) = reset("2000-01-01T00:00:00Z").await;
+    assert_eq!((status, &at["position"], &at["oldest"]), (200, &json!(oldest), &Value::Null), "{at}");
+    assert_eq!(list(&daemon.get("/consumers/search/events").await).len(), 0);
+}
+
 /// Retention forgets events. Readers before the horizon learn it, also after the loss of the state.
 #[tokio::test]
 async fn forgotten_events_are_gone_and_never_missed() {
@@ -293,6 +315,9 @@ async fn forgotten_events_are_gone_and_never_missed() {
         large.push(daemon.post("/events", &event).await["position"].as_u64().unwrap());
     }
     let slow = Stream::begin(&daemon, "?after=oldest", &[]).await;
+    for (name, more) in [("search", json!({})), ("pets", json!({"streamPrefix": ""}))] {
+        assert_eq!(daemon.call("PUT", &format!("/consumers/{name}"), &[], &more.to_string()).await.0, 201);
+    }
     let positions = publish(&daemon, 0..10).await;
     let mut waiting = Stream::begin(&daemon, "?after=now", &[]).await;
     let (last, before) = (positions[9].to_string(), positions[4].to_string());
@@ -309,6 +334,7 @@ async fn forgotten_events_are_gone_and_never_missed() {
     };
     assert_eq!(oldest, last, "all events without a stream are forgotten");
     assert_gone_without_a_gap(slow, &large, &oldest).await;
+    assert_lost_consumer_is_reported(&daemon, &oldest).await;
     for restart in ["none", "kill", "rebuild"] {
         if restart != "none" {
             daemon.kill();
@@ -372,6 +398,47 @@ async fn consumer_streams_from_its_place_and_is_counted() {
     assert_eq!(daemon.get("/consumers/search").await["connections"], 2);
     drop((stream, again));
     daemon.until("/consumers/search", |consumer| consumer["connections"] == 0).await;
+}
+
+#[tokio::test]
+async fn readers_follow_a_reset_and_a_deletion() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    for number in 1..=3 {
+        daemon.post("/events", &json!({"type": "a", "data": number}).to_string()).await;
+    }
+    let make = || async { daemon.call("PUT", "/consumers/search", &[], r#"{"start":"now"}"#).await.0 };
+    let reset = || async { daemon.post("/consumers/search/reset", r#"{"to":"oldest"}"#).await };
+    let wait = "/consumers/search/events?wait=60s";
+    assert_eq!(make().await, 201);
+    let mut stream = Stream::begin_at(&daemon, "/consumers/search/events", &[]).await;
+    stream.control("balto.caughtup").await;
+    // The reset ends the wait with the events after the new position.
+    let page = {
+        let change = async {
+            daemon.until_metric("balto_api_waiting_requests", "", |waiting| waiting >= 1.0).await;
+            reset().await
+        };
+        tokio::join!(daemon.get(wait), change).0
+    };
+    let numbers: Vec<_> = list(&page).iter().map(|event| event["data"].clone()).collect();
+    assert_eq!(numbers, [1, 2, 3]);
+    let again = stream.control("balto.reset").await;
+    assert_eq!((again.id.as_deref(), again.data.as_deref()), (Some("0"), Some(r#"{"position":"0"}"#)));
+    assert_eq!(stream.events(3).await, [1, 2, 3]);
+    stream.control("balto.caughtup").await;
+    // The deletion ends both.
+    daemon.post("/consumers/search/reset", r#"{"to":"now"}"#).await;
+    stream.control("balto.reset").await;
+    let change = async {
+        daemon.until_metric("balto_api_waiting_requests", "", |waiting| waiting >= 1.0).await;
+        assert_eq!(daemon.call("DELETE", "/consumers/search", &[], "").await.0, 204);
+    };
+    let ((status, answer, _), ()) = tokio::join!(daemon.call("GET", wait, &[], ""), change);
+    is_problem(&(status, answer), 404, "not_found", "a wait for events of a deleted consumer");
+    let end = stream.control("balto.end").await;
+    assert_eq!(end.data.as_deref(), Some(r#"{"reason":"deleted"}"#));
+    assert_eq!(stream.next().await, None);
 }
 
 /// The key and its secret.

@@ -53,6 +53,7 @@ fn problem(call: &Call, error: ConsumerError, pointer: &str) -> Problem {
         ConsumerError::BeyondHead { head } => {
             Problem::invalid(pointer, format!("is beyond the end of the log, {head}"))
         }
+        ConsumerError::Gone { oldest } => Problem::PositionGone { oldest },
         ConsumerError::TooMany => Problem::Conflict(error.to_string()),
         ConsumerError::QuotaExceeded(exceeded) => Problem::QuotaExceeded(exceeded),
         ConsumerError::Store(unavailable) => unavailable.into(),
@@ -173,12 +174,16 @@ pub async fn events_of_named(call: &Call, name: &ConsumerName) -> Result<FeedRes
 
 async fn events_of(call: &Call, status: ConsumerStatus) -> Result<FeedResponse, Problem> {
     let consumers = Consumers(&call.api.context);
-    let connection = Some(consumers.connect(&status.consumer.key));
+    let key = &status.consumer.key;
+    let connection = Some(consumers.connect(key));
     let (filter, start) = (FeedFilter::from(&*status.consumer), FeedStart::After(status.place.position));
     let wanted = FeedRequest { filter, versions: status.consumer.version_choice(), start };
     let answered = feed::handlers::answer(call, wanted, connection).await;
     if let Err(Problem::PositionGone { oldest }) = &answered {
         consumers.on_gone(&status, *oldest).await;
+    }
+    if consumers.status(key).is_none() {
+        return Err(not_found(CONSUMER, key.name.as_str()));
     }
     answered
 }

@@ -188,7 +188,8 @@ pub struct LagBody {
     pub events: u64,
     /// Whether there may be more: only a part of the log was counted.
     pub at_least: bool,
-    /// Age of the oldest of them; 0 without any.
+    /// Age of the oldest of them; 0 without any. If the counted part has none and there may be
+    /// more: age of the last event of that part.
     pub seconds: f64,
 }
 
@@ -217,6 +218,10 @@ pub struct ConsumerBody {
     pub description: String,
     /// Everything up to this cursor is processed.
     pub position: String,
+    /// Only if retention has removed events after `position`: the first cursor to reset it to. The
+    /// lag does not count the removed ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oldest: Option<String>,
     pub lag: LagBody,
     /// Time of the last commit or reset.
     pub committed_at: Option<Time>,
@@ -228,7 +233,7 @@ pub struct ConsumerBody {
 
 impl ConsumerBody {
     pub(super) fn new(view: &ConsumerView, now: Timestamp) -> Self {
-        let ConsumerView { status: ConsumerStatus { consumer, place }, lag, connections } = view;
+        let ConsumerView { status: ConsumerStatus { consumer, place }, lag, oldest, connections } = view;
         let (stream, stream_prefix) = match &consumer.filter.streams {
             StreamChoice::Any => (None, None),
             StreamChoice::One(stream) => (Some(stream.to_string()), None),
@@ -243,6 +248,7 @@ impl ConsumerBody {
             versions: pins::body(&consumer.versions),
             description: consumer.description.to_string(),
             position: place.position.to_string(),
+            oldest: oldest.map(|oldest| oldest.to_string()),
             lag: LagBody::new(lag, now),
             committed_at: place.moved_at.map(Time),
             connections: *connections,

@@ -10,9 +10,17 @@ use crate::api::http::heavy_work::off_thread;
 use crate::context::consumer_watch::ConsumerConnection;
 use crate::domain::{KeyId, Party, Position, VersionChoice};
 use crate::rules::feed::FeedFilter;
-use crate::service::Feed;
 use crate::service::feed::FeedBounds;
 use crate::service::types::{FeedError, FeedPage};
+use crate::service::{Consumers, Feed};
+
+/// The state of the consumer that reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Followed {
+    Unchanged,
+    Reset,
+    Deleted,
+}
 
 pub struct FeedReader {
     pub api: Arc<Api>,
@@ -29,6 +37,27 @@ pub struct FeedReader {
 }
 
 impl FeedReader {
+    /// Follows the consumer that reads: after a reset the reader is at the new position.
+    pub fn follow(&mut self) -> Followed {
+        let Some(connection) = &mut self.connection else { return Followed::Unchanged };
+        if let Some(position) = connection.reset() {
+            self.position = position;
+            return Followed::Reset;
+        }
+        match Consumers(&self.api.context).status(connection.consumer()) {
+            Some(_) => Followed::Unchanged,
+            None => Followed::Deleted,
+        }
+    }
+
+    /// Completes when the consumer that reads was reset.
+    pub async fn was_reset(&self) {
+        match &self.connection {
+            Some(connection) => connection.was_reset().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// The next page. Takes a turn of the reads for everything that is not in memory.
     ///
     /// # Errors
@@ -50,7 +79,7 @@ impl FeedReader {
     }
 
     /// As [`Self::next_page`], but waits for the first event at the end of the log, for at most
-    /// `wait`, and not for a client that has gone.
+    /// `wait`, and not for a client that has gone. A deleted consumer ends the wait.
     ///
     /// # Errors
     /// As [`Self::next_page`], and when too many callers wait.
@@ -70,8 +99,12 @@ impl FeedReader {
         while page.events.is_empty() && page.is_caught_up() && !feed.has_ended() {
             tokio::select! {
                 _ = feed.changed(page.head) => {}
+                () = self.was_reset() => {}
                 () = &mut timeout => break,
                 () = &mut gone => break,
+            }
+            if self.follow() == Followed::Deleted {
+                break;
             }
             page = self.next_page().await?;
         }

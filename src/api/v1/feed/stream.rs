@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::model::json;
-use super::reader::FeedReader;
+use super::reader::{FeedReader, Followed};
 use crate::api::http::client_watch::ClientWatch;
 use crate::api::http::connection_limit::StreamSeat;
 use crate::api::http::reply::BodyStream;
@@ -32,6 +32,8 @@ enum End {
     Connections,
     /// The key was deleted or has expired.
     Unauthorized,
+    /// The consumer was deleted.
+    Deleted,
 }
 
 impl End {
@@ -42,6 +44,7 @@ impl End {
             Self::Unavailable => "unavailable",
             Self::Connections => "connections",
             Self::Unauthorized => "unauthorized",
+            Self::Deleted => "deleted",
         }
     }
 }
@@ -121,6 +124,11 @@ impl EventStream {
             if self.is_displaced {
                 return self.end(End::Connections);
             }
+            match self.reader.follow() {
+                Followed::Unchanged => {}
+                Followed::Reset => return Some(self.begin_again()),
+                Followed::Deleted => return self.end(End::Deleted),
+            }
             let page = tokio::select! {
                 biased;
                 () = self.seat.ended() => return self.end(End::Connections),
@@ -157,6 +165,14 @@ impl EventStream {
     fn end(&mut self, end: End) -> Option<Bytes> {
         self.is_over = true;
         Some(control("end", Some(self.reader.position), &format!("{{\"reason\":\"{}\"}}", end.as_str())))
+    }
+
+    /// The consumer that reads was reset. The events after its new position follow.
+    fn begin_again(&mut self) -> Bytes {
+        let position = self.reader.position;
+        self.tell(position);
+        self.has_said_caught_up = false;
+        control("reset", Some(position), &format!("{{\"position\":\"{position}\"}}"))
     }
 
     /// The blocks after a page; `None` if there is nothing to say yet.
@@ -215,6 +231,7 @@ impl EventStream {
                 true
             }
             () = revoked(&self.reader) => true,
+            () = self.reader.was_reset() => true,
             () = self.client.gone() => false,
         }
     }
