@@ -131,12 +131,18 @@ async fn merge_patch_changes_named_members_and_null_resets() {
             (status, answer)
         }
     };
+    // Without a burst, a change of the limit changes it, too.
+    let (_, limited) = patch(json!({"rateLimit": {"limit": 7}})).await;
+    assert_eq!(limited["rateLimit"], json!({"limit": 7, "per": "1s", "burst": 7}));
+    patch(json!({"rateLimit": {"limit": 5}})).await;
     let (status, changed) =
         patch(json!({"headers": {"A": null, "C": "3"}, "metadata": {"b": null}, "rateLimit": {"burst": 9}}))
             .await;
     assert_eq!((status, &changed["headers"]), (200, &json!({"B": "2", "C": "3"})));
     assert_eq!((&changed["metadata"], &changed["timeout"]), (&json!({"a": 1}), &json!("3s")));
     assert_eq!(changed["rateLimit"], json!({"limit": 5, "per": "1s", "burst": 9}));
+    let (_, limited) = patch(json!({"rateLimit": {"limit": 6}})).await;
+    assert_eq!(limited["rateLimit"], json!({"limit": 6, "per": "1s", "burst": 9}));
     let (_, reset) = patch(
         json!({"description": null, "timeout": null, "rateLimit": null, "retry": null, "eventTypes": null}),
     )

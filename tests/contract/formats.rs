@@ -85,8 +85,15 @@ async fn bad_secret_header_or_preset_error_points_to_the_member() {
     ] {
         assert_eq!(refused(&daemon, "POST", &rotate, &body).await, [place], "{body}");
     }
-    // With a standard secret in place of the text, the preset can change.
-    daemon.post(&rotate, &json!({"secret": HMAC, "overlap": "0s"}).to_string()).await;
+    // With a standard secret in place of the text, the preset can change once the text has expired.
+    daemon.post(&rotate, &json!({"secret": HMAC}).to_string()).await;
+    let (status, answer, _) = daemon.call("PATCH", &path, &[], r#"{"signature":["standard"]}"#).await;
+    assert_eq!(status, 422, "{answer}");
+    assert!(
+        answer["errors"][0]["detail"].as_str().unwrap().contains("an older secret, which signs until 20"),
+        "{answer}"
+    );
+    daemon.post(&rotate, &json!({"overlap": "0s"}).to_string()).await;
     let (status, changed, _) = daemon.call("PATCH", &path, &[], r#"{"signature":"standard"}"#).await;
     assert_eq!((status, &changed["signature"]), (200, &json!("standard")));
     assert_eq!(daemon.get("/endpoints").await["data"].as_array().unwrap().len(), 1);

@@ -375,9 +375,21 @@ fn check_keys(
     schemes: &[SignatureScheme],
     errors: &mut Errors,
 ) -> Result<(), Problem> {
-    for (key, _) in live_keys(call, endpoint)? {
-        if let Err(error) = key.check_all(schemes) {
+    let keys = live_keys(call, endpoint)?;
+    let unsuitable = keys.iter().enumerate().find_map(|(index, (key, expires_at))| {
+        key.check_all(schemes).err().map(|error| (index, *expires_at, error))
+    });
+    match unsuitable {
+        None => {}
+        Some((0, _, error)) => {
             errors.push("/signature", format!("does not match the current secret; rotate it first: {error}"));
+        }
+        Some((_, expires_at, error)) => {
+            let until = expires_at.map(|at| format!(" until {}", at.rfc3339())).unwrap_or_default();
+            let detail = format!(
+                "does not match an older secret, which signs{until}; rotate with the overlap `0s` to end it: {error}"
+            );
+            errors.push("/signature", detail);
         }
     }
     Ok(())

@@ -338,6 +338,14 @@ impl ClientCertificateBody {
     }
 }
 
+impl RateLimitInput {
+    /// Omits a burst that equals the limit, which is its default. So a change of the limit changes
+    /// it, too.
+    fn without_default(self) -> Self {
+        Self { burst: self.burst.filter(|burst| *burst != self.limit), ..self }
+    }
+}
+
 impl EndpointBody {
     #[must_use]
     pub fn new(endpoint: &Endpoint, defaults: &EndpointDefaults, audience: Audience) -> Self {
@@ -407,7 +415,7 @@ impl EndpointBody {
             labels: Some(self.labels),
             headers: Some(self.headers),
             sensitive_headers: None,
-            rate_limit: self.rate_limit,
+            rate_limit: self.rate_limit.map(RateLimitInput::without_default),
             max_in_flight: endpoint.max_in_flight.map(u64::from),
             timeout: endpoint.timeout.map(format_duration),
             ordering: Some(self.ordering.to_owned()),
