@@ -24,6 +24,17 @@ pub fn compact(text: &str) -> Result<Box<str>, String> {
     read(text.as_bytes()).map(|value| value.to_string().into())
 }
 
+/// As [`compact`], for a value that becomes data of events.
+///
+/// # Errors
+/// As [`read`], and for a number that would lose digits.
+pub fn compact_exact(text: &str) -> Result<Box<str>, String> {
+    match first_inexact_number(text) {
+        Some(number) => Err(format!("the number {} would lose digits", super::schema::shorten(number))),
+        None => compact(text),
+    }
+}
+
 /// The first number of a JSON text whose value changes when it is read and written again: an
 /// integer beyond 64 bits, or more digits than a double holds.
 #[must_use]

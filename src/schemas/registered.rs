@@ -209,6 +209,10 @@ impl RegisteredType {
         self.ways_from(from).contains_key(to)
     }
 
+    fn converts_both_ways(&self, [one, other]: [&EventVersion; 2]) -> bool {
+        self.can_convert(one, other) && self.can_convert(other, one)
+    }
+
     /// Converts data to another version. The order of members is kept.
     ///
     /// # Errors
@@ -310,24 +314,28 @@ impl RegisteredType {
         }
     }
 
-    /// The differences that make this definition incompatible with an earlier one. Only new and
-    /// changed versions are compared: each with the version before it, or all before it. Migrations
-    /// both ways replace compatibility.
+    /// The differences that make this definition incompatible with an earlier one. Each version is
+    /// compared with the version before it, or all before it, if one of the two is new or has
+    /// changed, or if they have lost their migrations. Migrations both ways replace compatibility.
     #[must_use]
     pub fn incompatibilities(&self, earlier: Option<&TypeDefinition>) -> Vec<VersionIncompatibility> {
         let mut found = Vec::new();
         let directions = compatibility::ReaderDirection::required_by(self.definition.compatibility);
+        let earlier = earlier.map(|earlier| Self::new(Arc::new(earlier.clone())));
+        let is_known = |version: &TypeVersion| {
+            let known = earlier.as_ref().and_then(|earlier| earlier.definition.version(&version.version));
+            known.is_some_and(|known| known.schema == version.schema)
+        };
         for (index, new) in self.definition.versions.iter().enumerate() {
-            let known = earlier.and_then(|earlier| earlier.version(&new.version));
-            if known.is_some_and(|known| known.schema == new.schema) {
-                continue;
-            }
             let first = if self.definition.transitive { 0 } else { index.saturating_sub(1) };
             for before in &self.definition.versions[first..index] {
-                let both_ways = self.can_convert(&before.version, &new.version)
-                    && self.can_convert(&new.version, &before.version);
-                let (Ok(old_schema), Ok(new_schema), false) =
-                    (json::read(before.schema.as_bytes()), json::read(new.schema.as_bytes()), both_ways)
+                let pair = [&before.version, &new.version];
+                let had_migrations = earlier.as_ref().is_some_and(|earlier| earlier.converts_both_ways(pair));
+                if self.converts_both_ways(pair) || (is_known(before) && is_known(new) && !had_migrations) {
+                    continue;
+                }
+                let (Ok(old_schema), Ok(new_schema)) =
+                    (json::read(before.schema.as_bytes()), json::read(new.schema.as_bytes()))
                 else {
                     continue;
                 };

@@ -446,7 +446,7 @@ fn try_on(registered: &RegisteredType, events: &[Arc<Event>]) -> Sample {
         let failure = if event.version != *latest && registered.can_convert(&event.version, latest) {
             registered.convert(&event.version, latest, &event.data).err().map(|error| error.to_string())
         } else {
-            registered.check(&event.version, &event.data).err().map(|refusal| describe(&refusal))
+            registered.check(latest, &event.data).err().map(|refusal| describe(&refusal))
         };
         let Some(detail) = failure else { continue };
         sample.failed += 1;

@@ -16,7 +16,7 @@ pub use crate::projections::acts::AuditFilter;
 pub use crate::projections::lag::Lag;
 pub use crate::projections::reads::{Cursor, EndpointChoice, Filter};
 pub use crate::projections::streams::Head;
-pub use crate::schemas::json::compact;
+pub use crate::schemas::json::{compact, compact_exact};
 pub use crate::schemas::registered::{VersionIncompatibility, value_of};
 pub use crate::schemas::{DefinitionError, RegisteredType, TypeRefusal, Violation};
 pub use crate::service::requests::{MASK, RequestError, RequestSecrets, RequestView};

@@ -273,9 +273,109 @@ async fn incompatible_versions_are_rejected() {
         {"from": "1.2", "to": "1.1", "patch": [{"op": "remove", "path": "/id"}]},
     ]);
     assert_eq!(put(&daemon, "t", &migrated).await.0, 200, "migrations both ways replace compatibility");
+    // Each of these changes makes a pair of versions incompatible, as a new version would.
+    let mut lost = removed.clone();
+    lost["migrations"] = json!([
+        {"from": "1.0", "to": "1.1", "patch": [{"op": "remove", "path": "/id"}]},
+        {"from": "1.1", "to": "1.0", "patch": [{"op": "add", "path": "/id", "value": 0}]},
+    ]);
+    assert_eq!(put(&daemon, "lost", &lost).await.0, 201);
+    let answer = put(&daemon, "lost", &removed).await;
+    is_problem(&answer, 409, "incompatible_schema", "the migrations are gone");
+    let pair = |first: &Value, second: &Value| json!({"versions": {"1": {"schema": first}, "2": {"schema": second}}});
+    let (number, word) = (object(json!({"id": id}), &["id"]), object(json!({"id": note}), &["id"]));
+    assert_eq!(put(&daemon, "pair", &pair(&number, &number)).await.0, 201);
+    let answer = put(&daemon, "pair", &pair(&word, &number)).await;
+    is_problem(&answer, 409, "incompatible_schema", "the earlier version has changed");
+    let between =
+        json!({"versions": {"1": {"schema": number}, "1.5": {"schema": word}, "2": {"schema": number}}});
+    let (_, answer) = put(&daemon, "pair", &between).await;
+    let compared: Vec<_> = answer["incompatibilities"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (text(one, "version"), text(one, "with")))
+        .collect();
+    assert!(
+        compared.contains(&("1.5".into(), "1".into())) && compared.contains(&("2".into(), "1.5".into())),
+        "{answer}"
+    );
     for query in ["t?force=yes", "t?dryRun=1", "t?dry=true"] {
         is_problem(&put(&daemon, query, &optional).await, 422, "validation_failed", query);
     }
+}
+
+#[tokio::test]
+async fn sample_checks_events_against_the_newest_version() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let with = |member: &str| object(json!({member: {"type": "integer"}}), &[member]);
+    let mut definition = json!({"compatibility": "none", "versions": {"1.0": {"schema": with("a")}}});
+    assert_eq!(put(&daemon, "t", &definition).await.0, 201);
+    publish(&daemon, json!({"type": "t", "data": {"a": 1}})).await;
+    definition["versions"]["2.0"] = json!({"schema": with("b")});
+    let (_, answer) = put(&daemon, "t", &definition).await;
+    assert_eq!(
+        (&answer["sample"]["checked"], &answer["sample"]["failed"]),
+        (&json!(1), &json!(1)),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn numbers_of_a_definition_keep_their_value() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let number = "12345678901234567890123";
+    let versions = r#""versions":{"1.0":{"schema":true},"2.0":{"schema":true}}"#;
+    let patch = format!(r#"[{{"op":"add","path":"/k","value":{number}}}]"#);
+    for (body, pointer) in [
+        (
+            format!(r#"{{"versions":{{"1.0":{{"schema":true,"examples":[{number}]}}}}}}"#),
+            "/versions/1.0/examples/0",
+        ),
+        (
+            format!(r#"{{{versions},"migrations":[{{"from":"1.0","to":"2.0","patch":{patch}}}]}}"#),
+            "/migrations/0/patch",
+        ),
+        (format!(r#"{{{versions},"state":{patch}}}"#), "/state"),
+    ] {
+        let (status, answer, _) = daemon.call("PUT", "/event-types/t", &[], &body).await;
+        is_problem(&(status, answer.clone()), 422, "validation_failed", pointer);
+        assert_eq!(answer["errors"][0]["pointer"], pointer, "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn cloudevents_name_the_version_of_their_type() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let receiver = Receiver::status(200).await;
+    put(&daemon, "pet.adopted", &pet()).await;
+    let pinned = json!({"format": "cloudevents", "versions": {"pet.adopted": "1.0"}});
+    endpoint(&daemon, &receiver, pinned).await;
+    let cloud = json!({"specversion": "1.0", "id": "1", "source": "/s", "type": "pet.adopted",
+        "version": "2.0", "data": {"id": 1, "adopter": {"name": "Ann"}}});
+    let headers = [("content-type", "application/cloudevents+json")];
+    let (status, answer, _) = daemon.call("POST", "/events", &headers, &cloud.to_string()).await;
+    assert_eq!(status, 202, "{answer}");
+    let shown = daemon.get(&format!("/events/{}", text(&answer, "id"))).await;
+    assert_eq!(shown["version"], "2.0", "{shown}");
+    let got: Value = serde_json::from_str(&receiver.until(1).await[0].body).unwrap();
+    assert_eq!((&got["version"], &got["data"]["adopter"]), (&json!("1.0"), &json!("Ann")), "{got}");
+    let binary = [
+        ("ce-specversion", "1.0"),
+        ("ce-id", "2"),
+        ("ce-source", "/s"),
+        ("ce-type", "pet.adopted"),
+        ("ce-version", "2.0"),
+        ("content-type", "application/json"),
+    ];
+    let (status, answer, _) = daemon.call("POST", "/events", &binary, r#"{"id":1,"adopter":"Ann"}"#).await;
+    is_problem(&(status, answer), 422, "schema_violation", "data of version 1.0");
+    // Another use of the name.
+    let other = json!({"specversion": "1.0", "id": "3", "source": "/s", "type": "free", "version": 7});
+    assert_eq!(daemon.call("POST", "/events", &headers, &other.to_string()).await.0, 202);
 }
 
 #[tokio::test]

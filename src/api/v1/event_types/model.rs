@@ -16,7 +16,7 @@ use crate::domain::{
 };
 use crate::limits;
 use crate::service::event_types::{PinView, Sample, TypeChange, TypeView};
-use crate::service::types::{VersionIncompatibility, compact, value_of};
+use crate::service::types::{VersionIncompatibility, compact, compact_exact, value_of};
 
 /// The definition of an event type.
 #[derive(Deserialize, JsonSchema)]
@@ -101,7 +101,7 @@ impl TypeInput {
         });
         let compatibility = compatibility.and_then(|word| errors.check("/compatibility", word));
         let migrations = check_migrations(self.migrations.unwrap_or_default(), &versions, errors);
-        let state = self.state.and_then(|state| errors.check("/state", compact(state.get())));
+        let state = self.state.and_then(|state| errors.check("/state", compact_exact(state.get())));
         let definition = TypeDefinition {
             name,
             description: description.into(),
@@ -142,7 +142,7 @@ impl VersionInput {
             );
         }
         let examples = given.iter().enumerate().filter_map(|(index, example)| {
-            errors.check(&format!("{location}/examples/{index}"), compact(example.get()))
+            errors.check(&format!("{location}/examples/{index}"), compact_exact(example.get()))
         });
         Some(TypeVersion {
             examples: examples.collect(),
@@ -174,7 +174,7 @@ fn check_migrations(
             )
         };
         let (from, to) = (version("from", &from), version("to", &to));
-        let patch = errors.check(&format!("{location}/patch"), compact(patch.get()));
+        let patch = errors.check(&format!("{location}/patch"), compact_exact(patch.get()));
         let (Some(from), Some(to), Some(patch)) = (from, to, patch) else { continue };
         if from == to {
             errors.push(format!("{location}/to"), "must differ from `from`");
