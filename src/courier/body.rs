@@ -66,19 +66,23 @@ pub fn message_body(
         // A queue cannot have format `raw`: its workers need the event's id.
         Format::Standard | Format::Raw => standard_body(event),
         Format::CloudEvents | Format::CloudEventsBinary => {
-            cloudevent_body(event, deprecation, |name, value| is_extension(name, value, queue.trace))
+            let is_sent = |name: &str, value: &str| {
+                is_extension(name, value, queue.trace)
+                    && !MESSAGE_EXTENSIONS.contains(&name.trim_end_matches(attribute::NOT_TEXT))
+            };
+            cloudevent_body(event, deprecation, is_sent)
         }
     };
     body.pop();
     let text = |text: &str| serde_json::to_string(text).expect("a string is JSON");
-    body.extend_from_slice(format!(r#","position":{position}"#).as_bytes());
-    if let Some(version) = stored_version {
-        // Names of CloudEvents attributes are in lower case.
-        let name = if queue.format == Format::CloudEvents { "storedversion" } else { "storedVersion" };
-        body.extend_from_slice(format!(r#","{name}":"{version}""#).as_bytes());
-    }
-    if let Some(key) = &event.ordering_key {
-        body.extend_from_slice(format!(r#","orderingKey":{}"#, text(key.as_str())).as_bytes());
+    let is_cloudevent = matches!(queue.format, Format::CloudEvents | Format::CloudEventsBinary);
+    let names = if is_cloudevent { MESSAGE_EXTENSIONS } else { ["position", "storedVersion", "orderingKey"] };
+    let key = event.ordering_key.as_ref().map(|key| text(key.as_str()));
+    let values = [Some(position.to_string()), stored_version.map(|version| text(version.as_str())), key];
+    for (name, value) in names.into_iter().zip(values) {
+        if let Some(value) = value {
+            body.extend_from_slice(format!(r#","{name}":{value}"#).as_bytes());
+        }
     }
     let trace = event.attribute(attribute::TRACE_PARENT).filter(|trace| TraceParent::parse(trace).is_some());
     if let Some(trace) = trace.filter(|_| queue.format == Format::Standard) {
@@ -87,6 +91,10 @@ pub fn message_body(
     body.push(b'}');
     body.into()
 }
+
+/// Extensions of an event in a message, in place of those of its publisher. Their names have only
+/// lower-case letters and digits (CloudEvents, section 3.1).
+const MESSAGE_EXTENSIONS: [&str; 3] = ["position", "storedversion", attribute::PARTITION_KEY];
 
 /// Extensions of an event in the feed. They replace those of its publisher.
 const FEED_EXTENSIONS: [&str; 4] = ["sequence", "storedversion", "conversionerror", "erasedat"];
@@ -183,8 +191,9 @@ pub fn cloudevent_headers(endpoint: &Endpoint, event: &Event) -> Vec<(String, St
     attributes.extend(optional.into_iter().filter_map(|(name, value)| Some((name, value?))));
     let extensions =
         event.attributes.iter().filter(|(name, value)| is_extension(name, value, endpoint.trace));
-    let extensions =
-        extensions.map(|(name, value)| (name.trim_end_matches(attribute::NOT_TEXT), value.to_string()));
+    let extensions = extensions.map(|(name, value)| {
+        (name.trim_end_matches(attribute::NOT_TEXT), sent_value(event, name, value).to_owned())
+    });
     attributes
         .into_iter()
         .chain(extensions)
@@ -239,7 +248,7 @@ fn cloudevent_body(
         match name.strip_suffix(attribute::NOT_TEXT) {
             Some(name) => body.extend_from_slice(format!(r#","{name}":{value}"#).as_bytes()),
             None => {
-                let value = serde_json::to_string(value).expect("a string is JSON");
+                let value = serde_json::to_string(sent_value(event, name, value)).expect("a string is JSON");
                 body.extend_from_slice(format!(r#","{name}":{value}"#).as_bytes());
             }
         }
@@ -251,6 +260,12 @@ fn cloudevent_body(
     }
     body.push(b'}');
     body
+}
+
+/// The value of an extension. A version of the type is that of the data, which may be converted.
+fn sent_value<'a>(event: &'a Event, name: &str, value: &'a str) -> &'a str {
+    let is_version = name == attribute::VERSION && value.parse::<EventVersion>().is_ok();
+    if is_version { event.version.as_str() } else { value }
 }
 
 /// Whether an attribute is sent as an extension. Attributes with a member or header of their kind

@@ -129,6 +129,10 @@ pub mod attribute {
     /// Present if the data is a JSON string with base64 of binary data.
     pub const BINARY: &str = "data_base64";
     pub const TRACE_PARENT: &str = "traceparent";
+    /// The ordering key.
+    pub const PARTITION_KEY: &str = "partitionkey";
+    /// The version of the type's schema.
+    pub const VERSION: &str = "version";
     /// Number of engines that the event came through, if any. Extension names have no hyphen.
     pub const HOPS: &str = "balto-hops";
     /// The type whose example a test event carries.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::context::Context;
+use crate::domain::media::DataKind;
 use crate::domain::{
     Event, EventType, EventVersion, Position, Timestamp, VersionChoice, VersionPin, attribute,
 };
@@ -119,9 +120,15 @@ impl Conversions<'_> {
             return Err(ConversionError::Unreadable("it is binary".to_owned()));
         }
         let converted = registered.convert(&event.version, wanted, &event.data)?;
+        let is_kept = |name: &str, value: &str| {
+            // The converted data is JSON.
+            name != attribute::CONTENT_TYPE || DataKind::of(value) == DataKind::Json
+        };
+        let attributes = event.attributes.iter().filter(|(name, value)| is_kept(name, value));
         let converted = Arc::new(Event {
             version: converted.version,
             data: converted.data.into(),
+            attributes: attributes.cloned().collect(),
             // Not sent, and possibly long.
             targets: Vec::new(),
             ..event.clone()

@@ -361,3 +361,28 @@ async fn key_is_bound_to_the_attributes_of_a_binary_event() {
     // Headers that are not event attributes are ignored.
     assert_eq!(post("1", ("ce-subject", "x")).await, (202, None, true));
 }
+
+/// Members of Balto replace those of the publisher, and their names are valid.
+#[tokio::test]
+async fn message_in_cloudevents_has_valid_and_unique_members() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    daemon.post("/queues", r#"{"name":"cloud","format":"cloudevents"}"#).await;
+    let cloud = json!({"specversion": "1.0", "id": "1", "source": "/s", "type": "a", "partitionkey": "k",
+        "position": "5", "storedversion": 9, "data": 1});
+    let headers = [("content-type", "application/cloudevents+json")];
+    let (status, answer, _) = daemon.call("POST", "/events", &headers, &cloud.to_string()).await;
+    assert_eq!(status, 202, "{answer}");
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let request = client.post(format!("{}/queues/cloud/receive", daemon.api));
+    let request = request.header("content-type", "application/json").body(r#"{"wait":"5s"}"#);
+    let raw = request.send().await.unwrap().text().await.unwrap();
+    for name in ["position", "partitionkey"] {
+        assert_eq!(raw.matches(&format!("\"{name}\":")).count(), 1, "{raw}");
+    }
+    let event = &serde_json::from_str::<Value>(&raw).unwrap()["messages"][0]["event"];
+    assert_eq!((&event["position"], &event["partitionkey"]), (&answer["position"], &json!("k")), "{raw}");
+    let is_valid = |name: &String| name.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    assert!(event.as_object().unwrap().keys().all(is_valid), "{raw}");
+    assert!(event.get("storedversion").is_none(), "{raw}");
+}

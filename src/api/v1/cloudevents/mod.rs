@@ -21,7 +21,7 @@ use crate::api::v1::events::batch::Bounded;
 use crate::api::v1::events::handlers;
 use crate::api::{Call, text};
 use crate::domain::media::DataKind;
-use crate::domain::{OrderingKey, Tenant, Timestamp, attribute, media};
+use crate::domain::{EventVersion, OrderingKey, Tenant, Timestamp, attribute, media};
 use crate::limits;
 use crate::service::types::EventDraft;
 
@@ -31,7 +31,6 @@ pub const BATCHED: &str = "application/cloudevents-batch+json";
 pub const BINARY: &str = "";
 
 const PREFIX: &str = "ce-";
-const PARTITION_KEY: &str = "partitionkey";
 /// The required headers of binary mode. Any one of them selects it.
 const REQUIRED_HEADERS: [&str; 4] = ["ce-specversion", "ce-id", "ce-source", "ce-type"];
 
@@ -397,7 +396,7 @@ fn take_time(parts: &mut Parts, errors: &mut Errors) -> (Option<Timestamp>, Opti
 
 /// The ordering key from the extension `partitionkey`, which is also stored as an attribute.
 fn ordering_key(parts: &Parts, errors: &mut Errors) -> Option<OrderingKey> {
-    let (name, value) = parts.attributes.iter().find(|(name, _)| name == PARTITION_KEY)?;
+    let (name, value) = parts.attributes.iter().find(|(name, _)| name == attribute::PARTITION_KEY)?;
     match value {
         Scalar::Text(key) => key.parse().map_err(|error: crate::domain::InvalidName| {
             parts.add_error(errors, name, error.to_string());
@@ -410,6 +409,13 @@ fn ordering_key(parts: &Parts, errors: &mut Errors) -> Option<OrderingKey> {
     .ok()
 }
 
+/// The version from the extension `version`, which is also stored as an attribute. Publishers use
+/// the name for other values, too, which name no version.
+fn named_version(parts: &Parts) -> Option<EventVersion> {
+    let (_, value) = parts.attributes.iter().find(|(name, _)| name == attribute::VERSION)?;
+    if let Scalar::Text(version) = value { version.parse().ok() } else { None }
+}
+
 fn build_draft(call: &Call, mut parts: Parts, mut errors: Errors) -> Result<EventDraft, Problem> {
     parts.take_parsed(&mut errors, "specversion", true, check_version);
     let id = parts.take_text(&mut errors, attribute::ID, true);
@@ -419,6 +425,7 @@ fn build_draft(call: &Call, mut parts: Parts, mut errors: Errors) -> Result<Even
     let event_type = parts.take_parsed(&mut errors, "type", true, handlers::parse_event_type);
     let (timestamp, original_time) = take_time(&mut parts, &mut errors);
     let ordering_key = ordering_key(&parts, &mut errors);
+    let version = named_version(&parts);
     let depth = std::str::from_utf8(&parts.data).map_or(Ok(()), body::check_depth);
     errors.check(if parts.in_headers { "" } else { "/data" }, depth);
     let parsed = [(attribute::ID, id), (attribute::SOURCE, source), (attribute::TIME, original_time)];
@@ -439,6 +446,7 @@ fn build_draft(call: &Call, mut parts: Parts, mut errors: Errors) -> Result<Even
     }
     let data: &[u8] = if parts.data.is_empty() { b"null" } else { &parts.data };
     Ok(EventDraft {
+        version: version.unwrap_or_default(),
         timestamp,
         ordering_key,
         attributes,
