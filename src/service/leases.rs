@@ -2,8 +2,9 @@
 //!
 //! The lane judges each receipt first and keeps the lease from everybody else until the record is
 //! applied. The fold judges again; both agree but for what operators do in between. A receipt that
-//! the lane does not know is judged by the history of its message, so that a repeated request gets
-//! the same answer, also after a restart.
+//! the lane does not hold is judged by the history of its message, so that a repeated request gets
+//! the same answer, also after a restart. An acknowledgement that delivers the message is answered
+//! as `acked`, no matter how late.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -41,7 +42,7 @@ closed_list! {
         Extended => "extended",
         /// The message was taken again, or returned, since the receipt was given. Nothing happened.
         Stale => "stale",
-        /// The message has ended: it was delivered, cancelled or given up.
+        /// The message has ended: it was delivered, cancelled or given up. Nothing happened.
         Gone => "gone",
     }
 }
@@ -81,6 +82,24 @@ enum Planned {
     Nothing(ReceiptStatus),
 }
 
+/// Judgement of a receipt by the history of its message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Past {
+    Ended(ReceiptStatus),
+    /// The message died or was cancelled under its last lease. The work is done, so it counts.
+    LateAck,
+}
+
+impl Past {
+    /// `None`: not before the record of the acknowledgement.
+    fn status(self) -> Option<ReceiptStatus> {
+        match self {
+            Self::Ended(status) => Some(status),
+            Self::LateAck => None,
+        }
+    }
+}
+
 /// Operations on leases of a queue.
 #[derive(Clone, Copy)]
 pub struct Leases<'a>(pub &'a Context, pub &'a Endpoint);
@@ -110,21 +129,16 @@ impl Leases<'_> {
         let mut pause = BUSY_PAUSE.0;
         while !open.is_empty() {
             let judged = self.judge(&open).await?;
-            let mut held = Vec::new();
-            let mut unknown = Vec::new();
-            let mut busy = Vec::new();
+            let (mut held, mut ended, mut busy) = (Vec::new(), Vec::new(), Vec::new());
             for (key, judged) in open.iter().zip(judged) {
                 match judged {
                     JudgedLease::Held(lease) => held.push((*key, lease)),
                     JudgedLease::Busy => busy.push(*key),
-                    JudgedLease::Unknown => unknown.push(*key),
-                    JudgedLease::Stale => {
-                        known.insert(*key, ReceiptStatus::Stale.into());
-                    }
+                    JudgedLease::Stale | JudgedLease::Unknown => ended.push(*key),
                 }
             }
             self.end_held(held, action, reason, &mut known).await?;
-            self.judge_ended(unknown, action, &mut known).await?;
+            self.judge_ended(ended, action, &mut known).await?;
             open = busy;
             if !open.is_empty() {
                 tokio::time::sleep(pause).await;
@@ -260,48 +274,64 @@ impl Leases<'_> {
         }
     }
 
-    /// Judges receipts whose messages the lane does not hold.
+    /// Judges receipts of leases that the lane does not hold.
     async fn judge_ended(
         self,
         keys: Vec<LeaseKey>,
         action: &LeaseAction,
         known: &mut HashMap<LeaseKey, ReceiptResult>,
     ) -> Result<(), Unavailable> {
-        if keys.is_empty() {
+        let judged = self.judge_by_history(keys, action).await?;
+        let late: Vec<_> =
+            judged.iter().filter(|(_, judged)| *judged == Past::LateAck).map(|(key, _)| *key).collect();
+        known.extend(judged.into_iter().filter_map(|(key, judged)| Some((key, judged.status()?.into()))));
+        if late.is_empty() {
             return Ok(());
+        }
+        let ends = late.iter().map(|key| EndedLease { key: *key, end: LeaseEnd::Acked }).collect();
+        let (queue, at) = (self.queue(), self.0.now().wall);
+        self.0.submit(vec![Command::Record(Record::LeasesEnded { queue, ends, at, reason: None })]).await?;
+        // An operator may have sent the message to the queue again before the record.
+        let judged = self.judge_by_history(late, action).await?;
+        known.extend(judged.into_iter().filter_map(|(key, judged)| Some((key, judged.status()?.into()))));
+        Ok(())
+    }
+
+    /// Judges receipts by the histories of their messages. Leaves out those without a message.
+    async fn judge_by_history(
+        self,
+        keys: Vec<LeaseKey>,
+        action: &LeaseAction,
+    ) -> Result<Vec<(LeaseKey, Past)>, Unavailable> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
         }
         let (queue, wanted) = (self.queue(), keys.clone());
         let facts = self.0.outbox_of(queue).read(move |state| {
             let delivery = |key: &LeaseKey| state.delivery(DeliveryKey { event: key.event, endpoint: queue });
             wanted.iter().map(delivery).collect::<Vec<_>>()
         });
-        let mut late = Vec::new();
+        let mut judged = Vec::with_capacity(keys.len());
         for (key, facts) in keys.into_iter().zip(facts.await?) {
             let Some(facts) = facts else { continue };
             let (end, is_last) = self.history(&facts, key).await?;
             let is_pending = facts.state == DeliveryState::Pending;
-            let status = match (end, action) {
-                (Some(LeaseEnd::Acked), LeaseAction::Ack) => ReceiptStatus::Acked,
-                (Some(LeaseEnd::Released), LeaseAction::Release) if is_last => ReceiptStatus::Released,
-                (Some(LeaseEnd::Requeued(_)), LeaseAction::Requeue(_)) if is_last => ReceiptStatus::Requeued,
+            let past = match (end, action) {
+                (Some(LeaseEnd::Acked), LeaseAction::Ack) => Past::Ended(ReceiptStatus::Acked),
+                (Some(LeaseEnd::Released), LeaseAction::Release) => Past::Ended(ReceiptStatus::Released),
+                (Some(LeaseEnd::Requeued(_)), LeaseAction::Requeue(_)) => {
+                    Past::Ended(ReceiptStatus::Requeued)
+                }
                 (Some(LeaseEnd::Dead(_)), LeaseAction::Requeue(_) | LeaseAction::Reject) => {
-                    ReceiptStatus::Dead
+                    Past::Ended(ReceiptStatus::Dead)
                 }
-                _ if is_pending || !is_last => ReceiptStatus::Stale,
-                // The work is done, although the message was cancelled or given up.
-                (None, LeaseAction::Ack) if facts.state != DeliveryState::Delivered => {
-                    late.push(EndedLease { key, end: LeaseEnd::Acked });
-                    ReceiptStatus::Gone
-                }
-                _ => ReceiptStatus::Gone,
+                _ if is_pending || !is_last => Past::Ended(ReceiptStatus::Stale),
+                (None, LeaseAction::Ack) if facts.state != DeliveryState::Delivered => Past::LateAck,
+                _ => Past::Ended(ReceiptStatus::Gone),
             };
-            known.insert(key, status.into());
+            judged.push((key, past));
         }
-        if !late.is_empty() {
-            let record = Record::LeasesEnded { queue, ends: late, at: self.0.now().wall, reason: None };
-            self.0.submit(vec![Command::Record(record)]).await?;
-        }
-        Ok(())
+        Ok(judged)
     }
 
     /// How the lease ended by its own receipt, and whether it is the last lease of its message. A

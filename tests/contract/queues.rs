@@ -153,18 +153,48 @@ async fn receipts_follow_the_fence() {
 }
 
 #[tokio::test]
-async fn cancelled_message_is_gone_and_its_success_counts() {
+async fn ack_of_a_cancelled_or_purged_message_counts() {
     let data = tempfile::tempdir().unwrap();
     let daemon = with_queue(data.path(), json!({})).await;
-    job(&daemon, 1).await;
-    let messages = receive(&daemon, json!({})).await;
-    let delivery = format!("/deliveries/{}", text(&messages[0], "deliveryId"));
-    daemon.post(&format!("{delivery}/cancel"), "").await;
-    assert_eq!(end(&daemon, "nack", &receipts(&messages), json!({})).await, ["gone"]);
-    assert_eq!(daemon.get(&delivery).await["status"], "cancelled");
-    assert_eq!(end(&daemon, "ack", &receipts(&messages), json!({})).await, ["gone"]);
-    assert_eq!(daemon.get(&delivery).await["status"], "delivered");
-    assert_eq!(counts(&daemon).await, (1, 1, 0));
+    for (number, how) in [(1, "cancel"), (2, "purge")] {
+        job(&daemon, number).await;
+        let messages = receive(&daemon, json!({})).await;
+        let delivery = format!("/deliveries/{}", text(&messages[0], "deliveryId"));
+        match how {
+            "cancel" => daemon.post(&format!("{delivery}/cancel"), "").await,
+            _ => daemon.post("/queues/jobs/purge", "").await,
+        };
+        for action in ["nack", "release"] {
+            assert_eq!(end(&daemon, action, &receipts(&messages), json!({})).await, ["gone"], "{action}");
+        }
+        assert_eq!(daemon.get(&delivery).await["status"], "cancelled", "{how}");
+        for run in ["first", "repeated"] {
+            assert_eq!(end(&daemon, "ack", &receipts(&messages), json!({})).await, ["acked"], "{how}, {run}");
+            assert_eq!(daemon.get(&delivery).await["status"], "delivered", "{how}, {run}");
+        }
+        assert_eq!(counts(&daemon).await, (number, number, 0), "{how}");
+    }
+}
+
+/// A repetition gets the first answer again, and does not touch the lease of another worker.
+#[tokio::test]
+async fn repeated_end_of_a_lease_gets_the_first_answer() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = with_queue(data.path(), json!({"retry": {"initial": "1ms", "jitter": 0}})).await;
+    for (number, action, answer) in [(1, "ack", "acked"), (2, "nack", "requeued"), (3, "release", "released")]
+    {
+        job(&daemon, number).await;
+        let first = receipts(&receive(&daemon, json!({})).await);
+        assert_eq!(end(&daemon, action, &first, json!({})).await, [answer]);
+        if action == "ack" {
+            daemon.post("/queues/jobs/replay", r#"{"since": "2026-01-01T00:00:00Z"}"#).await;
+            assert_eq!(end(&daemon, action, &first, json!({})).await, [answer], "replayed");
+        }
+        let second = receive(&daemon, json!({"wait": "10s"})).await;
+        assert_eq!(numbers(&second), [number]);
+        assert_eq!(end(&daemon, action, &first, json!({})).await, [answer], "leased again");
+        assert_eq!(end(&daemon, "ack", &receipts(&second), json!({})).await, ["acked"], "untouched");
+    }
 }
 
 /// Leases that ended, those that were acknowledged, and the failed ones.
@@ -185,10 +215,30 @@ async fn late_ack_of_a_dead_message_counts_its_lease_once() {
     assert_eq!(last[0]["deliveryCount"], 2);
     daemon.until("/dead-letters", |page| list(page).len() == 1).await;
     assert_eq!(counts(&daemon).await, (2, 0, 2));
-    end(&daemon, "ack", &receipts(&last), json!({})).await;
-    assert_eq!(counts(&daemon).await, (2, 1, 1));
+    for run in ["first", "repeated"] {
+        assert_eq!(end(&daemon, "ack", &receipts(&last), json!({})).await, ["acked"], "{run}");
+        assert_eq!(counts(&daemon).await, (2, 1, 1), "{run}");
+    }
+    assert_eq!(daemon.get("/dead-letters").await["data"], json!([]));
     let overview = daemon.get("/stats").await;
     assert_eq!((&overview["attempts"], &overview["delivered"]), (&json!(2), &json!(1)));
+}
+
+/// The message is in the queue again, so another worker will do the work.
+#[tokio::test]
+async fn ack_of_a_redriven_message_is_stale() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = with_queue(data.path(), json!({"visibility": "100ms", "maxDeliveries": 1})).await;
+    job(&daemon, 1).await;
+    let last = receipts(&receive(&daemon, json!({})).await);
+    let letters = daemon.until("/dead-letters", |page| list(page).len() == 1).await;
+    let letter = text(&letters["data"][0], "deliveryId");
+    daemon.post(&format!("/dead-letters/{letter}/redrive"), "").await;
+    for run in ["first", "repeated"] {
+        assert_eq!(end(&daemon, "ack", &last, json!({})).await, ["stale"], "{run}");
+    }
+    assert_eq!(numbers(&receive(&daemon, json!({})).await), [1]);
+    assert_eq!(counts(&daemon).await, (1, 0, 1));
 }
 
 #[tokio::test]
