@@ -19,7 +19,9 @@ use queues::QueueMetrics;
 use sources::SourceMetrics;
 
 use crate::domain::closed_list::closed_list;
-use crate::domain::{DeadReason, ErrorClass, JobKind, Quota, SourceOutcome, SourceState, Timestamp};
+use crate::domain::{
+    DeadReason, ErrorClass, JobKind, LeaseOutcome, Quota, SourceOutcome, SourceState, Timestamp,
+};
 use crate::lanes::queue::QueueReport;
 use crate::lanes::{LanesSummary, WaitReason};
 
@@ -472,13 +474,10 @@ impl Metrics {
         self.dead.with_label_values(&[reason.as_str()]).inc_by(count);
     }
 
-    /// Counts leases that ended.
-    pub fn leases_ended(&self, outcome: &'static str, count: u64) {
-        self.queues.leases.with_label_values(&[outcome]).inc_by(count);
-    }
-
-    pub fn lease_time(&self, time: Duration) {
-        self.queues.lease_time.observe(time.as_secs_f64());
+    /// Counts a lease that ended.
+    pub fn lease_ended(&self, outcome: LeaseOutcome, duration: Duration) {
+        self.queues.leases.with_label_values(&[outcome.as_str()]).inc();
+        self.queues.lease_time.observe(duration.as_secs_f64());
     }
 
     /// Sets the gauges of queues from the reports of their lanes.

@@ -1,5 +1,6 @@
 //! Leases: a worker's hold on messages of a queue, and how it ends.
 
+use super::closed_list::closed_list;
 use super::{DeadReason, Position, Progress, Timestamp};
 
 /// A message that a worker takes: its event, and the place that it leaves.
@@ -49,6 +50,49 @@ pub enum LeaseEnd {
     /// front at once, and the lease does not count as a delivery. Else the lease counts, and the
     /// message is due again then.
     Lost(Option<Timestamp>),
+}
+
+closed_list! {
+    /// How a lease ended.
+    pub enum LeaseOutcome {
+        /// It has not ended.
+        Leased => "leased",
+        Acked => "acked",
+        Requeued => "requeued",
+        /// Its message became a dead letter.
+        Dead => "dead",
+        Released => "released",
+        /// It ran out.
+        Expired => "expired",
+        /// Its message was cancelled, purged or erased.
+        Cancelled => "cancelled",
+    }
+}
+
+impl LeaseOutcome {
+    /// The outcome of a lease that ends without its worker, because its message ends: `died`, or
+    /// else cancelled. `until`: the end of the lease's time.
+    #[must_use]
+    pub fn of_ended_message(died: Option<DeadReason>, until: Timestamp, at: Timestamp) -> Self {
+        match died {
+            // A lane gives up a message after its lease alone, by monotonic time.
+            Some(DeadReason::AttemptsExhausted | DeadReason::MaxAge) => Self::Expired,
+            _ if until <= at => Self::Expired,
+            Some(_) => Self::Dead,
+            None => Self::Cancelled,
+        }
+    }
+}
+
+impl From<LeaseEnd> for LeaseOutcome {
+    fn from(end: LeaseEnd) -> Self {
+        match end {
+            LeaseEnd::Acked => Self::Acked,
+            LeaseEnd::Released | LeaseEnd::Lost(None) => Self::Released,
+            LeaseEnd::Requeued(_) | LeaseEnd::Lost(Some(_)) => Self::Requeued,
+            LeaseEnd::Dead(_) => Self::Dead,
+        }
+    }
 }
 
 /// The last lease of a pending message.

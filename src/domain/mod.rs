@@ -59,7 +59,7 @@ pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, JobId, KeyId, Pos
 pub use job::{Job, JobCursor, JobKind, JobProgress, JobSelection, JobStatus};
 pub use key::{ApiKey, Role};
 pub use last_attempt::{LastAttempt, LastFailure};
-pub use lease::{EndedLease, HeldLease, LeaseEnd, LeaseKey, TakenFrom, TakenMessage};
+pub use lease::{EndedLease, HeldLease, LeaseEnd, LeaseKey, LeaseOutcome, TakenFrom, TakenMessage};
 pub use names::{
     ConsumerName, EndpointOwner, EndpointUid, EventType, EventVersion, InvalidName, Label, OrderingKey,
     Pattern, QueueName, SenderName, SourceName, StreamName, Tenant, WorkerName, normalize_header_name,

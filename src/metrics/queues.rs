@@ -3,6 +3,7 @@
 use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use super::register;
+use crate::domain::LeaseOutcome;
 
 const LEASE_BUCKETS: [f64; 12] =
     [0.001, 0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 43_200.0];
@@ -20,7 +21,10 @@ pub(super) struct QueueMetrics {
 impl QueueMetrics {
     pub(super) fn new(registry: &Registry) -> Self {
         let messages = Opts::new("balto_queue_messages", "Messages of queues: waiting in memory or leased.");
-        let leases = Opts::new("balto_queue_leases_total", "Leases by their end.");
+        let leases = Opts::new(
+            "balto_queue_leases_total",
+            "Leases by their end. One that runs out counts when the message is leased again or ends.",
+        );
         let lease_time = HistogramOpts::new("balto_queue_lease_seconds", "Time from a lease to its end.");
         let waiters = IntGauge::new("balto_queue_waiters", "Receives that wait for messages.");
         let oldest_due = IntGauge::new(
@@ -32,8 +36,8 @@ impl QueueMetrics {
         for state in ["waiting", "leased"] {
             messages.with_label_values(&[state]).set(0);
         }
-        for outcome in ["acked", "requeued", "dead", "released"] {
-            leases.with_label_values(&[outcome]).inc_by(0);
+        for outcome in LeaseOutcome::ALL.iter().filter(|outcome| **outcome != LeaseOutcome::Leased) {
+            leases.with_label_values(&[outcome.as_str()]).inc_by(0);
         }
         Self {
             messages,

@@ -1,6 +1,7 @@
 //! The fold: applies journal records to the rows and reports the changes of lanes.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use super::counters::Lane;
 use super::dead::Letter;
@@ -16,8 +17,8 @@ use super::{Rows, acts, consumers, dead, idempotency, jobs, pages, pending, rese
 use crate::domain::delivery::transition;
 use crate::domain::{
     ApiKey, ConsumerPlace, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DueKey, Endpoint,
-    EndpointNumber, Event, EventType, HeldLease, Horizon, KeyId, LastAttempt, Ordering, Position, Progress,
-    Record, Reservation, TakenMessage, Tenant, Timestamp,
+    EndpointNumber, Event, EventType, HeldLease, Horizon, KeyId, LastAttempt, LeaseOutcome, Ordering,
+    Position, Progress, Record, Reservation, TakenMessage, Tenant, Timestamp,
 };
 
 mod accept;
@@ -44,6 +45,8 @@ pub enum LaneChange {
     LeaseChanged { endpoint: EndpointNumber, event: Position, lease: HeldLease },
     /// The message has no lease any more.
     LeaseEnded { endpoint: EndpointNumber, event: Position },
+    /// A lease ended; for the metrics.
+    LeaseCounted { outcome: LeaseOutcome, duration: Duration },
 }
 
 /// Deliveries by state, over all endpoints.
@@ -466,11 +469,9 @@ impl Step<'_> {
     /// Ends a pending delivery without an attempt.
     fn give_up(&mut self, delivery: DeliveryKey, change: DeliveryChange, at: Timestamp) {
         let Some(place) = self.find_place(delivery) else { return };
-        let detail = self.detail_in(delivery, &place);
-        if let PlaceKind::Leased(lease) = &place.kind
-            && !lease.is_released
-        {
-            self.count_lease(delivery, lease, at);
+        let mut detail = self.detail_in(delivery, &place);
+        if let PlaceKind::Leased(lease) = &place.kind {
+            self.end_with_message(delivery, lease, change, &mut detail, at);
         }
         self.remove_pending(delivery, &place);
         if let DeliveryChange::Died(reason) = change {

@@ -3,6 +3,10 @@
 //! Invariants: a pending delivery has either a `G` row or a place in `D` or `W` alone. The `W` row
 //! of an ordered message stays during its lease, so that the messages behind it wait. The lease of
 //! the row is not yet in the history of the delivery (`P`), unless it was released.
+//!
+//! In the history, the records that say how long a lease lasted precede it: the last extension, and
+//! the record that ended its message. So the last position is that of a lease unless its worker
+//! ended it.
 
 use std::ops::ControlFlow;
 
@@ -17,6 +21,8 @@ pub struct LeaseRow {
     pub position: Position,
     pub since: Timestamp,
     pub until: Timestamp,
+    /// The record of the last extension; 0 if there is none.
+    pub extension: Position,
     pub is_released: bool,
     /// The progress counts this lease, unless it is released.
     pub row: Row,
@@ -25,8 +31,15 @@ pub struct LeaseRow {
 impl LeaseRow {
     #[must_use]
     pub fn held(&self) -> HeldLease {
-        let Self { position, since, until, is_released, row } = *self;
+        let Self { position, since, until, is_released, row, .. } = *self;
         HeldLease { position, since, until, is_released, progress: row.progress }
+    }
+
+    /// The records of the lease for the history. None if it was released: then they are there.
+    pub fn history(&self) -> impl Iterator<Item = Position> + use<> {
+        let extension = Some(self.extension).filter(|extension| *extension != Position(0));
+        let is_released = self.is_released;
+        extension.into_iter().chain([self.position]).filter(move |_| !is_released)
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -34,6 +47,7 @@ impl LeaseRow {
         put_varint(&mut out, self.position.0);
         put_varint(&mut out, self.since.millis());
         put_varint(&mut out, self.until.millis());
+        put_varint(&mut out, self.extension.0);
         out.push(u8::from(self.is_released));
         self.row.encode(&mut out);
         out
@@ -45,6 +59,7 @@ impl LeaseRow {
             position: Position(reader.get_varint()?),
             since: Timestamp::from_millis(reader.get_varint()?),
             until: Timestamp::from_millis(reader.get_varint()?),
+            extension: Position(reader.get_varint()?),
             is_released: reader.get_u8()? == 1,
             row: Row::decode(&mut reader)?,
         })

@@ -132,12 +132,14 @@ impl Detail {
     }
 }
 
-/// Encodes positions as differences.
+/// Encodes positions as differences, small ones short in both directions: a history is not quite in
+/// order (see [`super::leases`]).
 pub fn put_positions(out: &mut Vec<u8>, positions: &[Position]) {
     put_varint(out, positions.len() as u64);
     let mut before = 0;
     for position in positions {
-        put_varint(out, position.0 - before);
+        let difference = position.0.wrapping_sub(before).cast_signed();
+        put_varint(out, ((difference << 1) ^ (difference >> 63)).cast_unsigned());
         before = position.0;
     }
 }
@@ -145,13 +147,15 @@ pub fn put_positions(out: &mut Vec<u8>, positions: &[Position]) {
 /// Decodes the result of [`put_positions`].
 ///
 /// # Errors
-/// When the bytes end early or a position overflows.
+/// When the bytes end early.
 pub fn positions(reader: &mut Reader<'_>) -> Result<Vec<Position>, Malformed> {
     let count = reader.get_varint()?;
     let mut list = Vec::new();
     let mut before = 0_u64;
     for _ in 0..count {
-        before = before.checked_add(reader.get_varint()?).ok_or(Malformed::Number)?;
+        let folded = reader.get_varint()?;
+        let difference = (folded >> 1) ^ (folded & 1).wrapping_neg();
+        before = before.wrapping_add(difference);
         list.push(Position(before));
     }
     Ok(list)

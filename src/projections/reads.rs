@@ -97,11 +97,11 @@ fn delivery_facts(
                 facts.due = Some(detail.due);
                 facts.last = detail.last;
             }
-            if let Some(lease) = leases::get(rows, key).map(|lease| lease.held()) {
-                facts.attempts_made = lease.progress.attempts;
-                facts.attempts.extend(Some(lease.position).filter(|_| !lease.is_released));
+            if let Some(lease) = leases::get(rows, key) {
+                facts.attempts_made = lease.row.progress.attempts;
+                facts.attempts.extend(lease.history());
                 facts.due = Some(lease.until);
-                facts.lease = Some(lease);
+                facts.lease = Some(lease.held());
             }
         }
     }

@@ -13,11 +13,15 @@ pub(super) struct History {
     /// The record of the last lease.
     last: Position,
     leases: u32,
+    /// The last extension: its lease, and the new end.
+    extension: Option<(Position, Timestamp)>,
+    /// The end of the message under the next lease.
+    end: Option<(LeaseOutcome, Timestamp)>,
 }
 
 impl History {
     pub(super) fn new(event: Position) -> Self {
-        Self { event, entries: Vec::new(), last: Position(0), leases: 0 }
+        Self { event, entries: Vec::new(), last: Position(0), leases: 0, extension: None, end: None }
     }
 
     pub(super) fn add(&mut self, position: Position, record: Record) {
@@ -28,18 +32,27 @@ impl History {
             Record::MessagesLeased { until, at, worker, .. } => {
                 self.leases += 1;
                 self.last = position;
+                let extended = self.extension.take().filter(|(lease, _)| *lease == position);
+                let (outcome, ended_at) = self.end.take().unzip();
                 self.entries.push(HistoryEntry::Lease(PastLease {
                     number: self.leases,
                     received_at: at,
-                    until,
+                    until: extended.map_or(until, |(_, until)| until),
                     worker,
                     // Unless its end follows.
-                    outcome: LeaseOutcome::Expired,
-                    ended_at: None,
+                    outcome: outcome.unwrap_or(LeaseOutcome::Expired),
+                    ended_at,
                     reason: None,
                     next_at: None,
                 }));
             }
+            // These precede the lease that they are about.
+            Record::LeasesExtended { leases, until, .. } => {
+                let own = leases.iter().find(|key| key.event == self.event);
+                self.extension = own.map(|key| (key.lease, until));
+            }
+            Record::DeliveriesCancelled { at, .. } => self.end = Some((LeaseOutcome::Cancelled, at)),
+            Record::DeliveriesDied { at, .. } => self.end = Some((LeaseOutcome::Dead, at)),
             Record::LeasesEnded { ends, at, reason, .. } => {
                 let is_its = |key: crate::domain::LeaseKey| key.event == self.event && key.lease == self.last;
                 let end = ends.iter().find(|ended| is_its(ended.key)).map(|ended| ended.end);
@@ -49,13 +62,11 @@ impl History {
                         LeaseEnd::Lost(_) => Some(ANSWER_LOST.into()),
                         _ => reason,
                     };
-                    (lease.outcome, lease.next_at) = match end {
-                        LeaseEnd::Acked => (LeaseOutcome::Acked, None),
-                        LeaseEnd::Released | LeaseEnd::Lost(None) => (LeaseOutcome::Released, None),
-                        LeaseEnd::Requeued(due) | LeaseEnd::Lost(Some(due)) => {
-                            (LeaseOutcome::Requeued, Some(due))
-                        }
-                        LeaseEnd::Dead(_) => (LeaseOutcome::Dead, None),
+                    lease.outcome = end.into();
+                    lease.next_at = match end {
+                        LeaseEnd::Requeued(due) => Some(due),
+                        LeaseEnd::Lost(due) => due,
+                        LeaseEnd::Acked | LeaseEnd::Released | LeaseEnd::Dead(_) => None,
                     };
                 }
             }

@@ -219,7 +219,7 @@ impl Leases<'_> {
         // The fold tells the lane about the others.
         busy.leases = unchanged;
         drop(busy);
-        self.report(&held, &ends, at).await;
+        self.report(&ends).await;
         known.extend(results);
         Ok(())
     }
@@ -253,20 +253,14 @@ impl Leases<'_> {
         }
     }
 
-    /// Counts the ends, and reports dead letters to the operator.
-    async fn report(self, held: &[(LeaseKey, HeldLease)], ends: &[EndedLease], at: Timestamp) {
-        let metrics = self.0.metrics();
-        let since: HashMap<_, _> = held.iter().map(|(key, lease)| (*key, lease.since)).collect();
+    /// Reports dead letters to the operator.
+    async fn report(self, ends: &[EndedLease]) {
         let mut dead: BTreeMap<DeadReason, Deaths> = BTreeMap::new();
         for EndedLease { key, end } in ends {
-            metrics.leases_ended(outcome(*end), 1);
-            if let Some(since) = since.get(key) {
-                metrics.lease_time(at.since(*since));
-            }
             if let LeaseEnd::Dead(reason) = end {
                 let delivery = DeliveryKey { event: key.event, endpoint: self.queue() };
                 dead.entry(*reason).or_insert_with(|| Deaths::new(*reason)).add(delivery);
-                metrics.dead_lettered(*reason, 1);
+                self.0.metrics().dead_lettered(*reason, 1);
             }
         }
         for (_, deaths) in dead {
@@ -354,18 +348,8 @@ impl Leases<'_> {
     }
 }
 
-fn outcome(end: LeaseEnd) -> &'static str {
-    match end {
-        LeaseEnd::Acked => "acked",
-        LeaseEnd::Released | LeaseEnd::Lost(None) => "released",
-        LeaseEnd::Requeued(_) | LeaseEnd::Lost(Some(_)) => "requeued",
-        LeaseEnd::Dead(_) => "dead",
-    }
-}
-
 /// Returns messages that were in no answer to the front, uncharged. No caller waits.
 pub(crate) fn release_unsent(context: &Context, queue: EndpointNumber, leases: Vec<LeaseKey>) {
-    context.metrics().leases_ended("released", leases.len() as u64);
     let ends = leases.into_iter().map(|key| EndedLease { key, end: LeaseEnd::Released }).collect();
     let record = Record::LeasesEnded { queue, ends, at: context.now().wall, reason: None };
     context.outbox_of(queue).record(Unit::of_record(record));
@@ -388,9 +372,6 @@ pub(crate) fn end_lost(context: &Context, queue: &Endpoint, leased: &[(LeaseKey,
     let charged = ends.iter().filter(|ended| matches!(ended.end, LeaseEnd::Lost(Some(_)))).count();
     if charged > 0 {
         tracing::warn!(queue = %queue.id, messages = charged, "answer to a worker lost again, charging its messages");
-    }
-    for ended in &ends {
-        context.metrics().leases_ended(outcome(ended.end), 1);
     }
     let record = Record::LeasesEnded { queue: queue.number, ends, at, reason: None };
     context.outbox_of(queue.number).record(Unit::of_record(record));

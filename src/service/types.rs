@@ -5,6 +5,7 @@ use std::sync::Arc;
 pub use crate::courier::guard::RefusedUrl;
 pub use crate::courier::tls::IdentityError;
 pub use crate::courier::{BrokerCredentials, BrokerUrl, is_broker_url, is_same_origin};
+pub use crate::domain::LeaseOutcome;
 pub use crate::lanes::{CircuitState, WaitReason};
 pub use crate::maintenance::backup::BackupId;
 pub use crate::outbox::draft::{
@@ -103,20 +104,6 @@ pub struct PastAttempt {
 pub enum HistoryEntry {
     Attempt(Box<PastAttempt>),
     Lease(PastLease),
-}
-
-closed_list! {
-    /// How a lease ended.
-    pub enum LeaseOutcome {
-        /// It has not ended.
-        Leased => "leased",
-        Acked => "acked",
-        Requeued => "requeued",
-        Dead => "dead",
-        Released => "released",
-        /// It ran out.
-        Expired => "expired",
-    }
 }
 
 /// A lease in the history of a message.

@@ -224,6 +224,77 @@ async fn late_ack_of_a_dead_message_counts_its_lease_once() {
     assert_eq!((&overview["attempts"], &overview["delivered"]), (&json!(2), &json!(1)));
 }
 
+/// The history has the end that a lease really had, and its last extension.
+#[tokio::test]
+async fn history_shows_how_and_when_each_lease_ended() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = with_queue(data.path(), json!({})).await;
+    job(&daemon, 1).await;
+    let mut until = Vec::new();
+    let mut delivery = String::new();
+    for how in ["cancel", "ack", "delete"] {
+        let messages = receive(&daemon, json!({"wait": "10s"})).await;
+        delivery = format!("/deliveries/{}", text(&messages[0], "deliveryId"));
+        let body = json!({"receipts": receipts(&messages), "visibility": "10m"}).to_string();
+        let extended = daemon.post("/queues/jobs/extend", &body).await;
+        until.push(extended["results"][0]["leasedUntil"].clone());
+        match how {
+            "cancel" => drop(daemon.post(&format!("{delivery}/cancel"), "").await),
+            "ack" => drop(end(&daemon, "ack", &receipts(&messages), json!({})).await),
+            _ => assert_eq!(daemon.call("DELETE", "/queues/jobs", &[], "").await.0, 204),
+        }
+        if how != "delete" {
+            daemon.post(&format!("{delivery}/retry"), "").await;
+        }
+    }
+    let shown = daemon.until(&delivery, |shown| shown["status"] == "dead").await;
+    let leases = shown["attempts"].as_array().unwrap();
+    let outcomes: Vec<_> = leases.iter().map(|lease| text(lease, "outcome")).collect();
+    assert_eq!(outcomes, ["cancelled", "acked", "dead"], "{shown}");
+    for (lease, until) in leases.iter().zip(&until) {
+        assert_eq!(&lease["until"], until, "{lease}");
+        let ended_at = text(lease, "endedAt");
+        assert!(ended_at >= text(lease, "receivedAt") && ended_at < text(lease, "until"), "{lease}");
+    }
+}
+
+#[tokio::test]
+async fn each_lease_is_in_the_metrics_by_its_outcome() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = with_queue(data.path(), json!({"visibility": "100ms", "maxDeliveries": 2})).await;
+    job(&daemon, 1).await;
+    let wait = json!({"wait": "10s"});
+    receive(&daemon, wait.clone()).await;
+    let last = receive(&daemon, wait).await;
+    daemon.until("/dead-letters", |page| list(page).len() == 1).await;
+    end(&daemon, "ack", &receipts(&last), json!({})).await;
+    for (number, action) in [(2, "ack"), (3, "release"), (4, "cancel")] {
+        job(&daemon, number).await;
+        let messages = receive(&daemon, json!({"visibility": "1m"})).await;
+        match action {
+            "cancel" => drop(daemon.post("/queues/jobs/purge", "").await),
+            _ => drop(end(&daemon, action, &receipts(&messages), json!({})).await),
+        }
+        if action == "release" {
+            let again = receive(&daemon, json!({"visibility": "1m"})).await;
+            end(&daemon, "nack", &receipts(&again), json!({"requeue": false})).await;
+        }
+    }
+    for (outcome, count) in [
+        ("expired", 2.0),
+        ("acked", 1.0),
+        ("released", 1.0),
+        ("dead", 1.0),
+        ("cancelled", 1.0),
+        ("requeued", 0.0),
+    ] {
+        let label = format!("outcome=\"{outcome}\"");
+        let found = daemon.until_metric("balto_queue_leases_total", &label, |found| found >= count).await;
+        assert_eq!(found, count, "{outcome}");
+    }
+    assert_eq!(daemon.metric("balto_queue_lease_seconds_count", "").await, 6.0);
+}
+
 /// The message is in the queue again, so another worker will do the work.
 #[tokio::test]
 async fn ack_of_a_redriven_message_is_stale() {

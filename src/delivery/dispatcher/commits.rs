@@ -135,6 +135,9 @@ impl Dispatcher {
             LaneChange::LeaseEnded { endpoint, event } => {
                 self.desk.lanes.with(endpoint, |lane| lane.on_lease_ended(event));
             }
+            LaneChange::LeaseCounted { outcome, duration } => {
+                self.context.metrics().lease_ended(outcome, duration);
+            }
             LaneChange::Due { endpoint, key, progress, at } => {
                 self.lanes.on_due(endpoint, key, progress, at, now)
             }

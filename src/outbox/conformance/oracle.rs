@@ -402,8 +402,12 @@ impl Oracle {
         let uncounted = known.lease.filter(|lease| !known.attempts.contains(&lease.position));
         if let Some(lease) = uncounted {
             known.attempts = known.attempts_with_lease();
+            let ran_out = lease.ran_out_before(state, at);
+            if !lease.is_released && !ran_out {
+                known.note_end(position);
+            }
             if !lease.is_released {
-                self.count_lease(key.endpoint, lease, at);
+                self.count_lease(key.endpoint, lease, at, if ran_out { lease.until() } else { at });
             }
         }
         if state != DeliveryState::Delivered {

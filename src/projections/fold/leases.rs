@@ -9,7 +9,7 @@ use super::{LaneChange, PENDING, Step};
 use crate::domain::delivery::transition;
 use crate::domain::{
     DeliveryChange, DeliveryKey, DeliveryState, DueKey, EndedLease, EndpointNumber, LastAttempt, LeaseEnd,
-    LeaseKey, Next, Position, TakenFrom, TakenMessage, Timestamp, Trigger,
+    LeaseKey, LeaseOutcome, Next, Position, TakenFrom, TakenMessage, Timestamp, Trigger,
 };
 use crate::failpoints::{self, Mutation};
 use crate::projections::leases::LeaseRow;
@@ -34,7 +34,14 @@ impl Step<'_> {
             row.progress.attempts += 1;
             row.progress.attempts_in_series += 1;
             row.progress.first_attempt.get_or_insert(at);
-            let lease = LeaseRow { position: self.position, since: at, until, is_released: false, row };
+            let lease = LeaseRow {
+                position: self.position,
+                since: at,
+                until,
+                extension: Position(0),
+                is_released: false,
+                row,
+            };
             match taken.from {
                 TakenFrom::Due(_) => leases::put_new(self.rows, key, &lease),
                 TakenFrom::Lease(_) => leases::put(self.rows, key, &lease),
@@ -79,7 +86,7 @@ impl Step<'_> {
         }
         let mut row = lease.row;
         if !lease.is_released {
-            self.count_lease(key, &lease, at);
+            self.count_lease(key, &lease, LeaseOutcome::Expired, at);
             let detail = self.leased_detail(key, &lease);
             pending::put_detail(self.rows, key, &detail);
             row.progress.trigger = Trigger::Retry;
@@ -94,16 +101,43 @@ impl Step<'_> {
 
     fn with_lease(known: Option<Detail>, lease: &LeaseRow) -> Detail {
         let mut attempts = known.map(|detail| detail.attempts).unwrap_or_default();
-        if !lease.is_released {
-            push_attempt(&mut attempts, lease.position);
-        }
+        lease.history().for_each(|position| push_attempt(&mut attempts, position));
         Detail { due: lease.until, last: LastAttempt::default(), progress: lease.row.progress, attempts }
     }
 
     /// Counts a lease that ends as an attempt. A message that ends under its lease ends the lease,
     /// so each lease counts once, before a late acknowledgement of it.
-    pub(super) fn count_lease(&mut self, key: DeliveryKey, lease: &LeaseRow, at: Timestamp) {
-        self.count_attempt(key.endpoint, at, at.since(lease.since));
+    fn count_lease(&mut self, key: DeliveryKey, lease: &LeaseRow, outcome: LeaseOutcome, at: Timestamp) {
+        // The time after it is that of the next worker's arrival.
+        let ended_at = if outcome == LeaseOutcome::Expired { lease.until } else { at };
+        let duration = ended_at.since(lease.since);
+        self.count_attempt(key.endpoint, at, duration);
+        self.changes.push(LaneChange::LeaseCounted { outcome, duration });
+    }
+
+    /// The lease ends, because its message ends without its worker.
+    pub(super) fn end_with_message(
+        &mut self,
+        key: DeliveryKey,
+        lease: &LeaseRow,
+        change: DeliveryChange,
+        detail: &mut Detail,
+        at: Timestamp,
+    ) {
+        if lease.is_released {
+            return;
+        }
+        let died = match change {
+            DeliveryChange::Died(reason) => Some(reason),
+            _ => None,
+        };
+        let outcome = LeaseOutcome::of_ended_message(died, lease.until, at);
+        self.count_lease(key, lease, outcome, at);
+        if outcome != LeaseOutcome::Expired {
+            let last = detail.attempts.pop();
+            push_attempt(&mut detail.attempts, self.position);
+            last.into_iter().for_each(|last| push_attempt(&mut detail.attempts, last));
+        }
     }
 
     /// A worker ends a lease.
@@ -136,7 +170,7 @@ impl Step<'_> {
         let place = Place { due: lease.until, kind, row: lease.row, has_detail };
         match end {
             LeaseEnd::Acked => {
-                self.count_lease(key, lease, at);
+                self.count_lease(key, lease, end.into(), at);
                 self.hour(key.endpoint, at).delivered += 1;
                 self.remove_pending(key, &place);
                 let change = DeliveryChange::Attempted(Next::Delivered);
@@ -144,12 +178,12 @@ impl Step<'_> {
             }
             LeaseEnd::Released | LeaseEnd::Lost(None) => self.release_lease(key, lease, detail, at),
             LeaseEnd::Requeued(due) | LeaseEnd::Lost(Some(due)) => {
-                self.count_lease(key, lease, at);
+                self.count_lease(key, lease, end.into(), at);
                 detail.progress.trigger = Trigger::Retry;
                 self.requeue_leased(key, &place, due, &mut detail);
             }
             LeaseEnd::Dead(reason) => {
-                self.count_lease(key, lease, at);
+                self.count_lease(key, lease, end.into(), at);
                 self.remove_pending(key, &place);
                 let change = DeliveryChange::Attempted(Next::Dead(reason));
                 self.add_dead_letter(key, lease.row.place, reason, change, at, &detail);
@@ -167,6 +201,8 @@ impl Step<'_> {
         }
         let row = Row { progress: *progress, ..lease.row };
         pending::put_detail(self.rows, key, &detail);
+        let (outcome, duration) = (LeaseOutcome::Released, at.since(lease.since));
+        self.changes.push(LaneChange::LeaseCounted { outcome, duration });
         self.put_lease(key, &LeaseRow { until: at, is_released: true, row, ..*lease });
     }
 
@@ -210,7 +246,8 @@ impl Step<'_> {
         let delivery = DeliveryKey { event: key.event, endpoint: queue };
         let held = leases::get(self.rows, delivery);
         if let Some(lease) = held.filter(|lease| lease.position == key.lease && !lease.is_released) {
-            self.put_lease(delivery, &LeaseRow { until, ..lease });
+            let extension = self.position;
+            self.put_lease(delivery, &LeaseRow { until, extension, ..lease });
         }
     }
 

@@ -142,10 +142,15 @@ pub struct PastLeaseBody {
     /// From 1, among the leases that are kept.
     pub number: u32,
     pub received_at: Time,
+    /// End of the time of the lease, after its last extension.
     pub until: Time,
     pub worker: Option<String>,
+    /// `cancelled`: the message was cancelled, purged or erased during the lease. `dead`: it became
+    /// a dead letter, also because its queue was deleted. A message that is acknowledged later
+    /// shows `acked`.
     #[schemars(with = "Word<LeaseOutcome>")]
     pub outcome: &'static str,
+    /// Null if the lease has not ended, or ended because its time ran out.
     pub ended_at: Option<Time>,
     /// Why the work failed: the `reason` of the `nack`.
     pub reason: Option<String>,

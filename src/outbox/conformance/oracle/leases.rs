@@ -1,7 +1,7 @@
 //! Leases of messages, by the oracle.
 
 use super::*;
-use crate::domain::{EndedLease, HeldLease, LeaseEnd, LeaseKey, TakenFrom, TakenMessage};
+use crate::domain::{DeadReason, EndedLease, HeldLease, LeaseEnd, LeaseKey, TakenFrom, TakenMessage};
 
 /// The last lease of a pending message.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -9,6 +9,8 @@ pub(crate) struct Lease {
     pub(crate) position: Position,
     since: Timestamp,
     until: Timestamp,
+    /// The record of the last extension.
+    extension: Option<Position>,
     pub(crate) is_released: bool,
 }
 
@@ -21,6 +23,17 @@ pub(super) struct Try {
 }
 
 impl Lease {
+    /// Whether it had run out when its message ended so.
+    pub(super) fn ran_out_before(&self, state: DeliveryState, at: Timestamp) -> bool {
+        let gives_up = [DeadReason::AttemptsExhausted, DeadReason::MaxAge].map(DeliveryState::Dead);
+        self.until <= at || gives_up.contains(&state)
+    }
+
+    /// The end of its time.
+    pub(super) fn until(&self) -> Timestamp {
+        self.until
+    }
+
     /// Whether the message may not be taken then.
     pub(crate) fn runs_at(&self, at: Timestamp) -> bool {
         !self.is_released && self.until > at
@@ -39,7 +52,7 @@ impl Delivery {
     }
 
     pub(super) fn held(&self) -> Option<HeldLease> {
-        let Lease { position, since, until, is_released } = self.lease?;
+        let Lease { position, since, until, is_released, .. } = self.lease?;
         Some(HeldLease { position, since, until, is_released, progress: self.progress })
     }
 
@@ -47,9 +60,16 @@ impl Delivery {
     pub(super) fn attempts_with_lease(&self) -> Vec<Position> {
         let mut all = self.attempts.clone();
         if let Some(lease) = self.lease.filter(|lease| !lease.is_released) {
-            push(&mut all, lease.position);
+            lease.extension.into_iter().chain([lease.position]).for_each(|record| push(&mut all, record));
         }
         all
+    }
+
+    /// Notes that the message ended before its lease did. The lease stays the last entry.
+    pub(super) fn note_end(&mut self, record: Position) {
+        let lease = self.attempts.pop().expect("the lease is in the history");
+        push(&mut self.attempts, record);
+        push(&mut self.attempts, lease);
     }
 }
 
@@ -64,7 +84,8 @@ impl Oracle {
     pub(super) fn apply_leases(&mut self, position: Position, record: &Record) {
         match record {
             Record::MessagesLeased { queue, messages, until, at, .. } => {
-                let lease = Lease { position, since: *at, until: *until, is_released: false };
+                let (since, until) = (*at, *until);
+                let lease = Lease { position, since, until, extension: None, is_released: false };
                 messages.iter().for_each(|taken| self.take(*queue, *taken, lease));
             }
             Record::LeasesEnded { queue, ends, at, .. } => {
@@ -75,7 +96,7 @@ impl Oracle {
                     let key = DeliveryKey { event: *event, endpoint: *queue };
                     let held = self.deliveries.get_mut(&key).and_then(|known| known.lease.as_mut());
                     if let Some(held) = held.filter(|held| held.position == *lease && !held.is_released) {
-                        held.until = *until;
+                        (held.until, held.extension) = (*until, Some(position));
                     }
                 }
             }
@@ -98,8 +119,8 @@ impl Oracle {
             }
             (TakenFrom::Due(_) | TakenFrom::Lease(_), _) => return,
         };
-        if let Some(before) = run_out {
-            push(&mut known.attempts, before.position);
+        if run_out.is_some() {
+            known.attempts = known.attempts_with_lease();
             known.progress.trigger = Trigger::Retry;
         }
         known.progress.attempts += 1;
@@ -110,7 +131,7 @@ impl Oracle {
             first.sendable = false;
         }
         if let Some(before) = run_out {
-            self.count_lease(queue, before, lease.since);
+            self.count_lease(queue, before, lease.since, before.until);
         }
     }
 
@@ -118,8 +139,15 @@ impl Oracle {
         self.queued(endpoint, queue).find(|key| self.deliveries[key].sendable)
     }
 
-    pub(super) fn count_lease(&mut self, queue: EndpointNumber, lease: Lease, at: Timestamp) {
-        self.tries.push(Try { endpoint: queue, at, duration: at.since(lease.since) });
+    /// Counts a lease at a time. It ended then, or ran out before.
+    pub(super) fn count_lease(
+        &mut self,
+        queue: EndpointNumber,
+        lease: Lease,
+        at: Timestamp,
+        ended_at: Timestamp,
+    ) {
+        self.tries.push(Try { endpoint: queue, at, duration: ended_at.since(lease.since) });
     }
 
     fn end_lease(&mut self, position: Position, queue: EndpointNumber, ended: EndedLease, at: Timestamp) {
@@ -158,7 +186,7 @@ impl Oracle {
         known.attempts = known.attempts_with_lease();
         push(&mut known.attempts, position);
         if !is_free {
-            self.count_lease(key.endpoint, held, at);
+            self.count_lease(key.endpoint, held, at, at);
         }
         let known = self.deliveries.get_mut(&key).expect("it has a lease");
         known.progress.lost_answers += u32::from(matches!(end, LeaseEnd::Lost(_)));

@@ -280,6 +280,26 @@ fn extension_moves_the_end_of_its_own_lease_only() {
     assert_eq!(extend(Position(1), 99_000), at(9_000));
 }
 
+/// A late acknowledgement finds its lease by the last position.
+#[test]
+fn history_has_extension_and_end_before_their_lease() {
+    let mut journal = queue(Ordering::None);
+    let key = journal.event();
+    let lease = journal.take(key, 1_000);
+    let mut extend = || {
+        let leases = vec![LeaseKey { event: key.event, lease }];
+        journal.apply(&Record::LeasesExtended { queue: ONE, leases, until: at(9_000), at: at(1_001) })
+    };
+    let extended = [extend(), extend()][1];
+    assert_eq!(journal.facts(key).attempts, [extended, lease], "the last extension alone");
+    let cancelled = journal.apply(&Record::DeliveriesCancelled { deliveries: vec![key], at: at(8_000) });
+    assert_eq!(journal.facts(key).attempts, [extended, cancelled, lease]);
+    let acked = journal.end(key, lease, LeaseEnd::Acked, 8_001);
+    let facts = journal.facts(key);
+    assert_eq!(facts.state, DeliveryState::Delivered);
+    assert_eq!(facts.attempts, [extended, cancelled, lease, acked]);
+}
+
 #[test]
 fn injected_bugs_of_leases_are_caught() {
     fails_with(Mutation::LeaseTwice, leased_message_is_taken_by_naming_its_last_lease_only);
