@@ -271,7 +271,7 @@ impl Metrics {
                 "balto_oldest_due_timestamp_seconds",
                 "Due time of the oldest overdue delivery, including those blocked by their ordering queue; 0 without one.",
             ),
-            lanes: gauges("balto_lanes", "Waiting lanes, by reason.", &["reason"]),
+            lanes: gauges("balto_lanes", "Waiting lanes of endpoints and queues, by reason.", &["reason"]),
             projection_lag: gauge(
                 "balto_projection_lag_records",
                 "Journal records not yet applied to the state.",
@@ -488,7 +488,7 @@ impl Metrics {
             sum.returned += report.returned;
             sum.window += report.window;
             sum.waiters += report.waiters;
-            let due = report.next_due.filter(|due| *due <= now);
+            let due = report.oldest_due().filter(|due| *due <= now);
             sum.next_due = sum.next_due.into_iter().chain(due).min();
         }
         self.queues.messages.with_label_values(&["leased"]).set(signed(sum.leased as u64));

@@ -421,7 +421,7 @@ pub static ROUTES: &[Route] = &[
         Operator, NONE, Plain, body sources::handlers::resume),
     route!(Get "/v1/stats", "getStats", "Get counts and latencies over all endpoints, or those of a tenant",
         Read, lists::OVERVIEW, Plain, overview::handlers::stats),
-    route!(Get "/v1/lanes", "listLanes", "List lanes with pending deliveries, with their wait reasons",
+    route!(Get "/v1/lanes", "listLanes", "List lanes of endpoints and queues with pending deliveries, with their wait reasons",
         Read, lists::LANES, Plain, overview::handlers::lanes),
     route!(Get "/v1/feed", "readFeed", "Read all events in order, from a cursor on",
         ReadEvents, lists::FEED, Plain, feed::handlers::get),

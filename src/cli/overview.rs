@@ -17,6 +17,7 @@ const BUCKETS: &[Column] = &[
 
 const LANES: &[Column] = &[
     Column("ENDPOINT", &["/endpointId"]),
+    Column("QUEUE", &["/queue"]),
     Column("TENANT", &["/tenant"]),
     Column("REASON", &["/reason"]),
     Column("PENDING", &["/pending"]),
@@ -52,18 +53,18 @@ impl StatsArgs {
     }
 }
 
-/// Lanes with pending deliveries, and why they wait.
+/// Lanes of endpoints and queues with pending deliveries, and why they wait.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  balto lanes --oldest-due\n  balto lanes --reason circuitOpen --tenant acme"
+    after_help = "Examples:\n  balto lanes --oldest-due\n  balto lanes --reason circuitOpen --tenant acme\n  balto lanes --reason noWorker"
 )]
 pub(crate) struct LanesArgs {
     /// Only of this tenant; `*`: only what belongs to all tenants.
     #[arg(long)]
     tenant: Option<String>,
     /// Only lanes that wait for this reason: notDue, rate, inFlightLimit, circuitOpen, retryAfter,
-    /// paused, disabled, ordering, globalLimit, addressLimit, brokerBlocked, storeFull or
-    /// handshake.
+    /// paused, disabled, ordering, globalLimit, addressLimit, brokerBlocked, storeFull, handshake,
+    /// noWorker or leaseLimit.
     #[arg(long)]
     reason: Option<String>,
     /// The lane whose next delivery was due first comes first.

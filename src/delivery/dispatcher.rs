@@ -405,7 +405,8 @@ impl Dispatcher {
         self.heartbeat.send_replace(());
         self.stalls.on_tick(&self.context);
         let now = self.context.now();
-        let summary = self.lanes.summary(&self.behind.oldest_due, now);
+        let mut summary = self.lanes.summary(&self.behind.oldest_due, now);
+        self.desk.lanes.count_waiting(&mut summary, &self.behind.oldest_due, now);
         self.context.metrics().lanes(&summary);
         self.context.metrics().queues(self.desk.lanes.reports(now), now.wall);
         self.context.metrics().rate_waited(self.lanes.take_rate_waited());

@@ -84,9 +84,20 @@ pub struct QueueReport {
     /// Due messages in memory.
     pub window: usize,
     pub waiters: usize,
+    /// Due time of the first message without a lease.
     pub next_due: Option<Timestamp>,
+    /// End of the lease of the first returned message.
+    pub returned_at: Option<Timestamp>,
     /// When the last worker asked for messages, since the start of the process.
     pub last_receive: Option<Timestamp>,
+}
+
+impl QueueReport {
+    /// Since when the oldest of the messages that go out next waits, or will.
+    #[must_use]
+    pub fn oldest_due(&self) -> Option<Timestamp> {
+        self.returned_at.into_iter().chain(self.next_due).min()
+    }
 }
 
 #[derive(Debug)]
@@ -327,6 +338,7 @@ impl QueueLane {
             window: self.window.len(),
             waiters: self.waiters.len(),
             next_due: self.window.first().map(|(key, _)| key.due),
+            returned_at: self.book.first_returned().map(|(_, lease)| lease.until),
             last_receive: self.last_receive,
         }
     }

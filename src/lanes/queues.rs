@@ -1,10 +1,10 @@
 //! The lanes of all queues. A lane is polled only after a change or at its wake-up time.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use super::queue::{QueueAction, QueueLane, QueuePolicy, QueueReport};
-use super::{Backlog, CLOCK_STEP, SendHold, WaitReason};
+use super::{Backlog, CLOCK_STEP, LanesSummary, SendHold, WaitReason, with_order};
 use crate::domain::{EndpointNumber, Now, Timestamp};
 use crate::limits;
 
@@ -147,6 +147,22 @@ impl QueueLanes {
     /// Reports of all queues.
     pub fn reports(&self, now: Now) -> impl Iterator<Item = QueueReport> + '_ {
         self.queues.values().map(move |entry| self.report_of(&entry.lane, now))
+    }
+
+    /// Adds the queues that wait to the lanes of endpoints. `behind` has those with messages that
+    /// their ordering blocks.
+    pub fn count_waiting(
+        &self,
+        summary: &mut LanesSummary,
+        behind: &HashMap<EndpointNumber, Option<Timestamp>>,
+        now: Now,
+    ) {
+        for (queue, entry) in &self.queues {
+            let report = self.report_of(&entry.lane, now);
+            if let Some(reason) = with_order(report.reason, behind.contains_key(queue)) {
+                summary.waiting[reason.index()] += 1;
+            }
+        }
     }
 
     /// The queues by number.

@@ -96,7 +96,7 @@ pub struct LaneReport {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LanesSummary {
     pub in_flight: usize,
-    /// Lanes by wait reason, in the order of [`WaitReason::ALL`].
+    /// Lanes of endpoints and queues by wait reason, in the order of [`WaitReason::ALL`].
     pub waiting: [u64; WaitReason::ALL.len()],
     /// Due time of the oldest delivery that is due and unsent.
     pub oldest_due: Option<Timestamp>,

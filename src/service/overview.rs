@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::context::Context;
 use crate::context::home::Home;
-use crate::domain::{EndpointId, EndpointNumber, Tenant, Timestamp};
-use crate::lanes::{WaitReason, with_order};
+use crate::context::signal::LaneAnswer;
+use crate::domain::{EndpointId, EndpointNumber, Position, QueueName, Tenant, Timestamp};
+use crate::lanes::{CircuitState, WaitReason, with_order};
 use crate::limits;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
@@ -16,6 +17,7 @@ use crate::projections::counters::Lane;
 use crate::projections::stats::Hour;
 use crate::service::endpoints::Endpoints;
 use crate::service::pages::cut;
+use crate::service::queues::Queues;
 use crate::service::types::{LaneView, Scope};
 
 /// Counts of one hour.
@@ -71,12 +73,15 @@ impl LanePlace {
     }
 }
 
-/// A lane with its endpoint.
+/// A lane with its endpoint or queue.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ListedLane {
     pub place: LanePlace,
     pub endpoint_id: EndpointId,
+    /// Of a queue.
+    pub queue: Option<QueueName>,
     pub tenant: Tenant,
+    /// The messages of a queue under a running lease are in flight.
     pub lane: LaneView,
 }
 
@@ -84,6 +89,7 @@ pub struct ListedLane {
 struct Candidate {
     endpoint: EndpointNumber,
     id: EndpointId,
+    queue: Option<QueueName>,
     tenant: Tenant,
     pending: u64,
     waiting: u64,
@@ -192,7 +198,7 @@ impl Overview<'_> {
         Ok((lanes, more))
     }
 
-    /// Live endpoints of the scope with pending deliveries, by number.
+    /// Live endpoints and queues of the scope with pending deliveries, by number.
     async fn candidates(self, scope: &Scope) -> Result<Vec<Candidate>, Unavailable> {
         let counted = match &scope.0 {
             Some(tenant) => self.lanes_of(tenant).await?,
@@ -201,11 +207,11 @@ impl Overview<'_> {
         Ok(self.0.outbox_of(scope.0.as_ref()).registry(|registry| {
             let counted = counted.into_iter().filter(|(_, lane)| lane.pending > 0);
             let candidates = counted.filter_map(|(number, lane)| {
-                // Queues have a report of their lane.
-                let endpoint = registry.endpoint(number).filter(|known| known.queue().is_none())?;
+                let endpoint = registry.endpoint(number)?;
                 Some(Candidate {
                     endpoint: number,
                     id: endpoint.id.clone(),
+                    queue: endpoint.queue().map(|target| target.name.clone()),
                     tenant: endpoint.tenant.clone(),
                     pending: lane.pending,
                     waiting: lane.waiting,
@@ -234,10 +240,14 @@ impl Overview<'_> {
     }
 
     async fn find_due_times(self, candidates: &mut [Candidate]) -> Result<(), Unavailable> {
+        let now = self.0.now().wall;
         for step in candidates.chunks_mut(limits::STATS_ENDPOINTS_PER_STEP) {
             let numbers: Vec<_> = step.iter().map(|candidate| candidate.endpoint).collect();
             let due = self.0.outbox_of(Home::All).read(move |state| {
-                let first = |number| state.sendable(number, None, 1).0.first().map(|(key, _)| key.due);
+                let first = |number| {
+                    let due = state.sendable(number, None, 1).0.first().map(|(key, _)| key.due);
+                    due.into_iter().chain(returned_at(state, number, now)).min()
+                };
                 numbers.into_iter().map(|number| (number, first(number))).collect::<HashMap<_, _>>()
             });
             let due = due.await?;
@@ -254,7 +264,7 @@ impl Overview<'_> {
         candidates: Vec<Candidate>,
         reason: Option<WaitReason>,
     ) -> Result<Vec<ListedLane>, Unavailable> {
-        let asked = candidates.iter().map(|candidate| Endpoints(self.0).explain(candidate.endpoint));
+        let asked = candidates.iter().map(|candidate| self.explain_one(candidate));
         let reports = futures_util::future::try_join_all(asked).await?;
         let lanes = candidates.into_iter().zip(reports).filter_map(|(candidate, report)| {
             let found = with_order(report.reason, candidate.waiting > 0);
@@ -272,10 +282,34 @@ impl Overview<'_> {
                 circuit: report.circuit,
                 consecutive_failures: report.consecutive_failures,
             };
-            Some(ListedLane { place, endpoint_id: candidate.id, tenant: candidate.tenant, lane })
+            let Candidate { id, queue, tenant, .. } = candidate;
+            Some(ListedLane { place, endpoint_id: id, queue, tenant, lane })
         });
         Ok(lanes.collect())
     }
+
+    async fn explain_one(self, candidate: &Candidate) -> Result<LaneAnswer, Unavailable> {
+        if candidate.queue.is_none() {
+            return Endpoints(self.0).explain(candidate.endpoint).await;
+        }
+        let report = Queues(self.0).report(candidate.endpoint).await?;
+        Ok(LaneAnswer {
+            reason: report.reason,
+            in_flight: report.leased,
+            window: report.window,
+            next_due: report.oldest_due(),
+            until: None,
+            circuit: CircuitState::Closed.as_str(),
+            consecutive_failures: 0,
+        })
+    }
+}
+
+/// End of the first lease of a queue that has run out or was released, among its oldest messages.
+fn returned_at(state: &dyn ReadModel, queue: EndpointNumber, now: Timestamp) -> Option<Timestamp> {
+    let oldest = state.leases(queue, Position(0), limits::RECEIVE_MESSAGES_MAX);
+    let returned = oldest.iter().filter(|(_, lease)| lease.is_released || lease.until <= now);
+    returned.map(|(_, lease)| lease.until).min()
 }
 
 /// The hours of some endpoints that overlap the window.

@@ -172,7 +172,7 @@ impl Queues<'_> {
     ///
     /// # Errors
     /// When the delivery loop has ended.
-    async fn report(self, queue: EndpointNumber) -> Result<QueueReport, Unavailable> {
+    pub(crate) async fn report(self, queue: EndpointNumber) -> Result<QueueReport, Unavailable> {
         let (answer, report) = oneshot::channel();
         self.0.signal(Signal::Queue(QueueSignal::Report { queue, answer }));
         report.await.map_err(|_| Unavailable::Stopping)

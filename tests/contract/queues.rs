@@ -410,6 +410,30 @@ async fn queue_is_created_changed_paused_purged_and_deleted() {
 }
 
 #[tokio::test]
+async fn queue_is_among_the_lanes_with_its_reason() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = with_queue(data.path(), json!({"maxLeased": 1})).await;
+    assert_eq!(daemon.get("/lanes").await["data"], json!([]));
+    job(&daemon, 1).await;
+    job(&daemon, 2).await;
+    let due = daemon.get("/deliveries").await["data"][1]["nextAttemptAt"].clone();
+    for (reason, in_flight) in [("noWorker", 0), ("leaseLimit", 1)] {
+        for query in [String::new(), format!("?reason={reason}&tenant=default"), "?sort=oldestDue".into()] {
+            let lanes = daemon.get(&format!("/lanes{query}")).await;
+            let lane = &lanes["data"][0];
+            assert_eq!((&lane["queue"], &lane["endpointId"]), (&json!("jobs"), &json!(null)), "{lanes}");
+            let counts = [&lane["pending"], &lane["inFlight"]].map(|count| count.as_u64().unwrap());
+            assert_eq!((&lane["reason"], counts), (&json!(reason), [2, in_flight]), "{query}");
+            assert!(lane["nextDueAt"].as_str() >= due.as_str(), "{lane}");
+        }
+        assert_eq!(list(&daemon.get("/lanes?reason=paused").await).len(), 0);
+        let label = format!("reason=\"{reason}\"");
+        daemon.until_metric("balto_lanes", &label, |lanes| lanes == 1.0).await;
+        receive(&daemon, json!({"max": 2, "visibility": "1h"})).await;
+    }
+}
+
+#[tokio::test]
 async fn bad_input_is_named_and_changes_nothing() {
     let data = tempfile::tempdir().unwrap();
     let daemon = with_queue(data.path(), json!({})).await;

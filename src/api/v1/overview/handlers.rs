@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::model::{BucketBody, OverviewBody};
+use super::model::{BucketBody, ListedLaneBody, OverviewBody};
 use crate::api::Call;
 use crate::api::http::problem::Problem;
 use crate::api::http::response::Json;
 use crate::api::text::Time;
 use crate::api::v1::PercentilesBody;
-use crate::api::v1::endpoints::reports::{LaneBody, stats_window};
+use crate::api::v1::endpoints::reports::stats_window;
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::domain::{EndpointNumber, Tenant, Timestamp};
 use crate::limits;
@@ -68,7 +68,7 @@ fn bucket(hour: &OverviewHour) -> BucketBody {
 }
 
 /// `GET /v1/lanes`
-pub async fn lanes(call: &Call) -> Result<Json<ListBody<LaneBody>>, Problem> {
+pub async fn lanes(call: &Call) -> Result<Json<ListBody<ListedLaneBody>>, Problem> {
     let scope = scope(call)?;
     let reason = call.query.word("reason", lists::WAIT_REASONS)?.and_then(WaitReason::from_word);
     let order = match call.query.word("sort", lists::LANE_ORDERS)? {
@@ -79,7 +79,7 @@ pub async fn lanes(call: &Call) -> Result<Json<ListBody<LaneBody>>, Problem> {
     let after = call.query.text("cursor").map(|cursor| decode_place(cursor, order)).transpose()?;
     let (lanes, more) = Overview(&call.api.context).lanes(&scope, reason, order, after, limit).await?;
     let next = lanes.last().filter(|_| more).map(|last| encode_place(last.place, order));
-    let data = lanes.iter().map(|listed| LaneBody::new(&listed.endpoint_id, &listed.tenant, &listed.lane));
+    let data = lanes.iter().map(ListedLaneBody::new);
     Ok(lists::list_reply(&call.path, &call.query, data.collect(), next))
 }
 

@@ -3,8 +3,10 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::api::text::Time;
+use crate::api::text::{Time, Word};
 use crate::api::v1::PercentilesBody;
+use crate::service::overview::ListedLane;
+use crate::service::types::{CircuitState, WaitReason};
 
 /// Statistics over all endpoints of a tenant, or of all tenants.
 #[derive(Serialize, JsonSchema)]
@@ -47,4 +49,51 @@ pub struct BucketBody {
     pub failed_attempts: u64,
     pub dead: u64,
     pub cancelled: u64,
+}
+
+/// The lane of an endpoint or of a queue.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ListedLaneBody {
+    /// Null for a queue.
+    pub endpoint_id: Option<String>,
+    /// Name of the queue; null for an endpoint.
+    pub queue: Option<String>,
+    pub tenant: String,
+    /// Why the lane waits; null if it does not.
+    #[schemars(with = "Option<Word<WaitReason>>")]
+    pub reason: Option<&'static str>,
+    pub pending: u64,
+    /// Pending deliveries behind another one of the same ordering key.
+    pub waiting_for_order: u64,
+    /// Requests in flight; for a queue, messages under a running lease.
+    pub in_flight: u64,
+    /// Due time of the delivery that goes out next; of a returned message, the end of its lease.
+    pub next_due_at: Option<Time>,
+    /// When the reason ends without intervention.
+    pub until: Option<Time>,
+    /// `closed` for a queue.
+    #[schemars(with = "Word<CircuitState>")]
+    pub circuit: &'static str,
+    pub consecutive_failures: u32,
+}
+
+impl ListedLaneBody {
+    #[must_use]
+    pub fn new(listed: &ListedLane) -> Self {
+        let ListedLane { endpoint_id, queue, tenant, lane, .. } = listed;
+        Self {
+            endpoint_id: queue.is_none().then(|| endpoint_id.to_string()),
+            queue: queue.as_ref().map(ToString::to_string),
+            tenant: tenant.to_string(),
+            reason: lane.reason,
+            pending: lane.pending,
+            waiting_for_order: lane.waiting_for_order,
+            in_flight: lane.in_flight,
+            next_due_at: lane.next_due.map(Time),
+            until: lane.until.map(Time),
+            circuit: lane.circuit,
+            consecutive_failures: lane.consecutive_failures,
+        }
+    }
 }
