@@ -350,9 +350,14 @@ impl Leases<'_> {
 
 /// Returns messages that were in no answer to the front, uncharged. No caller waits.
 pub(crate) fn release_unsent(context: &Context, queue: EndpointNumber, leases: Vec<LeaseKey>) {
-    let ends = leases.into_iter().map(|key| EndedLease { key, end: LeaseEnd::Released }).collect();
-    let record = Record::LeasesEnded { queue, ends, at: context.now().wall, reason: None };
+    let record = released(context, queue, leases);
     context.outbox_of(queue).record(Unit::of_record(record));
+}
+
+/// The record that returns messages to the front, uncharged.
+pub(crate) fn released(context: &Context, queue: EndpointNumber, leases: Vec<LeaseKey>) -> Record {
+    let ends = leases.into_iter().map(|key| EndedLease { key, end: LeaseEnd::Released }).collect();
+    Record::LeasesEnded { queue, ends, at: context.now().wall, reason: None }
 }
 
 /// Ends the leases of messages whose answer did not reach the worker. `leased` has their progress

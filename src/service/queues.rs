@@ -19,6 +19,7 @@ use crate::lanes::queue::{QueueReport, WaiterNumber};
 use crate::lanes::{WaitReason, with_order};
 use crate::limits;
 use crate::outbox::draft::{ChangeError, Unavailable};
+use crate::outbox::unit::Command;
 use crate::projections::reads::Cursor;
 use crate::service::conversions::Conversions;
 use crate::service::deliveries::Deliveries;
@@ -252,7 +253,8 @@ impl Queues<'_> {
                 break;
             }
             if !messages.is_empty() {
-                unsent.keep(messages.iter().map(|message| message.receipt.key));
+                let sent: Vec<_> = messages.iter().map(|message| message.receipt.key).collect();
+                unsent.return_others(&sent).await;
                 return Ok(messages);
             }
             options.wait = deadline.saturating_duration_since(tokio::time::Instant::now());
@@ -398,6 +400,21 @@ impl<'a> UnsentMessages<'a> {
     fn new(context: &'a Context, queue: EndpointNumber, leased: &[LeasedMessage]) -> Self {
         let key = |message: &LeasedMessage| LeaseKey { event: message.event, lease: message.lease.position };
         Self { context, queue, leases: leased.iter().map(key).collect() }
+    }
+
+    /// These are sent. Returns the others, for which the answer has no room, before the answer:
+    /// otherwise a next receive that does not wait could find none. If the client goes before the
+    /// record is durable, all return.
+    async fn return_others(&mut self, sent: &[LeaseKey]) {
+        let others: Vec<_> = self.leases.iter().filter(|lease| !sent.contains(lease)).copied().collect();
+        if !others.is_empty() {
+            let released = super::leases::released(self.context, self.queue, others.clone());
+            // If this fails, the others return with a later commit.
+            if self.context.submit(vec![Command::Record(released)]).await.is_ok() {
+                self.keep(others.into_iter());
+            }
+        }
+        self.keep(sent.iter().copied());
     }
 
     /// These are sent.

@@ -313,6 +313,22 @@ async fn ack_of_a_redriven_message_is_stale() {
 }
 
 #[tokio::test]
+async fn next_receive_finds_the_messages_beyond_max_bytes() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = with_queue(data.path(), json!({})).await;
+    for number in 1..=3 {
+        job(&daemon, number).await;
+    }
+    for round in 0..20 {
+        let first = receive(&daemon, json!({"max": 3, "maxBytes": 1})).await;
+        let others = receive(&daemon, json!({"max": 3})).await;
+        assert_eq!((numbers(&first), numbers(&others)), (vec![1], vec![2, 3]), "round {round}");
+        assert_eq!(others[0]["deliveryCount"], 1);
+        end(&daemon, "release", &receipts(&[first, others].concat()), json!({})).await;
+    }
+}
+
+#[tokio::test]
 async fn key_order_has_one_message_at_a_time() {
     let data = tempfile::tempdir().unwrap();
     let daemon = with_queue(data.path(), json!({"ordering": "key"})).await;
