@@ -35,6 +35,14 @@ pub(crate) fn duration_text(text: &str) -> Result<String, String> {
     duration(text).map(|_| text.to_owned())
 }
 
+/// A number that JSON has: neither infinite nor `nan`.
+pub(crate) fn number(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|number: &f64| number.is_finite())
+        .ok_or_else(|| format!("`{text}` is not a finite number such as 2 or 1.5"))
+}
+
 /// An id or a uid, which becomes a segment of a path: other characters, and dots alone, could name
 /// another resource.
 pub(crate) fn id(text: &str) -> Result<String, String> {
@@ -159,6 +167,14 @@ pub(super) fn pin(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_those_of_json() {
+        assert_eq!((number("2"), number("1.5e1")), (Ok(2.0), Ok(15.0)));
+        for wrong in ["nan", "inf", "-inf", "infinity", "1e999", "", "x"] {
+            assert_eq!(number(wrong), Err(format!("`{wrong}` is not a finite number such as 2 or 1.5")));
+        }
+    }
 
     #[test]
     fn ids_contain_no_path_characters() {

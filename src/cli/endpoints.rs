@@ -240,7 +240,7 @@ pub(super) struct Retry {
     #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
     retry_initial: Option<String>,
     /// Factor between an interval and the next.
-    #[arg(long, value_name = "FACTOR")]
+    #[arg(long, value_name = "FACTOR", value_parser = args::number)]
     retry_multiplier: Option<f64>,
     /// The longest interval.
     #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]

@@ -167,7 +167,7 @@ pub(crate) struct QueueOptions {
     #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
     retry_initial: Option<String>,
     /// Factor between a delay and the next.
-    #[arg(long, value_name = "FACTOR")]
+    #[arg(long, value_name = "FACTOR", value_parser = args::number)]
     retry_multiplier: Option<f64>,
     /// The longest delay.
     #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]

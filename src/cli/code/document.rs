@@ -45,7 +45,7 @@ fn parse(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Docume
         serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))?
     } else {
         let table: toml::Table = toml::from_str(text).map_err(|error| format!("not TOML: {error}"))?;
-        json_of(toml::Value::Table(table))
+        json_of(toml::Value::Table(table), "")?
     };
     let Value::Object(mut members) = members else { return Err("must be an object".to_owned()) };
     let tenant = take_text(&mut members, TENANT)?;
@@ -139,18 +139,33 @@ fn insert_variables(value: &mut Value, variable: &dyn Fn(&str) -> Option<String>
     }
 }
 
-fn json_of(value: toml::Value) -> Value {
-    match value {
+/// # Errors
+/// For a number that JSON does not have, with its place.
+fn json_of(value: toml::Value, place: &str) -> Result<Value, String> {
+    Ok(match value {
         toml::Value::String(text) => Value::String(text),
         toml::Value::Integer(number) => Value::from(number),
+        toml::Value::Float(number) if !number.is_finite() => {
+            return Err(format!("{place}: `{number}` is not a finite number"));
+        }
         toml::Value::Float(number) => Value::from(number),
         toml::Value::Boolean(is_true) => Value::Bool(is_true),
         toml::Value::Datetime(time) => Value::String(time.to_string()),
-        toml::Value::Array(items) => items.into_iter().map(json_of).collect(),
-        toml::Value::Table(table) => {
-            Value::Object(table.into_iter().map(|(name, value)| (name, json_of(value))).collect())
+        toml::Value::Array(items) => {
+            let items = items.into_iter().enumerate();
+            items
+                .map(|(index, item)| json_of(item, &format!("{place}[{index}]")))
+                .collect::<Result<_, _>>()?
         }
-    }
+        toml::Value::Table(table) => {
+            let member = |(name, value): (String, toml::Value)| {
+                let separator = if place.is_empty() { "" } else { "." };
+                let value = json_of(value, &format!("{place}{separator}{name}"))?;
+                Ok((name, value))
+            };
+            Value::Object(table.into_iter().map(member).collect::<Result<_, String>>()?)
+        }
+    })
 }
 
 #[cfg(test)]
@@ -160,6 +175,12 @@ mod tests {
 
     fn variable(name: &str) -> Option<String> {
         (name == "CRM_SECRET").then(|| "whsec_x".to_owned())
+    }
+
+    #[test]
+    fn number_that_json_lacks_is_refused_with_its_place() {
+        let refused = parse("[[queues]]\nname = \"q\"\nretry = { multiplier = nan }", &variable);
+        assert_eq!(refused.err().unwrap(), "queues[0].retry.multiplier: `NaN` is not a finite number");
     }
 
     #[test]
