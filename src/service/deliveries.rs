@@ -30,6 +30,9 @@ const PURGED: ChangeError =
 const ENDPOINT_DELETED: ChangeError = ChangeError::NotAllowed(
     "the endpoint was deleted: replay the event to another one, or purge the dead letter",
 );
+const QUEUE_DELETED: ChangeError = ChangeError::NotAllowed(
+    "the queue was deleted: replay the event to another one, or purge the dead letter",
+);
 
 /// Operations on deliveries.
 #[derive(Clone, Copy)]
@@ -153,7 +156,8 @@ impl Deliveries<'_> {
             DeliveryState::Pending | DeliveryState::Delivered | DeliveryState::Cancelled => {}
         }
         if self.0.outbox_of(key.endpoint).endpoint(key.endpoint).is_none() {
-            return Err(ENDPOINT_DELETED);
+            let is_queue = found.delivery.destination.kind == DestinationKind::Queue;
+            return Err(if is_queue { QUEUE_DELETED } else { ENDPOINT_DELETED });
         }
         // The view after the commit, so that the same commit can store the response. Only a
         // redrive can race with an attempt that delivers, which also achieves its purpose.

@@ -18,6 +18,7 @@ use crate::domain::{
     Timestamp, attribute,
 };
 use crate::outbox::draft::Unavailable;
+use crate::outbox::registry::Registry;
 use crate::projections::reads::DeliveryFacts;
 use crate::rules::headers::is_secret;
 use crate::rules::signature::{SigningKey, masked_signature_headers, signature_headers};
@@ -305,11 +306,13 @@ impl Requests<'_> {
             return Err(RequestError::Erased);
         }
         let refused = |why: &str| RequestError::NotAllowed(why.to_owned());
-        let endpoint = self.0.outbox_of(key.endpoint).endpoint(key.endpoint);
-        let endpoint = endpoint.ok_or_else(|| refused("the endpoint was deleted"))?;
-        if endpoint.queue().is_some() {
+        // Also a deleted one.
+        let is_queue = |registry: &Registry| registry.queue_name(key.endpoint).is_some();
+        if self.0.outbox_of(key.endpoint).registry(is_queue) {
             return Err(refused("a message of a queue has no request"));
         }
+        let endpoint = self.0.outbox_of(key.endpoint).endpoint(key.endpoint);
+        let endpoint = endpoint.ok_or_else(|| refused("the endpoint was deleted"))?;
         let outgoing = Conversions(self.0).convert(&endpoint.versions, key.event, &event);
         let outgoing = outgoing.map_err(|error| RequestError::NotAllowed(error.to_string()))?;
         let built = self.shown(&endpoint, &outgoing, key, facts.attempts_made.max(1), secrets);

@@ -554,7 +554,12 @@ async fn dead_letters_of_deleted_queues_keep_their_name() {
     is_problem(&(refused.0, refused.1), 422, "validation_failed", "redrive of a deleted queue");
     let letter = text(&first["data"][0], "deliveryId");
     let refused = daemon.call("POST", &format!("/dead-letters/{letter}/redrive"), &[], "").await;
-    is_problem(&(refused.0, refused.1), 409, "conflict", "redrive of one");
+    is_problem(&(refused.0, refused.1.clone()), 409, "conflict", "redrive of one");
+    assert!(text(&refused.1, "detail").starts_with("the queue was deleted: "), "{}", refused.1);
+    let refused = daemon.call("POST", &format!("/deliveries/{letter}/retry"), &[], "").await;
+    assert!(text(&refused.1, "detail").starts_with("the queue was deleted: "), "{}", refused.1);
+    let refused = daemon.call("GET", &format!("/deliveries/{letter}/curl"), &[], "").await;
+    assert_eq!((refused.0, &refused.1["detail"]), (409, &json!("a message of a queue has no request")));
     assert_eq!(daemon.post("/dead-letters/purge", r#"{"queue":"jobs","dryRun":true}"#).await["count"], 1);
     let id = text(destination, "id");
     assert_eq!(list(&daemon.get(&format!("{letters}&q={id}")).await).len(), 1);

@@ -18,8 +18,16 @@ use crate::service::replays::{PastRange, Replays};
 use crate::service::search::Searches;
 use crate::service::tenants::Tenants;
 
-/// The error of a job whose endpoint was deleted.
-const DELETED: ChangeError = ChangeError::NotAllowed("the endpoint was deleted");
+/// The error of a job whose endpoint or queue was deleted.
+fn deleted(kind: JobKind) -> ChangeError {
+    ChangeError::NotAllowed(match kind {
+        JobKind::PurgeQueue | JobKind::ReplayQueue => "the queue was deleted",
+        JobKind::RedriveDeadLetters
+        | JobKind::PurgeDeadLetters
+        | JobKind::ReplayEndpoint
+        | JobKind::DeleteTenant => "the endpoint was deleted",
+    })
+}
 
 /// A step of a job.
 #[derive(Debug)]
@@ -116,7 +124,7 @@ impl Jobs<'_> {
                 let _alone = self.0.exclusive(&party(job)).await;
                 let _held = self.0.outbox_of(range.endpoint).hold_events().await;
                 if self.0.outbox_of(range.endpoint).endpoint(range.endpoint).is_none() {
-                    return Err(DELETED);
+                    return Err(deleted(job.kind));
                 }
                 let deliveries = Replays(self.0).confirm(&range, wanted).await?;
                 let command = |deliveries| revive_command(deliveries, Trigger::Replay, self.0.now().wall);
@@ -171,7 +179,7 @@ impl Jobs<'_> {
     /// The past events of a replay after a cursor.
     fn past(self, job: &Job, after: Option<Cursor>, limit: usize) -> Result<PastRange, ChangeError> {
         let number = job.selection.endpoint.unwrap_or(EndpointNumber(0));
-        let endpoint = self.0.outbox_of(number).endpoint(number).ok_or(DELETED)?;
+        let endpoint = self.0.outbox_of(number).endpoint(number).ok_or_else(|| deleted(job.kind))?;
         let types = &job.selection.types;
         let patterns = if types.is_empty() { &endpoint.event_types } else { types };
         Ok(PastRange {
