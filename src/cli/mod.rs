@@ -262,6 +262,11 @@ fn usage(message: impl Into<String>) -> anyhow::Error {
 /// Parses the arguments, runs the command, and reports a failure on standard error.
 #[must_use]
 pub fn run(backend: &Backend, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    if arguments.get(1).is_some_and(|first| first == work::guard::ARGUMENT) {
+        work::guard::run(arguments.get(2).and_then(|grace| grace.to_str()));
+        return ExitCode::SUCCESS;
+    }
     let (ended, note): (_, fn(&str)) = match Cli::try_parse_from(arguments) {
         Ok(cli) => {
             let note = if cli.command.handles_signals() { output::last_note } else { output::note };

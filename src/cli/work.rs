@@ -4,6 +4,7 @@
 //! message and ends its lease. A receive in progress is never dropped for a handler that ends,
 //! because its answer may already be on the way; only a stop drops it.
 
+pub(super) mod guard;
 mod handler;
 
 use std::ffi::OsString;
@@ -24,7 +25,8 @@ use super::output::{Session, note_async};
 use super::queues::Queue;
 use super::stop::Stop;
 use crate::config::units::parse_duration;
-use handler::Handler;
+use guard::Guard;
+use handler::{Handler, signal};
 
 /// Time that a receive waits for a message.
 const RECEIVE_WAIT: &str = "20s";
@@ -83,6 +85,8 @@ struct Worker {
     visibility: Duration,
     grace: Duration,
     quiet: bool,
+    /// `None` if it could not be started.
+    guard: Option<Guard>,
 }
 
 /// State of the worker, as its handlers see it.
@@ -122,6 +126,16 @@ impl WorkArgs {
             Some(visibility) => visibility,
             None => queue_visibility(&session.client, &self.queue).await?,
         };
+        // The commands of a killed worker end before their messages go to another one.
+        let grace = self.grace.min(visibility / EXTENSIONS_PER_LEASE);
+        let guard = match Guard::start(grace) {
+            Ok(guard) => Some(guard),
+            Err(error) => {
+                let text = format!("balto work: no guard: commands go on if this worker is killed: {error}");
+                note_async(text).await;
+                None
+            }
+        };
         let worker = Arc::new(Worker {
             client: session.client,
             queue: self.queue,
@@ -130,6 +144,7 @@ impl WorkArgs {
             visibility,
             grace: self.grace,
             quiet: self.quiet,
+            guard,
         });
         let (phase, phases) = watch::channel(Phase::Working);
         let mut handlers = JoinSet::new();

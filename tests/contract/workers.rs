@@ -110,6 +110,38 @@ async fn exit_code_0_acknowledges_and_others_return() {
     assert!(lines.iter().all(|line| line.starts_with("a.b ")), "{lines:?}");
 }
 
+/// Whether the process runs. A zombie does not.
+fn is_running(process: &str) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    !matches!(status.rsplit(") ").next().and_then(|rest| rest.chars().next()), None | Some('Z' | 'X'))
+}
+
+/// The command and its children end, also if they ignore SIGTERM. The message goes to the next
+/// worker.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_worker_leaves_no_command_running() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(&directory.path().join("data")).await;
+    queue(&daemon, "slow", json!({"visibility": "3s"})).await;
+    for command in ["sleep 600 & echo $! $$; wait", "trap '' TERM; sleep 600 & echo $! $$; wait; wait"] {
+        let event = send(&daemon, "a.b", json!(1)).await;
+        let mut worker = WorkerProcess::start(&daemon, &["slow", "--", "sh", "-c", command]);
+        let started = worker.lines().next().unwrap();
+        let processes: Vec<_> = started.split(' ').collect();
+        assert!(processes.iter().all(|process| is_running(process)), "{started}");
+        worker.signal("-KILL");
+        let deadline = Instant::now() + WAIT_MAX;
+        while processes.iter().any(|process| is_running(process)) {
+            assert!(Instant::now() < deadline, "`{command}` runs on as {started}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let mut next = WorkerProcess::start(&daemon, &["slow", "--", "true"]);
+        until_status(&daemon, &event, "delivered").await;
+        next.terminate();
+        assert_eq!(next.code().await, 0);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn closed_terminal_ends_the_worker_unless_ignored() {
     let directory = tempfile::tempdir().unwrap();

@@ -94,7 +94,15 @@ impl Handler {
                 return Err(error).with_context(|| format!("cannot run `{command}`"));
             }
         };
-        let end = match self.wait(child).await.context("cannot wait for the command")? {
+        let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        if let Some((guard, group)) = self.worker.guard.as_ref().zip(group) {
+            guard.on_started(group).await;
+        }
+        let ended = self.wait(child, group).await;
+        if let Some((guard, group)) = self.worker.guard.as_ref().zip(group) {
+            guard.on_ended(group).await;
+        }
+        let end = match ended.context("cannot wait for the command")? {
             CommandEnd::Exited(status) if status.success() => LeaseEnd::Ack,
             CommandEnd::Exited(status) => LeaseEnd::Nack { reason: status.to_string() },
             CommandEnd::Stopped => LeaseEnd::Release,
@@ -131,10 +139,9 @@ impl Handler {
     }
 
     /// Feeds the command, extends the lease while it runs, and ends it when the worker stops.
-    async fn wait(&mut self, mut child: Child) -> std::io::Result<CommandEnd> {
+    async fn wait(&mut self, mut child: Child, group: Option<Pid>) -> std::io::Result<CommandEnd> {
         let input = format!("{}\n", self.message.event.get());
         let stdin = child.stdin.take();
-        let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
         let mut feed = std::pin::pin!(async move {
             if let Some(mut stdin) = stdin {
                 // A command need not read its input.
@@ -254,7 +261,7 @@ async fn stop_command(
     child.wait().await
 }
 
-fn signal(group: Option<Pid>, signal: Signal) {
+pub(super) fn signal(group: Option<Pid>, signal: Signal) {
     if let Some(group) = group {
         // It may have ended.
         kill_process_group(group, signal).ok();
