@@ -146,24 +146,32 @@ async fn wrong_file_changes_nothing_and_a_failed_step_is_named() {
 /// request is answered with 429.
 struct SvixServer {
     url: String,
-    is_broken: Arc<AtomicBool>,
+    state: Arc<SvixState>,
+}
+
+#[derive(Default)]
+struct SvixState {
+    /// Answers are not as documented.
+    is_broken: AtomicBool,
+    /// Endpoints have no types and no metadata, and applications no metadata.
+    is_cleared: AtomicBool,
 }
 
 impl SvixServer {
     fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let is_broken = Arc::new(AtomicBool::new(false));
-        let broken = Arc::clone(&is_broken);
+        let state = Arc::new(SvixState::default());
+        let shared = Arc::clone(&state);
         std::thread::spawn(move || {
             for (number, stream) in listener.incoming().enumerate() {
-                Self::serve(stream.unwrap(), number % 3 == 2, broken.load(Ordering::Relaxed));
+                Self::serve(stream.unwrap(), number % 3 == 2, &shared);
             }
         });
-        Self { url, is_broken }
+        Self { url, state }
     }
 
-    fn serve(mut stream: TcpStream, is_busy: bool, is_broken: bool) {
+    fn serve(mut stream: TcpStream, is_busy: bool, state: &SvixState) {
         let mut head = Vec::new();
         for line in BufReader::new(stream.try_clone().unwrap()).lines() {
             match line.unwrap() {
@@ -176,10 +184,10 @@ impl SvixServer {
             ("401 Unauthorized", json!({"code": "authentication_failed", "detail": "Invalid token"}))
         } else if is_busy {
             ("429 Too Many Requests\r\nretry-after: 0", json!({"code": "rate_limit"}))
-        } else if is_broken {
+        } else if state.is_broken.load(Ordering::Relaxed) {
             ("200 OK", json!({"data": [{"uid": "without an id"}], "done": true}))
         } else {
-            Self::answer(&target)
+            Self::answer(&target, state.is_cleared.load(Ordering::Relaxed))
         };
         let body = body.to_string();
         let answer = format!(
@@ -189,7 +197,7 @@ impl SvixServer {
         stream.write_all(answer.as_bytes()).unwrap();
     }
 
-    fn answer(target: &str) -> (&'static str, Value) {
+    fn answer(target: &str, is_cleared: bool) -> (&'static str, Value) {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let iterator = query.split('&').find_map(|pair| pair.strip_prefix("iterator="));
         let page = |rows: Vec<Value>| {
@@ -204,18 +212,21 @@ impl SvixServer {
             row.as_object_mut().unwrap().extend(times.as_object().unwrap().clone());
             row
         };
+        let unless_cleared = |value: Value, cleared: Value| if is_cleared { cleared } else { value };
         let endpoint = |id: &str, uid: Value, disabled: bool, channels: Value| {
+            // One takes all types from the start.
+            let types = if id == "ep_4" { Value::Null } else { json!(["invoice.paid"]) };
             with_times(
                 json!({"id": id, "uid": uid, "url": format!("http://127.0.0.1:19999/{id}"), "description": "d",
-                "version": 1, "disabled": disabled, "filterTypes": ["invoice.paid"], "channels": channels,
-                "rateLimit": 50, "metadata": {"team": "crm"}}),
+                "version": 1, "disabled": disabled, "filterTypes": unless_cleared(types, Value::Null),
+                "channels": channels, "rateLimit": 50,
+                "metadata": unless_cleared(json!({"team": "crm"}), json!({}))}),
             )
         };
+        let plan = unless_cleared(json!({"plan": "pro"}), json!({}));
         match path.strip_prefix("/api/v1/").unwrap() {
             "app" => page(vec![
-                with_times(
-                    json!({"id": "app_1", "uid": "acme", "name": "Acme Inc.", "metadata": {"plan": "pro"}}),
-                ),
+                with_times(json!({"id": "app_1", "uid": "acme", "name": "Acme Inc.", "metadata": plan})),
                 with_times(json!({"id": "app_2", "uid": "not a tenant", "name": "Two", "metadata": {}})),
                 with_times(json!({"id": "app_3", "name": "Empty", "metadata": {}})),
             ]),
@@ -284,6 +295,7 @@ async fn import_from_svix_arrives_once() {
     let labelled = daemon.get("/endpoints?label=project-1&tenant=app_2").await["data"][0].clone();
     assert_eq!((&labelled["uid"], &labelled["status"]), (&json!("crm"), &json!("active")), "{labelled}");
     assert_eq!(labelled["labels"], json!(["eu.west", "project-1"]));
+    assert_eq!(labelled["eventTypes"], json!(["#"]));
     assert_eq!(
         (&crm["labels"], &daemon.get("/endpoints/svix-ep_3").await["labels"]),
         (&json!([]), &json!(["project-1"]))
@@ -301,7 +313,25 @@ async fn import_from_svix_arrives_once() {
     assert!(wrong.code == 1 && wrong.err.contains("Svix refuses the token"), "{}", wrong.err);
     let missing = balto(&daemon, &[&import[..], &["--application", "app_9"]].concat());
     assert!(missing.code == 1 && missing.err.contains("404 Not Found"), "{}", missing.err);
-    svix.is_broken.store(true, Ordering::Relaxed);
+    svix.state.is_broken.store(true, Ordering::Relaxed);
     let broken = balto(&daemon, &import);
     assert!(broken.code == 1 && broken.err.contains("not as documented"), "{}", broken.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cleared_members_of_svix_are_cleared_here() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let svix = SvixServer::start();
+    let import = ["import", "svix", "--url", &svix.url, "--token", "testsk_1"];
+    assert_eq!(balto(&daemon, &import).code, 0);
+    svix.state.is_cleared.store(true, Ordering::Relaxed);
+    let cleared = balto(&daemon, &import);
+    // The tenant with metadata, and all endpoints.
+    assert!(cleared.out.ends_with("0 created, 5 changed, 0 deleted, 4 unchanged.\n"), "{}", cleared.out);
+    let crm = daemon.get("/endpoints?tenant=acme&uid=crm").await["data"][0].clone();
+    assert_eq!((&crm["eventTypes"], &crm["metadata"]), (&json!(["#"]), &json!({"svixId": "ep_1"})));
+    assert_eq!(daemon.get("/tenants/acme").await["metadata"], json!({}));
+    let again = balto(&daemon, &import);
+    assert_eq!(again.out, "0 created, 0 changed, 0 deleted, 9 unchanged.\n", "{}", again.err);
 }

@@ -53,7 +53,10 @@ pub(super) fn difference(
             // A disabled endpoint is not resumed: someone has to look at it first.
             (ResourceKind::Endpoint, "status") => (new != old && old != "disabled").then(|| new.clone()),
             (ResourceKind::Endpoint, "retry") => retry(new, old),
-            (ResourceKind::Endpoint | ResourceKind::Queue, "metadata" | "versions") => whole(new, old),
+            (ResourceKind::Endpoint | ResourceKind::Queue, "versions") => whole(new, old),
+            (ResourceKind::Endpoint | ResourceKind::Queue | ResourceKind::Tenant, "metadata") => {
+                whole(new, old)
+            }
             (ResourceKind::Endpoint | ResourceKind::Queue, "eventTypes") => {
                 (patterns(new) != patterns(old)).then(|| new.clone())
             }

@@ -20,6 +20,7 @@ use crate::cli::output::{ProgressLine, clean};
 use crate::cli::usage;
 use crate::domain::{EndpointUid, Label, Tenant};
 use crate::limits;
+use crate::rules::patterns::ANY_WORDS;
 
 /// Time limit of an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -271,9 +272,7 @@ fn tenant_of(application: &Application, notes: &mut Vec<String>) -> String {
 fn tenant_settings(application: &Application, tenant: &str) -> Wanted {
     let mut members = Map::new();
     members.insert("name".to_owned(), json!(application.name));
-    if !application.metadata.is_empty() {
-        members.insert("metadata".to_owned(), json!(application.metadata));
-    }
+    members.insert("metadata".to_owned(), json!(application.metadata));
     Wanted { name: tenant.to_owned(), members, ..Wanted::default() }
 }
 
@@ -336,7 +335,9 @@ fn endpoint_of(
     let mut set = |name: &str, value: Value| drop(members.insert(name.to_owned(), value));
     set("url", json!(endpoint.url));
     set("description", json!(endpoint.description));
-    set("eventTypes", json!(endpoint.filter_types.unwrap_or_default()));
+    // Svix has no list for all types; the API refuses an empty one.
+    let types = endpoint.filter_types.filter(|types| !types.is_empty());
+    set("eventTypes", types.map_or_else(|| json!([ANY_WORDS]), |types| json!(types)));
     set("labels", labels.into_iter().take(limits::LABELS_MAX).collect());
     let rate = endpoint.throttle_rate.or(endpoint.rate_limit);
     set("rateLimit", rate.map_or(Value::Null, |limit| json!({"limit": limit, "per": "1s"})));
@@ -387,6 +388,17 @@ mod tests {
         assert_eq!(wanted.members["metadata"], json!({"k": "v", "svixId": "ep_1"}));
         assert_eq!(wanted.members["labels"], json!(["a"]));
         assert_eq!(notes.len(), 2, "{notes:?}");
+    }
+
+    #[test]
+    fn endpoint_without_types_takes_all_types() {
+        for (types, expected) in
+            [(Value::Null, json!(["#"])), (json!([]), json!(["#"])), (json!(["a.b"]), json!(["a.b"]))]
+        {
+            let text = json!({"id": "ep_1", "url": "https://h/", "filterTypes": types}).to_string();
+            let (wanted, _) = endpoint(&text, EndpointHeaders::default(), "whsec_x");
+            assert_eq!(wanted.members["eventTypes"], expected, "{types}");
+        }
     }
 
     #[test]
