@@ -9,6 +9,7 @@
 mod support;
 
 mod as_code;
+mod as_code_round_trip;
 mod attempts;
 mod audit;
 mod authorization;

@@ -4,7 +4,7 @@
 //! `filter`, schemas and pins, which are wanted as a whole. Write-only members are compared by
 //! their names.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 use url::Url;
 
 use super::plan::ResourceKind;
@@ -95,7 +95,7 @@ fn is_equal(wanted: &Value, found: &Value) -> bool {
 }
 
 /// Whether two values are equal as JSON: also members that are not wanted count.
-fn is_same(wanted: &Value, found: &Value) -> bool {
+pub(super) fn is_same(wanted: &Value, found: &Value) -> bool {
     match (wanted, found) {
         (Value::Object(wanted), Value::Object(found)) => {
             let has = |name, value| found.get(name).is_some_and(|found| is_same(value, found));
@@ -104,9 +104,15 @@ fn is_same(wanted: &Value, found: &Value) -> bool {
         (Value::Array(wanted), Value::Array(found)) => {
             wanted.len() == found.len() && wanted.iter().zip(found).all(|(one, other)| is_same(one, other))
         }
-        (Value::Number(wanted), Value::Number(found)) => wanted == found || wanted.as_f64() == found.as_f64(),
+        (Value::Number(wanted), Value::Number(found)) => is_same_number(wanted, found),
         _ => wanted == found,
     }
+}
+
+/// Whether two numbers are equal: `5` and `5.0` are, two integers beyond 2^53 are not.
+fn is_same_number(wanted: &Number, found: &Number) -> bool {
+    let has_fraction = wanted.is_f64() || found.is_f64();
+    wanted == found || (has_fraction && wanted.as_f64() == found.as_f64())
 }
 
 /// Whether an event type has the wanted versions, with exactly their schemas and examples.

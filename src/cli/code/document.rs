@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::compare::without_login;
+use super::placeholders;
 use super::plan::{ResourceKind, Wanted};
 use crate::cli::usage;
 use crate::nearest::nearest;
@@ -40,14 +41,20 @@ pub(super) fn read(file: &Path, variable: &dyn Fn(&str) -> Option<String>) -> an
     parse(&text, variable).map_err(|reason| usage(format!("{}: {reason}", file.display())))
 }
 
+/// The value of a file in TOML or JSON, with its placeholders.
+///
+/// # Errors
+/// Why it is neither.
+pub(super) fn value_of(text: &str) -> Result<Value, String> {
+    if text.trim_start().starts_with('{') {
+        return serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"));
+    }
+    let table: toml::Table = toml::from_str(text).map_err(|error| format!("not TOML: {error}"))?;
+    json_of(toml::Value::Table(table), "")
+}
+
 fn parse(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Document, String> {
-    let members = if text.trim_start().starts_with('{') {
-        serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))?
-    } else {
-        let table: toml::Table = toml::from_str(text).map_err(|error| format!("not TOML: {error}"))?;
-        json_of(toml::Value::Table(table), "")?
-    };
-    let Value::Object(mut members) = members else { return Err("must be an object".to_owned()) };
+    let Value::Object(mut members) = value_of(text)? else { return Err("must be an object".to_owned()) };
     let tenant = take_text(&mut members, TENANT)?;
     let mut document = Document { tenant, ..Document::default() };
     let mut seen = HashSet::new();
@@ -90,7 +97,7 @@ fn wanted(
 ) -> Result<Wanted, String> {
     let Value::Object(mut members) = entry else { return Err("must be a table".to_owned()) };
     for value in members.values_mut() {
-        insert_variables(value, variable)?;
+        placeholders::resolve(value, variable)?;
     }
     let name = take_text(&mut members, key)?.ok_or_else(|| format!("{key} is missing"))?;
     let tenant = match kind {
@@ -117,25 +124,6 @@ fn take_text(members: &mut Map<String, Value>, name: &str) -> Result<Option<Stri
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
         Some(other) => Err(format!("{name}: must be text, is {other}")),
-    }
-}
-
-/// Replaces each text `${NAME}` by the environment variable, so that secrets can stay out of files.
-fn insert_variables(value: &mut Value, variable: &dyn Fn(&str) -> Option<String>) -> Result<(), String> {
-    match value {
-        Value::String(text) => {
-            let name = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
-            if let Some(name) = name {
-                let found = variable(name).ok_or_else(|| format!("the variable {name} is not set"))?;
-                *text = found;
-            }
-            Ok(())
-        }
-        Value::Array(items) => items.iter_mut().try_for_each(|item| insert_variables(item, variable)),
-        Value::Object(members) => {
-            members.values_mut().try_for_each(|member| insert_variables(member, variable))
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) => Ok(()),
     }
 }
 

@@ -1,12 +1,16 @@
 //! `balto export`: the endpoints, queues and event types of a daemon as a file for `balto apply`.
 //!
-//! Never prints a secret: not a signing secret, not a sensitive header, not a password.
+//! Never prints a secret: not a signing secret, not a sensitive header, not a password. Applying an
+//! export changes nothing: data keep their nulls, and the text is read again before it is printed.
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
+use super::compare::is_same;
+use super::document::value_of;
 use super::pages;
+use super::placeholders::{FileLanguage, escaped};
 use crate::cli::output::{Session, clean, json_line, line, note};
 
 /// Members of an endpoint that a file can have. `clientCertificate` is write-only.
@@ -55,6 +59,11 @@ const QUEUE: &[&str] = &[
 const TYPE: &[&str] =
     &["name", "description", "compatibility", "transitive", "versions", "migrations", "state"];
 
+/// The writable members of a version of an event type.
+pub(super) const VERSION: &[&str] = &["schema", "deprecated", "sunset", "examples"];
+/// Settings, in which a null is a member that is not set. A null within other members is data.
+const SETTINGS: &[&str] = &["amqp", "rateLimit", "retry", "request", "auth", "handshake"];
+
 /// Print endpoints, queues and event types as a file for `balto apply`.
 #[derive(Debug, Args)]
 #[command(
@@ -90,7 +99,7 @@ impl ExportArgs {
             for name in types.iter().filter_map(|one| one["name"].as_str()) {
                 // A list leaves the schemas out.
                 let one = session.client.get(&["v1", "event-types", name], &[]).await?;
-                full.push(kept(TYPE, &serde_json::from_str(&one).context("the answer is not JSON")?));
+                full.push(type_entry(&serde_json::from_str(&one).context("the answer is not JSON")?));
             }
             document.insert("eventTypes".to_owned(), Value::Array(full));
         }
@@ -110,11 +119,35 @@ impl ExportArgs {
         }
         document.insert("endpoints".to_owned(), Value::Array(exported));
         document.retain(|_, list| list.as_array().is_some_and(|list| !list.is_empty()));
+        let document = Value::Object(document);
         if session.json || self.format == ExportFormat::Json {
-            return Ok(json_line(&serde_json::to_string_pretty(&document)?)?);
+            Ok(json_line(&text_of(&document, FileLanguage::Json)?)?)
+        } else {
+            Ok(line(text_of(&document, FileLanguage::Toml)?.trim_end())?)
         }
-        let text = toml::to_string_pretty(&Value::Object(document)).context("cannot write TOML")?;
-        Ok(line(text.trim_end())?)
+    }
+}
+
+/// The text of the file. It is read again, since TOML cannot hold everything: for example it has a
+/// bound of nesting.
+///
+/// # Errors
+/// When the text would not be read as the same document.
+fn text_of(document: &Value, language: FileLanguage) -> anyhow::Result<String> {
+    let document = escaped(document, language);
+    let text = match language {
+        FileLanguage::Toml => toml::to_string_pretty(&document).map_err(|error| error.to_string()),
+        FileLanguage::Json => serde_json::to_string_pretty(&document).map_err(|error| error.to_string()),
+    };
+    let read = text.and_then(|text| value_of(&text).map(|read| (text, read)));
+    let reason = match read {
+        Ok((text, read)) if is_same(&document, &read) => return Ok(text),
+        Ok(_) => "it would be read as another value".to_owned(),
+        Err(error) => error,
+    };
+    match language {
+        FileLanguage::Toml => anyhow::bail!("TOML cannot hold this export; use --format json ({reason})"),
+        FileLanguage::Json => anyhow::bail!("JSON cannot hold this export ({reason})"),
     }
 }
 
@@ -149,25 +182,30 @@ fn endpoint_entry(endpoint: &Value) -> Value {
     entry
 }
 
-/// The named members, without nulls, which TOML does not have.
+fn type_entry(event_type: &Value) -> Value {
+    let mut entry = kept(TYPE, event_type);
+    if let Some(Value::Object(versions)) = entry.get_mut("versions") {
+        // Uses and counts of a version are read-only.
+        versions.values_mut().for_each(|version| *version = kept(VERSION, version));
+    }
+    entry
+}
+
+/// The named members that are not null.
 fn kept(names: &[&str], resource: &Value) -> Value {
-    let members = names.iter().filter_map(|name| Some(((*name).to_owned(), plain(resource.get(*name)?)?)));
+    let members = names.iter().filter_map(|name| {
+        let value = resource.get(*name).filter(|value| !value.is_null())?;
+        let value = if SETTINGS.contains(name) { without_nulls(value) } else { value.clone() };
+        Some(((*name).to_owned(), value))
+    });
     Value::Object(members.collect())
 }
 
-/// The value without nulls; without counts and uses of a version of an event type.
-fn plain(value: &Value) -> Option<Value> {
-    match value {
-        Value::Null => None,
-        Value::Object(members) => {
-            let kept =
-                members.iter().filter(|(name, _)| !["eventsLastDay", "pinnedBy"].contains(&name.as_str()));
-            let kept = kept.filter_map(|(name, value)| Some((name.clone(), plain(value)?)));
-            Some(Value::Object(kept.collect()))
-        }
-        Value::Array(items) => Some(items.iter().filter_map(plain).collect()),
-        other => Some(other.clone()),
-    }
+/// The value without members that are null.
+fn without_nulls(value: &Value) -> Value {
+    let Value::Object(members) = value else { return value.clone() };
+    let kept = members.iter().filter(|(_, value)| !value.is_null());
+    Value::Object(kept.map(|(name, value)| (name.clone(), without_nulls(value))).collect())
 }
 
 #[cfg(test)]

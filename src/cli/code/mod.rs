@@ -6,6 +6,7 @@
 mod compare;
 mod document;
 mod export;
+mod placeholders;
 mod plan;
 
 use std::collections::BTreeSet;
@@ -31,7 +32,7 @@ const PAGE: &str = "250";
 #[derive(Debug, Args)]
 #[command(
     after_help = "The members are those of the API, in TOML or JSON. An endpoint is known by its uid, a queue and an event type by \
-    its name. A member that the file does not have stays as it is. A value \"${NAME}\" is read from the environment variable NAME.\n\n\
+    its name. A member that the file does not have stays as it is. A value \"${NAME}\" is read from the environment variable NAME; \"$${NAME}\" is that text itself, and \"${null}\" is null.\n\n\
     Example of a file:\n  \
     tenant = \"acme\"\n\n  \
     [[endpoints]]\n  \
