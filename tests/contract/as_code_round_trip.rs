@@ -132,3 +132,28 @@ async fn definition_too_deep_for_toml_is_refused_and_kept_in_json() {
     let dry = answer_of(&daemon, &["apply", "-f", &file.display().to_string(), "--dry-run"]);
     assert_eq!((&dry["steps"], &dry["unchanged"]), (&json!([]), &json!(1)), "{dry}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_the_file_lacks_stay_in_a_version() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(&data.path().join("d")).await;
+    let version = json!({"schema": {"title": "a"}, "deprecated": true, "sunset": "2027-01-01T00:00:00.000Z",
+        "examples": [{"a": null}]});
+    let definition = json!({"versions": {"1.0": version, "2.0": {"schema": {}}}});
+    put_type(&daemon, "pet.adopted", &definition).await;
+    let file = data.path().join("file");
+    for (versions, schema) in [
+        (r#""1.0" = { schema = { title = "b" } }"#, json!({"title": "b"})),
+        (r#""1.0" = { deprecated = true }, "2.0" = { deprecated = true }"#, json!({"title": "b"})),
+    ] {
+        let text = format!("[[eventTypes]]\nname = 'pet.adopted'\nversions = {{ {versions} }}");
+        std::fs::write(&file, text).unwrap();
+        let applied = balto(&daemon, &["apply", "-f", &file.display().to_string()]);
+        assert!(applied.out.ends_with("1 changed, 0 deleted, 0 unchanged.\n"), "{}", applied.err);
+        let found = daemon.get("/event-types/pet.adopted").await["versions"]["1.0"].clone();
+        for name in ["deprecated", "sunset", "examples"] {
+            assert_eq!(found[name], version[name], "{name}");
+        }
+        assert_eq!(found["schema"], schema);
+    }
+}

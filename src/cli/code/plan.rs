@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 
 use super::compare::{MASK, MemberChange, difference, masked};
+use super::export::VERSION;
 use crate::cli::client::{Client, Error};
 use crate::cli::output::{Session, clean, colour, json_line, line, note};
 use crate::quantity::quantity;
@@ -234,25 +235,29 @@ impl ChangePlan {
 }
 
 /// A `PUT` replaces a definition, so members and versions that are not wanted are sent as they are.
+/// So are members of a version that the file names without them.
 fn complete_definition(wanted: &Map<String, Value>, existing: &Value) -> Map<String, Value> {
-    let mut definition = Map::new();
-    for name in ["description", "compatibility", "transitive", "migrations", "state"] {
-        let kept = existing.get(name).filter(|value| !value.is_null());
-        definition.extend(kept.map(|value| (name.to_owned(), value.clone())));
-    }
+    let mut definition =
+        present(existing, &["description", "compatibility", "transitive", "migrations", "state"]);
     let mut versions = Map::new();
     for (version, found) in existing["versions"].as_object().into_iter().flatten() {
-        let mut kept = Map::new();
-        for name in ["schema", "deprecated", "sunset", "examples"] {
-            let value = found.get(name).filter(|value| !value.is_null());
-            kept.extend(value.map(|value| (name.to_owned(), value.clone())));
-        }
-        versions.insert(version.clone(), Value::Object(kept));
+        versions.insert(version.clone(), Value::Object(present(found, VERSION)));
     }
-    versions.extend(wanted.get("versions").and_then(Value::as_object).cloned().unwrap_or_default());
+    for (version, wanted) in wanted.get("versions").and_then(Value::as_object).into_iter().flatten() {
+        match (versions.get_mut(version), wanted) {
+            (Some(Value::Object(kept)), Value::Object(given)) => kept.extend(given.clone()),
+            _ => drop(versions.insert(version.clone(), wanted.clone())),
+        }
+    }
     definition.extend(wanted.clone());
     definition.insert("versions".to_owned(), Value::Object(versions));
     definition
+}
+
+/// The named members that are not null.
+fn present(resource: &Value, names: &[&str]) -> Map<String, Value> {
+    let value = |name: &&str| resource.get(*name).filter(|value| !value.is_null()).cloned();
+    names.iter().filter_map(|name| Some(((*name).to_owned(), value(name)?))).collect()
 }
 
 /// Whether an endpoint signs with this secret now.
