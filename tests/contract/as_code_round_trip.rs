@@ -133,6 +133,72 @@ async fn definition_too_deep_for_toml_is_refused_and_kept_in_json() {
     assert_eq!((&dry["steps"], &dry["unchanged"]), (&json!([]), &json!(1)), "{dry}");
 }
 
+const UNTIDY: &str = r##"
+    [[eventTypes]]
+    name = "pet.adopted"
+    versions = { "1.0" = { schema = {}, sunset = 2027-01-01T00:00:00Z } }
+    [[queues]]
+    name = "mail"
+    eventTypes = ["#", "a.b"]
+    visibility = "60s"
+    [[endpoints]]
+    uid = "crm"
+    url = "https://EXAMPLE.com"
+    description = "1m"
+    eventTypes = ["apx.*", "apx.*", "q.#.*"]
+    handshake = { origin = "Example.COM" }
+    request = { method = "POST" }
+    headers = { X-Env = "prod" }
+    timeout = "2000ms"
+    retry = { schedule = ["60s"] }
+"##;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn repeated_application_changes_nothing() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(&data.path().join("d")).await;
+    let file = data.path().join("file").display().to_string();
+    let apply = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        balto(&daemon, &["apply", "-f", &file])
+    };
+    let created = apply(UNTIDY);
+    assert!(created.out.ends_with("3 created, 0 changed, 0 deleted, 0 unchanged.\n"), "{}", created.err);
+    assert_eq!(apply(UNTIDY).out, "0 created, 0 changed, 0 deleted, 3 unchanged.\n");
+
+    // The case of a header's name changes with its value, and a description with a unit changes.
+    let changed = UNTIDY.replace(r#"X-Env = "prod""#, r#"x-env = "test""#).replace("\"1m\"", "\"60s\"");
+    let outcome = apply(&changed);
+    assert!(outcome.out.ends_with("0 created, 1 changed, 0 deleted, 2 unchanged.\n"), "{}", outcome.err);
+    let crm = daemon.get("/endpoints/crm").await;
+    assert_eq!((&crm["headers"], &crm["description"]), (&json!({"x-env": "test"}), &json!("60s")));
+    balto(&daemon, &["endpoints", "update", "crm", "--header", "X-ENV: c"]);
+    assert_eq!(daemon.get("/endpoints/crm").await["headers"], json!({"X-ENV": "c"}));
+
+    // A null restores each default once.
+    let nulls = json!({
+        "endpoints": [{"uid": "crm", "description": null, "eventTypes": null, "retry": null, "metadata": null,
+            "versions": null, "headers": null, "labels": null, "ordering": null, "format": null,
+            "signature": null, "request": null, "trace": null, "rateLimit": null, "timeout": null,
+            "maxInFlight": null, "handshake": null, "filter": null}],
+        "queues": [{"name": "mail", "description": null, "eventTypes": null, "retry": null, "metadata": null,
+            "versions": null, "visibility": null, "maxDeliveries": null, "maxLeased": null, "maxLease": null,
+            "maxAge": null, "ordering": null, "format": null, "labels": null, "filter": null}],
+        "eventTypes": [{"name": "pet.adopted", "description": null, "compatibility": null, "transitive": null,
+            "migrations": null, "state": null,
+            "versions": {"1.0": {"deprecated": null, "sunset": null, "examples": null}}}],
+    });
+    let restored = apply(&nulls.to_string());
+    assert!(restored.out.ends_with("0 created, 3 changed, 0 deleted, 0 unchanged.\n"), "{}", restored.err);
+    let again = apply(&nulls.to_string());
+    assert!(again.out.ends_with("0 created, 0 changed, 0 deleted, 3 unchanged.\n"), "{}", again.out);
+    // The daemon alone knows the configured defaults of these.
+    let steps = answer_of(&daemon, &["apply", "-f", &file, "--dry-run"])["steps"].clone();
+    let changes = steps[0]["changes"].as_object().unwrap();
+    assert_eq!(changes.keys().collect::<Vec<_>>(), ["retry", "timeout", "maxInFlight"], "{steps}");
+    assert_eq!(steps.as_array().unwrap().len(), 1, "{steps}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn members_that_the_file_lacks_stay_in_a_version() {
     let data = tempfile::tempdir().unwrap();

@@ -7,9 +7,8 @@
 use serde_json::{Map, Number, Value};
 use url::Url;
 
+use super::canonical::{is_equal_text, or_default, patterns};
 use super::plan::ResourceKind;
-use crate::config::units::parse_duration;
-use crate::courier::{BrokerUrl, is_broker_url};
 
 /// Text in place of a secret.
 pub(in crate::cli) const MASK: &str = "***";
@@ -35,11 +34,13 @@ pub(super) fn difference(
     resend: bool,
 ) -> Vec<MemberChange> {
     // Another host does not get the credentials of the old one, unless they are sent again.
-    let moves = wanted.get("url").is_some_and(|url| !is_equal(url, &existing["url"]));
+    let moves = wanted.get("url").is_some_and(|url| !is_equal(kind, &["url"], url, &existing["url"]));
     let resend = resend || moves;
     let mut changes = Vec::new();
     for (name, new) in wanted {
         let old = existing.get(name).unwrap_or(&Value::Null);
+        let path = [name.as_str()];
+        let default = |value| or_default(kind, &path, value);
         let patch = match (kind, name.as_str()) {
             (ResourceKind::Endpoint, "sensitiveHeaders") => sensitive_headers(new, existing, resend),
             (ResourceKind::Endpoint, "headers") => headers(new, existing),
@@ -47,15 +48,18 @@ pub(super) fn difference(
                 (old.is_null() != new.is_null() || (resend && !new.is_null())).then(|| new.clone())
             }
             (ResourceKind::Endpoint, "auth" | "amqp") => {
-                let differs = !is_equal(&without_secrets(new), old) || (resend && has_secrets(new));
+                let differs =
+                    !is_equal(kind, &path, &without_secrets(new), old) || (resend && has_secrets(new));
                 differs.then(|| new.clone())
             }
             // A disabled endpoint is not resumed: someone has to look at it first.
-            (ResourceKind::Endpoint, "status") => (new != old && old != "disabled").then(|| new.clone()),
+            (ResourceKind::Endpoint, "status") => {
+                (default(new) != *old && old != "disabled").then(|| new.clone())
+            }
             (ResourceKind::Endpoint, "retry") => retry(new, old),
-            (ResourceKind::Endpoint | ResourceKind::Queue, "versions") => whole(new, old),
-            (ResourceKind::Endpoint | ResourceKind::Queue | ResourceKind::Tenant, "metadata") => {
-                whole(new, old)
+            (ResourceKind::Endpoint | ResourceKind::Queue, "versions")
+            | (ResourceKind::Endpoint | ResourceKind::Queue | ResourceKind::Tenant, "metadata") => {
+                whole(&default(new), old)
             }
             (ResourceKind::Endpoint | ResourceKind::Queue, "eventTypes") => {
                 (patterns(new) != patterns(old)).then(|| new.clone())
@@ -66,9 +70,11 @@ pub(super) fn difference(
             (ResourceKind::Endpoint | ResourceKind::Queue, "labels") => {
                 (texts(new) != texts(old)).then(|| new.clone())
             }
-            (ResourceKind::EventType, "migrations" | "state") => (!is_same(new, old)).then(|| new.clone()),
+            (ResourceKind::EventType, "migrations" | "state") => {
+                (!is_same(&default(new), &default(old))).then(|| new.clone())
+            }
             (ResourceKind::EventType, "versions") => (!has_versions(new, old)).then(|| new.clone()),
-            _ => (!is_equal(new, old)).then(|| new.clone()),
+            _ => (!is_equal(kind, &path, new, old)).then(|| new.clone()),
         };
         let Some(patch) = patch else { continue };
         let old = if name == "sensitiveHeaders" { &existing["sensitiveHeaderNames"] } else { old };
@@ -77,20 +83,24 @@ pub(super) fn difference(
     changes
 }
 
-/// Whether `found` has everything that `wanted` names.
-fn is_equal(wanted: &Value, found: &Value) -> bool {
-    match (wanted, found) {
-        (Value::Object(wanted), Value::Object(found)) => {
-            wanted.iter().all(|(name, value)| is_equal(value, found.get(name).unwrap_or(&Value::Null)))
-        }
-        (Value::Number(wanted), Value::Number(found)) => wanted == found || wanted.as_f64() == found.as_f64(),
-        (Value::String(wanted), Value::String(found)) => is_equal_text(wanted, found),
+/// Whether `found` has everything that `wanted` names, at a path of members.
+fn is_equal(kind: ResourceKind, path: &[&str], wanted: &Value, found: &Value) -> bool {
+    match (&or_default(kind, path, wanted), &or_default(kind, path, found)) {
+        (Value::Object(wanted), Value::Object(found)) => wanted.iter().all(|(name, value)| {
+            let path = [path, &[name.as_str()]].concat();
+            is_equal(kind, &path, value, found.get(name).unwrap_or(&Value::Null))
+        }),
+        (Value::Number(wanted), Value::Number(found)) => is_same_number(wanted, found),
+        (Value::String(wanted), Value::String(found)) => is_equal_text(path, wanted, found),
         // The API writes a single signature scheme as a word.
-        (Value::Array(items), Value::String(_)) => items.len() == 1 && is_equal(&items[0], found),
-        (Value::Array(wanted), Value::Array(found)) => {
-            wanted.len() == found.len() && wanted.iter().zip(found).all(|(one, other)| is_equal(one, other))
+        (Value::Array(items), found @ Value::String(_)) if path == ["signature"] => {
+            items.len() == 1 && is_equal(kind, path, &items[0], found)
         }
-        _ => wanted == found,
+        (Value::Array(wanted), Value::Array(found)) => {
+            let is_equal_item = |(one, other)| is_equal(kind, path, one, other);
+            wanted.len() == found.len() && wanted.iter().zip(found).all(is_equal_item)
+        }
+        (wanted, found) => wanted == found,
     }
 }
 
@@ -117,28 +127,16 @@ fn is_same_number(wanted: &Number, found: &Number) -> bool {
 
 /// Whether an event type has the wanted versions, with exactly their schemas and examples.
 fn has_versions(wanted: &Value, found: &Value) -> bool {
+    const KIND: ResourceKind = ResourceKind::EventType;
     wanted.as_object().into_iter().flatten().all(|(version, wanted)| {
         let found = &found[version];
-        is_equal(wanted, found)
-            && ["schema", "examples"]
-                .iter()
-                .all(|name| wanted.get(*name).is_none_or(|wanted| is_same(wanted, &found[*name])))
+        let is_same_member = |name: &&str| {
+            let default = |value| or_default(KIND, &["versions", version, name], value);
+            wanted.get(*name).is_none_or(|wanted| is_same(&default(wanted), &default(&found[*name])))
+        };
+        is_equal(KIND, &["versions", version], wanted, found)
+            && ["schema", "examples"].iter().all(is_same_member)
     })
-}
-
-/// `60s` is `1m`, `https://example.com` is `https://example.com/`, and `amqps://host` is
-/// `amqps://host:5671/%2F`.
-fn is_equal_text(wanted: &str, found: &str) -> bool {
-    let duration = |text| parse_duration(text);
-    let url = |text: &str| text.contains("://").then(|| Url::parse(text).ok()).flatten();
-    let broker = |text: &str| {
-        let (url, _) = is_broker_url(text).then(|| BrokerUrl::parse(text).ok()).flatten()?;
-        Some(url.to_string())
-    };
-    wanted == found
-        || duration(wanted).is_some_and(|wanted| duration(found) == Some(wanted))
-        || url(wanted).is_some_and(|wanted| url(found) == Some(wanted))
-        || broker(wanted).is_some_and(|wanted| broker(found) == Some(wanted))
 }
 
 /// The texts of a list in any order.
@@ -149,27 +147,30 @@ fn texts(value: &Value) -> Vec<&str> {
     texts
 }
 
-/// Topic patterns in any order. No patterns mean all types.
-fn patterns(value: &Value) -> Vec<&str> {
-    let patterns = texts(value);
-    if patterns.is_empty() { vec!["#"] } else { patterns }
-}
-
 /// A patch that leaves exactly the wanted members.
 fn whole(new: &Value, old: &Value) -> Option<Value> {
-    if new == old {
-        return None;
-    }
-    let (Value::Object(wanted), Value::Object(found)) = (new, old) else { return Some(new.clone()) };
-    Some(Value::Object(replacing(wanted, found)))
+    let (Value::Object(wanted), Value::Object(found)) = (new, old) else {
+        return (new != old).then(|| new.clone());
+    };
+    let patch = replacing(wanted, found);
+    (!patch.is_empty()).then_some(Value::Object(patch))
 }
 
-/// A merge patch from `found` to `wanted`, at every depth.
+/// A merge patch from `found` to `wanted`, at every depth. A patch cannot store a null: to want one
+/// is to want no member.
 fn replacing(wanted: &Map<String, Value>, found: &Map<String, Value>) -> Map<String, Value> {
     let mut patch = Map::new();
     for (name, value) in wanted {
         let value = match (value, found.get(name)) {
-            (Value::Object(inner), Some(Value::Object(old))) => Value::Object(replacing(inner, old)),
+            (value, Some(old)) if value == old => continue,
+            (Value::Null, None) => continue,
+            (Value::Object(inner), Some(Value::Object(old))) => {
+                let inner = replacing(inner, old);
+                if inner.is_empty() {
+                    continue;
+                }
+                Value::Object(inner)
+            }
             _ => value.clone(),
         };
         patch.insert(name.clone(), value);
@@ -181,12 +182,17 @@ fn replacing(wanted: &Map<String, Value>, found: &Map<String, Value>) -> Map<Str
 
 /// A schedule and the parameters of a backoff exclude each other.
 fn retry(new: &Value, old: &Value) -> Option<Value> {
-    if is_equal(new, old) {
+    if is_equal(ResourceKind::Endpoint, &["retry"], new, old) {
         return None;
     }
     let (Value::Object(wanted), Value::Object(found)) = (new, old) else { return Some(new.clone()) };
+    let has_schedule = |policy: &Map<String, Value>| policy.get("schedule").is_some_and(|it| !it.is_null());
     let mut patch = wanted.clone();
-    if wanted.contains_key("schedule") != found.contains_key("schedule") {
+    if !has_schedule(found) && !has_schedule(wanted) {
+        // To the API, any `schedule` in a patch replaces the policy.
+        patch.shift_remove("schedule");
+    }
+    if has_schedule(wanted) != has_schedule(found) {
         let gone = found.keys().filter(|name| !wanted.contains_key(*name));
         patch.extend(gone.map(|name| (name.clone(), Value::Null)));
     }
@@ -202,10 +208,16 @@ fn sensitive_names(existing: &Value) -> Vec<String> {
     names.filter_map(Value::as_str).map(lower).collect()
 }
 
-/// Names of headers differ by case alone. A credential among them is stored as a sensitive header.
+/// A null removes a header.
+fn wanted_headers(new: &Value) -> Map<String, Value> {
+    let wanted = new.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+    wanted.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// The case of a name does not count. A credential among them is stored as a sensitive header.
 fn headers(new: &Value, existing: &Value) -> Option<Value> {
     let empty = Map::new();
-    let wanted = new.as_object().unwrap_or(&empty);
+    let wanted = &wanted_headers(new);
     let found = existing["headers"].as_object().unwrap_or(&empty);
     let sensitive = sensitive_names(existing);
     let has = |name: &String, value: &Value| {
@@ -223,8 +235,7 @@ fn headers(new: &Value, existing: &Value) -> Option<Value> {
 }
 
 fn sensitive_headers(new: &Value, existing: &Value, resend: bool) -> Option<Value> {
-    let empty = Map::new();
-    let wanted = new.as_object().unwrap_or(&empty);
+    let wanted = &wanted_headers(new);
     let found = sensitive_names(existing);
     let is_wanted = |name: &String| wanted.keys().any(|other| lower(other) == *name);
     let gone: Vec<_> = found.iter().filter(|name| !is_wanted(name)).collect();
@@ -351,6 +362,48 @@ mod tests {
             (json!({"retry": {"maxAttempts": 3}}), json!({"retry": {"maxAttempts": 3}})),
         ] {
             assert_eq!(patch(wanted.clone(), &existing(), false), expected, "{wanted}");
+        }
+    }
+
+    #[test]
+    fn null_is_the_default_of_its_member() {
+        let existing = json!({"description": "", "eventTypes": ["#"], "ordering": "none", "signature": "standard",
+            "trace": false, "metadata": {}, "versions": {}, "headers": {}, "labels": [], "request": null,
+            "rateLimit": {"limit": 5, "per": "1s", "burst": 5}, "handshake": {"origin": "a.example", "rate": null,
+            "callback": false}, "retry": {"initial": "5s", "maxAttempts": 5}, "status": "active"});
+        let wanted = json!({"description": null, "eventTypes": null, "ordering": null, "signature": null,
+            "trace": null, "metadata": null, "versions": null, "headers": null, "labels": null,
+            "request": {"method": "POST", "body": null}, "rateLimit": {"per": null},
+            "handshake": {"origin": "A.Example", "callback": null}, "status": null,
+            "retry": {"schedule": null}, "filter": null});
+        assert_eq!(patch(wanted, &existing, false), json!({}));
+        let retry = json!({"retry": {"schedule": null, "maxAttempts": 6}});
+        assert_eq!(patch(retry, &existing, false), json!({"retry": {"maxAttempts": 6}}));
+        // The configuration has the default.
+        assert_eq!(patch(json!({"retry": null}), &existing, false), json!({"retry": null}));
+    }
+
+    #[test]
+    fn null_in_metadata_is_kept_or_removes_a_member() {
+        let existing = json!({"metadata": {"a": null, "b": {"c": null, "d": 1}}});
+        let patch_to = |metadata: Value| patch(json!({"metadata": metadata}), &existing, false);
+        for equal in [
+            json!({"a": null, "b": {"c": null, "d": 1}}),
+            json!({"a": null, "b": {"c": null, "d": 1}, "e": null}),
+        ] {
+            assert_eq!(patch_to(equal), json!({}));
+        }
+        assert_eq!(
+            patch_to(json!({"a": null, "b": {"d": null}})),
+            json!({"metadata": {"b": {"d": null, "c": null}}})
+        );
+    }
+
+    #[test]
+    fn texts_and_large_numbers_are_compared_exactly() {
+        let existing = json!({"description": "1m", "filter": {"data.n": u64::MAX}});
+        for wanted in [json!({"description": "60s"}), json!({"filter": {"data.n": u64::MAX - 1}})] {
+            assert_eq!(patch(wanted.clone(), &existing, false), wanted);
         }
     }
 

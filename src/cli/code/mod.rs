@@ -3,6 +3,7 @@
 //! An endpoint is known by its uid, a queue and an event type by its name. A member that the file
 //! does not have stays as it is. Applying a file twice changes nothing.
 
+mod canonical;
 mod compare;
 mod document;
 mod export;

@@ -49,9 +49,24 @@ pub(in crate::cli) struct Wanted {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::cli) enum PlanStep {
-    Create { kind: ResourceKind, wanted: Wanted },
-    Update { kind: ResourceKind, wanted: Wanted, path: String, changes: Vec<MemberChange>, rotates: bool },
-    Delete { tenant: String, name: String, id: String },
+    Create {
+        kind: ResourceKind,
+        wanted: Wanted,
+    },
+    /// `updated_at` is the time of the last change so far.
+    Update {
+        kind: ResourceKind,
+        wanted: Wanted,
+        path: String,
+        changes: Vec<MemberChange>,
+        rotates: bool,
+        updated_at: Value,
+    },
+    Delete {
+        tenant: String,
+        name: String,
+        id: String,
+    },
 }
 
 /// The steps and what needs none.
@@ -71,6 +86,8 @@ struct PlanOutcome {
     created: usize,
     changed: usize,
     deleted: usize,
+    /// Steps that changed nothing.
+    unchanged: usize,
     failures: Vec<(usize, String)>,
 }
 
@@ -169,7 +186,8 @@ impl ChangePlan {
         if changes.is_empty() && !rotates {
             self.unchanged += 1;
         } else {
-            self.steps.push(PlanStep::Update { kind, wanted, path, changes, rotates });
+            let updated_at = existing["updatedAt"].clone();
+            self.steps.push(PlanStep::Update { kind, wanted, path, changes, rotates, updated_at });
         }
         Ok(())
     }
@@ -189,7 +207,8 @@ impl ChangePlan {
         if !dry_run {
             for (index, step) in self.steps.iter().enumerate() {
                 match step.execute(&session.client).await {
-                    Ok(()) => outcome.count(step),
+                    Ok(true) => outcome.count(step),
+                    Ok(false) => outcome.unchanged += 1,
                     Err(error) => outcome.failures.push((index, format!("{error:#}"))),
                 }
             }
@@ -218,6 +237,7 @@ impl ChangePlan {
             ))?;
         } else {
             let PlanOutcome { created, changed, deleted, .. } = outcome;
+            let unchanged = unchanged + outcome.unchanged;
             line(&format!(
                 "{created} created, {changed} changed, {deleted} deleted, {unchanged} unchanged."
             ))?;
@@ -277,7 +297,8 @@ impl PlanOutcome {
 }
 
 impl PlanStep {
-    async fn execute(&self, client: &Client) -> anyhow::Result<()> {
+    /// Returns whether something changed.
+    async fn execute(&self, client: &Client) -> anyhow::Result<bool> {
         match self {
             Self::Create { kind, wanted } => {
                 let body = Value::Object(wanted.creation(*kind)).to_string();
@@ -290,18 +311,23 @@ impl PlanStep {
                     ResourceKind::Endpoint => client.create(&["v1", "endpoints"], body, None).await?,
                 };
             }
-            Self::Update { kind, wanted, path, changes, rotates } => {
+            Self::Update { kind, wanted, path, changes, rotates, updated_at } => {
+                let mut has_changed = *rotates;
                 if !changes.is_empty() {
-                    update(client, *kind, wanted, path, changes).await?;
+                    let answer = update(client, *kind, wanted, path, changes).await?;
+                    has_changed |= changes.iter().any(|change| !has_null(&change.new))
+                        || serde_json::from_str::<Value>(&answer)
+                            .is_ok_and(|answer| answer["updatedAt"] != *updated_at);
                 }
                 if *rotates {
                     let body = json!({"secret": wanted.secret}).to_string();
                     client.post(&["v1", "endpoints", path, "secret", "rotate"], Some(body)).await?;
                 }
+                return Ok(has_changed);
             }
             Self::Delete { id, .. } => drop(client.delete(&["v1", "endpoints", id]).await?),
         }
-        Ok(())
+        Ok(true)
     }
 
     fn title(&self) -> String {
@@ -369,31 +395,36 @@ impl PlanStep {
     }
 }
 
+/// Whether the value has a null, whose default may be in effect already: the daemon does not show
+/// the defaults of its configuration.
+fn has_null(value: &Value) -> bool {
+    value.is_null() || value.as_object().is_some_and(|members| members.values().any(has_null))
+}
+
 async fn update(
     client: &Client,
     kind: ResourceKind,
     wanted: &Wanted,
     path: &str,
     changes: &[MemberChange],
-) -> Result<(), Error> {
+) -> Result<String, Error> {
     let patch = changes.iter().map(|change| (change.name.clone(), change.patch.clone()));
     let patch: Map<String, Value> = patch.collect();
     match kind {
         ResourceKind::Tenant => {
-            client.patch(&["v1", "tenants", path], Value::Object(patch).to_string()).await?;
+            client.patch(&["v1", "tenants", path], Value::Object(patch).to_string()).await
         }
         ResourceKind::EventType => {
             let body = Value::Object(wanted.members.clone()).to_string();
-            client.put(&["v1", "event-types", &wanted.name], &[], body).await?;
+            client.put(&["v1", "event-types", &wanted.name], &[], body).await
         }
         ResourceKind::Queue => {
             let query = tenant_query(wanted.tenant.as_ref());
             let body = Value::Object(patch).to_string();
-            client.patch_to(&["v1", "queues", &wanted.name], &query, body).await?;
+            client.patch_to(&["v1", "queues", &wanted.name], &query, body).await
         }
         ResourceKind::Endpoint => {
-            client.patch(&["v1", "endpoints", path], Value::Object(patch).to_string()).await?;
+            client.patch(&["v1", "endpoints", path], Value::Object(patch).to_string()).await
         }
     }
-    Ok(())
 }

@@ -407,8 +407,9 @@ pub fn parse_secret_type(given: Option<&str>, errors: &mut Errors) -> Option<Sec
 
 /// Applies a merge patch (RFC 7396). In addition, a patch with `schedule` replaces an exponential
 /// retry policy, and the reverse: the two cannot be combined. So does the other kind of `auth`. A
-/// `filter` is replaced as a whole.
+/// `filter` is replaced as a whole, and a header also if the case of its name differs.
 pub fn merge(target: &mut Value, patch: &Value) {
+    drop_replaced_headers(target, patch);
     reset_retry(target, patch);
     reset_auth(target, patch);
     merge_rfc7396(target, patch);
@@ -432,6 +433,16 @@ fn reset_auth(target: &mut Value, patch: &Value) {
         && change.iter().any(|(kind, value)| !value.is_null() && current.get(kind).is_none())
     {
         *current = Value::Object(Map::new());
+    }
+}
+
+/// Removes headers that the patch names in another case.
+fn drop_replaced_headers(target: &mut Value, patch: &Value) {
+    if let Some(change) = patch.get("headers").and_then(Value::as_object)
+        && let Some(current) = target.get_mut("headers").and_then(Value::as_object_mut)
+    {
+        let is_named = |name: &String, other: &String| name != other && name.eq_ignore_ascii_case(other);
+        current.retain(|name, _| !change.keys().any(|other| is_named(name, other)));
     }
 }
 

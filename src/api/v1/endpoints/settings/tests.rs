@@ -107,6 +107,13 @@ fn omitted_members_have_their_defaults() {
 }
 
 #[test]
+fn merge_patch_replaces_a_header_in_another_case() {
+    let mut target = json!({"headers": {"X-A": "a", "X-B": "b"}});
+    merge(&mut target, &json!({"headers": {"x-a": "c", "x-b": null}}));
+    assert_eq!(target, json!({"headers": {"x-a": "c"}}));
+}
+
+#[test]
 fn merge_patch_sets_named_members_and_resets_null_members() {
     let mut target =
         json!({"timeout": "3s", "headers": {"a": "1", "b": "2"}, "retry": {"initial": "5s", "jitter": 0.5}});
