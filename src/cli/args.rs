@@ -3,6 +3,8 @@
 //! Owns: the check of a value before a request is made. The time is an argument here, too: a
 //! relative moment becomes absolute only with the current time.
 
+use std::borrow::Cow;
+use std::collections::HashSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
@@ -137,6 +139,32 @@ pub(crate) struct Paging {
     pub(crate) all: bool,
 }
 
+/// Refuses a name that a repeatable option gives twice: only the last value would count.
+///
+/// # Errors
+/// Wrong usage, with the name.
+pub(super) fn given_once<'a>(
+    option: &str,
+    names: impl IntoIterator<Item = impl Into<Cow<'a, str>>>,
+) -> anyhow::Result<()> {
+    let mut seen = HashSet::new();
+    for name in names {
+        let name = name.into();
+        if !seen.insert(name.clone()) {
+            return Err(super::usage(format!("{option} gives {name} twice: give it once")));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses two pins of the same type.
+///
+/// # Errors
+/// Wrong usage, with the type.
+pub(super) fn check_pins(pins: &[String]) -> anyhow::Result<()> {
+    given_once("--pin", pins.iter().map(|pin| pin.split_once(':').map_or(pin.as_str(), |(name, _)| name)))
+}
+
 /// Pins of event types, as the member `versions` of a subscription: `pet.adopted:1.0`.
 pub(super) fn pins(pins: &[String]) -> Value {
     let pin = |text: &String| {
@@ -183,6 +211,15 @@ mod tests {
         for wrong in ["", ".", "..", "a/b", "a?b", "a b", "ä"] {
             assert!(id(wrong).is_err(), "`{wrong}` passed for an id");
         }
+    }
+
+    #[test]
+    fn name_given_twice_is_wrong_usage() {
+        let pins = |pins: &[&str]| check_pins(&pins.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert!(pins(&["a.b:1.0", "a.c:1.0"]).is_ok());
+        let error = pins(&["a.b:1.0", "a.b:latest"]).unwrap_err();
+        assert!(error.is::<crate::cli::UsageError>());
+        assert_eq!(error.to_string(), "--pin gives a.b twice: give it once");
     }
 
     #[test]

@@ -109,7 +109,8 @@ pub(crate) struct ConsumerOptions {
 }
 
 impl ConsumerOptions {
-    fn body(&self, tenant: Option<&String>) -> Value {
+    fn body(&self, tenant: Option<&String>) -> anyhow::Result<Value> {
+        args::check_pins(&self.pins)?;
         let mut body = Map::new();
         let texts = [
             ("tenant", tenant),
@@ -127,7 +128,7 @@ impl ConsumerOptions {
         if !self.pins.is_empty() {
             body.insert("versions".to_owned(), args::pins(&self.pins));
         }
-        Value::Object(body)
+        Ok(Value::Object(body))
     }
 }
 
@@ -143,7 +144,7 @@ impl ConsumersCommand {
                 session.show(&client.get(&["v1", "consumers", &target.name], &target.query().0).await?)
             }
             Self::Create { target, options } => {
-                let body = options.body(target.tenant.as_ref()).to_string();
+                let body = options.body(target.tenant.as_ref())?.to_string();
                 session.show(&client.put(&["v1", "consumers", &target.name], &[], body).await?)
             }
             Self::Reset { target, to } => {
@@ -179,8 +180,8 @@ mod tests {
             ..ConsumerOptions::default()
         };
         let expected = json!({"tenant": "acme", "types": ["pet.*"], "start": "now"});
-        assert_eq!(options.body(Some(&"acme".to_owned())), expected);
-        assert_eq!(ConsumerOptions::default().body(None), json!({}));
+        assert_eq!(options.body(Some(&"acme".to_owned())).unwrap(), expected);
+        assert_eq!(ConsumerOptions::default().body(None).unwrap(), json!({}));
     }
 
     #[test]

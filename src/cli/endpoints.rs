@@ -3,6 +3,7 @@
 //! Owns: the translation of options into the members of an endpoint, for a creation and a merge
 //! patch. A request contains only the given options; the daemon has the defaults.
 
+mod checks;
 mod identity;
 mod preview;
 mod rate;
@@ -358,17 +359,13 @@ impl EndpointOptions {
         {
             return Err(super::usage(format!("the header {name} has no value")));
         }
-        let mut members = self.members();
+        let mut members = self.checked([("url", Some(url)), ("tenant", tenant), ("secret", secret)])?;
         members.retain(|_, value| !value.is_null());
-        set(&mut members, "url", Some(url));
-        set(&mut members, "tenant", tenant);
-        set(&mut members, "secret", secret);
         Ok(Value::Object(members))
     }
 
     fn patch(&self, url: Option<&str>) -> anyhow::Result<Value> {
-        let mut members = self.members();
-        set(&mut members, "url", url);
+        let members = self.checked([("url", url), ("tenant", None), ("secret", None)])?;
         non_empty(members).ok_or_else(|| super::usage("no change: give at least one option"))
     }
 }
@@ -379,6 +376,9 @@ impl EndpointsCommand {
             Self::Add { url, tenant, options, secret, secret_type } => {
                 let mut body = options.creation(url, tenant.as_deref(), secret.as_deref())?;
                 if let Some(kind) = secret_type {
+                    if !body["secretType"].is_null() {
+                        return Err(super::usage("--members and an option give secretType: give it once"));
+                    }
                     body["secretType"] = word(kind);
                 }
                 let answer = session.client.create(&["v1", "endpoints"], body.to_string(), None).await?;
@@ -550,6 +550,25 @@ mod tests {
         assert!(creation(&["https://h/", "--header", "X-Env:"]).unwrap_err().is::<UsageError>());
         assert!(creation(&["https://h/", "--pin", "pet.lost:"]).unwrap_err().is::<UsageError>());
         assert_eq!(creation(&["https://h/", "--rate", "none"]).unwrap(), json!({"url": "https://h/"}));
+    }
+
+    #[test]
+    fn value_without_effect_is_wrong_usage() {
+        for (arguments, reason) in [
+            (&["--rate", "none", "--burst", "3"][..], "omit --burst"),
+            (&["--handshake", "none", "--handshake-rate", "5"], "omit --handshake-rate"),
+            (&["--handshake", "none", "--handshake-callback"], "omit --handshake-rate"),
+            (&["--header", "X-A: 1", "--header", "x-a: 2"], "--header gives x-a twice"),
+            (&["--sensitive-header", "X-A: 1", "--sensitive-header", "X-A: 1"], "gives x-a twice"),
+            (&["--pin", "a.b:1.0", "--pin", "a.b:"], "--pin gives a.b twice"),
+            (&["--members", r#"{"retry": {"initial": "1s"}}"#, "--max-attempts", "3"], "give retry"),
+            (&["--members", r#"{"url": "https://a/"}"#, "--url", "https://b/"], "give url"),
+        ] {
+            let error = patch(arguments).unwrap_err();
+            assert!(error.is::<UsageError>() && error.to_string().contains(reason), "{arguments:?}: {error}");
+        }
+        assert!(creation(&["https://h/", "--rate", "none", "--burst", "3"]).is_err());
+        assert!(creation(&["https://h/", "--members", r#"{"url": "https://a/"}"#]).is_err());
     }
 
     #[test]

@@ -187,7 +187,8 @@ pub(crate) struct QueueOptions {
 }
 
 impl QueueOptions {
-    fn members(&self) -> Map<String, Value> {
+    fn members(&self) -> anyhow::Result<Map<String, Value>> {
+        args::check_pins(&self.pins)?;
         let ordering = self.ordering.and_then(|ordering| ordering.to_possible_value());
         let retry = [
             ("initial", self.retry_initial.clone().map(Value::from)),
@@ -208,7 +209,7 @@ impl QueueOptions {
             ("versions", (!self.pins.is_empty()).then(|| args::pins(&self.pins))),
         ]);
         self.selection.add_to(&mut members);
-        members
+        Ok(members)
     }
 }
 
@@ -222,7 +223,7 @@ impl QueuesCommand {
         let client = &session.client;
         match self {
             Self::Create { queue, options } => {
-                let mut body = options.members();
+                let mut body = options.members()?;
                 body.insert("name".to_owned(), json!(queue.name));
                 body.extend(queue.tenant.as_ref().map(|tenant| ("tenant".to_owned(), json!(tenant))));
                 let answer = client.post(&["v1", "queues"], Some(Value::Object(body).to_string())).await?;
@@ -234,7 +235,7 @@ impl QueuesCommand {
             }
             Self::Show(queue) => session.show(&client.get(&queue.path(&[]), &queue.query().0).await?),
             Self::Update { queue, options } => {
-                let patch = options.members();
+                let patch = options.members()?;
                 if patch.is_empty() {
                     return Err(super::usage("nothing to change: give an option"));
                 }
@@ -297,7 +298,7 @@ mod tests {
 
     #[test]
     fn only_given_options_become_members() {
-        assert!(QueueOptions::default().members().is_empty());
+        assert!(QueueOptions::default().members().unwrap().is_empty());
         let options = QueueOptions {
             event_types: vec!["order.*".to_owned()],
             visibility: Some("2m".to_owned()),
@@ -308,6 +309,8 @@ mod tests {
         };
         let expected = json!({"eventTypes": ["order.*"], "visibility": "2m", "ordering": "key",
             "retry": {"initial": "5s"}, "maxDeliveries": 5});
-        assert_eq!(Value::Object(options.members()), expected);
+        assert_eq!(Value::Object(options.members().unwrap()), expected);
+        let pins = vec!["a.b:1.0".to_owned(), "a.b:2.0".to_owned()];
+        assert!(QueueOptions { pins, ..QueueOptions::default() }.members().is_err());
     }
 }

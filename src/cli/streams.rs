@@ -136,7 +136,7 @@ pub(crate) struct AppendArgs {
     #[arg(value_parser = stream)]
     stream: String,
     /// The type of a single event: dot-separated words, such as order.paid.
-    #[arg(long = "type", value_name = "TYPE")]
+    #[arg(long = "type", value_name = "TYPE", conflicts_with = "events")]
     event_type: Option<String>,
     /// The data of a single event: JSON, @FILE, or - for standard input.
     #[arg(long, value_name = "JSON|@FILE|-", default_value = "{}", conflicts_with = "events")]

@@ -125,6 +125,7 @@ fn quota(text: &str) -> Result<(String, Value), String> {
 impl Options {
     /// The merge patch.
     fn patch(&self) -> anyhow::Result<Map<String, Value>> {
+        args::given_once("--quota", self.quotas.iter().map(|(name, _)| name.as_str()))?;
         let mut patch = Map::new();
         if let Some(name) = &self.display_name {
             patch.insert("name".to_owned(), json!(name));
@@ -318,5 +319,8 @@ mod tests {
             "delivery": {"timeout": "3s", "retry": {"schedule": ["5s", "1m"]}}});
         assert_eq!(Value::Object(options.patch().unwrap()), expected);
         assert!(Options::default().patch().is_err());
+        let twice = "set --quota endpoints=1 --quota endpoints=2";
+        let Line { options } = Line::try_parse_from(twice.split(' ')).unwrap();
+        assert_eq!(options.patch().unwrap_err().to_string(), "--quota gives endpoints twice: give it once");
     }
 }

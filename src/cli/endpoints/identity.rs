@@ -32,8 +32,12 @@ pub(super) struct IdentityOptions {
 }
 
 impl IdentityOptions {
+    /// The members that have no option.
+    pub(super) fn further(&self) -> Map<String, Value> {
+        self.members.clone().unwrap_or_default()
+    }
+
     pub(super) fn add_to(&self, members: &mut Map<String, Value>) {
-        members.extend(self.members.clone().unwrap_or_default());
         let or_null = |text: &String| if text.is_empty() { Value::Null } else { Value::from(text.as_str()) };
         set(members, "uid", self.uid.as_ref().map(or_null));
         set(members, "status", self.status.as_ref().map(word));
@@ -60,12 +64,13 @@ mod tests {
             uid: Some(String::new()),
             status: Some(WantedStatus::Paused),
             metadata: Some(object(r#"{"team": "crm"}"#).unwrap()),
-            members: Some(object(r#"{"labels": ["a"], "status": "active"}"#).unwrap()),
+            members: Some(object(r#"{"labels": ["a"]}"#).unwrap()),
         };
         let mut members = Map::new();
         options.add_to(&mut members);
-        let expected = json!({"labels": ["a"], "status": "paused", "uid": null, "metadata": {"team": "crm"}});
+        let expected = json!({"status": "paused", "uid": null, "metadata": {"team": "crm"}});
         assert_eq!(Value::Object(members), expected);
+        assert_eq!(Value::Object(options.further()), json!({"labels": ["a"]}));
         assert!(object("[1]").unwrap_err().contains("not a JSON object"));
         assert!(object("{").unwrap_err().contains("not JSON"));
     }
