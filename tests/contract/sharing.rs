@@ -365,7 +365,13 @@ async fn connections_and_reads_are_limited_per_key() {
         assert!(raw.send(request(&first, "").as_bytes()).await);
         assert_eq!(raw.answer().await.unwrap().status, 200);
     }
-    refused(&first, "connectionsPerKey", 2).await;
+    let mut third = Raw::connect(daemon.address()).await;
+    assert!(third.send(request(&first, "").as_bytes()).await);
+    let refusal = third.answer().await.unwrap();
+    let body: serde_json::Value = serde_json::from_str(&refusal.body).unwrap();
+    assert_eq!((refusal.status, text(&body, "quota").as_str()), (429, "connectionsPerKey"), "{body}");
+    assert_eq!((&body["limit"], &body["value"]), (&json!(2), &json!(3)), "{body}");
+    assert!(third.is_closed_within(WAIT_MAX).await, "a refused connection stays");
     assert!(open[0].send(request(&second, "").as_bytes()).await);
     assert_eq!(open[0].answer().await.unwrap().status, 200);
     answers_soon(&daemon, &first, "GET", "/feed?after=0", "", 200).await;

@@ -543,6 +543,9 @@ impl Problem {
             Self::Rejected { repeated: true, .. } => reply.with_header("idempotent-replayed", "true"),
             Self::Unauthorized | Self::KeyExpired { .. } => reply.with_header("www-authenticate", "Bearer"),
             Self::TooManyWrongKeys { .. } => reply.with_header("connection", "close"),
+            Self::QuotaExceeded(exceeded) if exceeded.quota == Quota::ConnectionsPerKey => {
+                reply.with_header("connection", "close")
+            }
             // The accepted coding (RFC 9110, section 15.5.16).
             Self::UnsupportedContentEncoding => reply.with_header("accept-encoding", "identity"),
             // Tells a sending Balto to give up the delivery at once.
