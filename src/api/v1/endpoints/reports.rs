@@ -51,6 +51,14 @@ const STATS_WINDOW: Duration = Duration::from_secs(24 * 3600);
 #[serde(rename_all = "camelCase")]
 pub struct LaneBody {
     pub endpoint_id: String,
+    #[serde(flatten)]
+    pub state: LaneStateBody,
+}
+
+/// The members that lanes of endpoints and of queues have.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LaneStateBody {
     pub tenant: String,
     /// Why the lane waits; null if it does not.
     #[schemars(with = "Option<Word<WaitReason>>")]
@@ -58,11 +66,13 @@ pub struct LaneBody {
     pub pending: u64,
     /// Pending deliveries behind another one of the same ordering key.
     pub waiting_for_order: u64,
+    /// Requests in flight; of a queue, messages under a running lease.
     pub in_flight: u64,
-    /// Due time of the delivery that the lane sends next.
+    /// Due time of the delivery that goes out next; of a returned message, the end of its lease.
     pub next_due_at: Option<Time>,
     /// When the reason ends without intervention.
     pub until: Option<Time>,
+    /// Of a queue: `closed`.
     #[schemars(with = "Word<CircuitState>")]
     pub circuit: &'static str,
     pub consecutive_failures: u32,
@@ -71,8 +81,14 @@ pub struct LaneBody {
 impl LaneBody {
     #[must_use]
     pub fn new(endpoint_id: &EndpointId, tenant: &Tenant, lane: &LaneView) -> Self {
+        Self { endpoint_id: endpoint_id.to_string(), state: LaneStateBody::new(tenant, lane) }
+    }
+}
+
+impl LaneStateBody {
+    #[must_use]
+    pub fn new(tenant: &Tenant, lane: &LaneView) -> Self {
         Self {
-            endpoint_id: endpoint_id.to_string(),
             tenant: tenant.to_string(),
             reason: lane.reason,
             pending: lane.pending,

@@ -3,10 +3,10 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::api::text::{Time, Word};
+use crate::api::text::Time;
 use crate::api::v1::PercentilesBody;
+use crate::api::v1::endpoints::reports::LaneStateBody;
 use crate::service::overview::ListedLane;
-use crate::service::types::{CircuitState, WaitReason};
 
 /// Statistics over all endpoints of a tenant, or of all tenants.
 #[derive(Serialize, JsonSchema)]
@@ -59,23 +59,8 @@ pub struct ListedLaneBody {
     pub endpoint_id: Option<String>,
     /// Name of the queue; null for an endpoint.
     pub queue: Option<String>,
-    pub tenant: String,
-    /// Why the lane waits; null if it does not.
-    #[schemars(with = "Option<Word<WaitReason>>")]
-    pub reason: Option<&'static str>,
-    pub pending: u64,
-    /// Pending deliveries behind another one of the same ordering key.
-    pub waiting_for_order: u64,
-    /// Requests in flight; for a queue, messages under a running lease.
-    pub in_flight: u64,
-    /// Due time of the delivery that goes out next; of a returned message, the end of its lease.
-    pub next_due_at: Option<Time>,
-    /// When the reason ends without intervention.
-    pub until: Option<Time>,
-    /// `closed` for a queue.
-    #[schemars(with = "Word<CircuitState>")]
-    pub circuit: &'static str,
-    pub consecutive_failures: u32,
+    #[serde(flatten)]
+    pub state: LaneStateBody,
 }
 
 impl ListedLaneBody {
@@ -85,15 +70,7 @@ impl ListedLaneBody {
         Self {
             endpoint_id: queue.is_none().then(|| endpoint_id.to_string()),
             queue: queue.as_ref().map(ToString::to_string),
-            tenant: tenant.to_string(),
-            reason: lane.reason,
-            pending: lane.pending,
-            waiting_for_order: lane.waiting_for_order,
-            in_flight: lane.in_flight,
-            next_due_at: lane.next_due.map(Time),
-            until: lane.until.map(Time),
-            circuit: lane.circuit,
-            consecutive_failures: lane.consecutive_failures,
+            state: LaneStateBody::new(tenant, lane),
         }
     }
 }
