@@ -323,10 +323,12 @@ async fn sample_checks_events_against_the_newest_version() {
 }
 
 #[tokio::test]
-async fn numbers_of_a_definition_keep_their_value() {
+async fn parts_of_a_definition_are_exact_and_not_too_deep() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let number = "12345678901234567890123";
+    // Readers of documents have limits.
+    let deep = "[".repeat(101) + &"]".repeat(101);
     let versions = r#""versions":{"1.0":{"schema":true},"2.0":{"schema":true}}"#;
     let patch = format!(r#"[{{"op":"add","path":"/k","value":{number}}}]"#);
     for (body, pointer) in [
@@ -339,6 +341,11 @@ async fn numbers_of_a_definition_keep_their_value() {
             "/migrations/0/patch",
         ),
         (format!(r#"{{{versions},"state":{patch}}}"#), "/state"),
+        (
+            format!(r#"{{"versions":{{"1.0":{{"schema":true,"examples":[{deep}]}}}}}}"#),
+            "/versions/1.0/examples/0",
+        ),
+        (format!(r#"{{"versions":{{"1.0":{{"schema":{{"const":{deep}}}}}}}}}"#), "/versions/1.0/schema"),
     ] {
         let (status, answer, _) = daemon.call("PUT", "/event-types/t", &[], &body).await;
         is_problem(&(status, answer.clone()), 422, "validation_failed", pointer);

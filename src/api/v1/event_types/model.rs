@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use crate::api::http::body::check_depth;
 use crate::api::http::problem::{Errors, FieldError, pointer};
 use crate::api::http::unique::members;
 use crate::api::text::{self, Time, Word};
@@ -101,7 +102,7 @@ impl TypeInput {
         });
         let compatibility = compatibility.and_then(|word| errors.check("/compatibility", word));
         let migrations = check_migrations(self.migrations.unwrap_or_default(), &versions, errors);
-        let state = self.state.and_then(|state| errors.check("/state", compact_exact(state.get())));
+        let state = self.state.and_then(|state| errors.check("/state", exact_part(&state)));
         let definition = TypeDefinition {
             name,
             description: description.into(),
@@ -128,7 +129,7 @@ impl VersionInput {
         if version == crate::domain::VersionPin::LATEST {
             errors.push(location.as_str(), "the name `latest` is reserved for pins");
         }
-        let schema = errors.check(&format!("{location}/schema"), compact(self.schema.get()));
+        let schema = errors.check(&format!("{location}/schema"), part(&self.schema));
         if schema.as_ref().is_some_and(|schema| schema.len() > limits::SCHEMA_BYTES_MAX) {
             errors.push(format!("{location}/schema"), format!("at most {} bytes", limits::SCHEMA_BYTES_MAX));
         }
@@ -142,7 +143,7 @@ impl VersionInput {
             );
         }
         let examples = given.iter().enumerate().filter_map(|(index, example)| {
-            errors.check(&format!("{location}/examples/{index}"), compact_exact(example.get()))
+            errors.check(&format!("{location}/examples/{index}"), exact_part(example))
         });
         Some(TypeVersion {
             examples: examples.collect(),
@@ -152,6 +153,23 @@ impl VersionInput {
             sunset,
         })
     }
+}
+
+/// The compact text of a part of a definition. Documents nest it further, and their readers have
+/// limits.
+///
+/// # Errors
+/// A description.
+fn part(json: &RawValue) -> Result<Box<str>, String> {
+    check_depth(json.get()).and_then(|()| compact(json.get()))
+}
+
+/// As [`part`], for a part that becomes data of events.
+///
+/// # Errors
+/// A description.
+fn exact_part(json: &RawValue) -> Result<Box<str>, String> {
+    check_depth(json.get()).and_then(|()| compact_exact(json.get()))
 }
 
 fn check_migrations(
@@ -174,7 +192,7 @@ fn check_migrations(
             )
         };
         let (from, to) = (version("from", &from), version("to", &to));
-        let patch = errors.check(&format!("{location}/patch"), compact_exact(patch.get()));
+        let patch = errors.check(&format!("{location}/patch"), exact_part(&patch));
         let (Some(from), Some(to), Some(patch)) = (from, to, patch) else { continue };
         if from == to {
             errors.push(format!("{location}/to"), "must differ from `from`");
