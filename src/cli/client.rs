@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use reqwest::{RequestBuilder, StatusCode, header};
 use serde::Deserialize;
+use serde_json::Value;
 use url::Url;
 
 use crate::courier::tls;
@@ -60,6 +61,8 @@ pub(crate) struct ProblemBody {
     /// The part of an atomic request that failed: the index of an event, and a stream.
     index: Option<u64>,
     stream: Option<String>,
+    /// The actual position of a consumer that has moved.
+    pub(crate) actual: Value,
     #[serde(skip)]
     retry_after: Option<String>,
 }

@@ -91,6 +91,10 @@ impl FeedArgs {
                         after = self.start(session).await.unwrap_or(after);
                     }
                 }
+                Err(error) if self.follow && is_reset(&error, &after) => {
+                    after = self.start(session).await?;
+                    output::note(&format!("balto: the consumer was reset; going on after position {after}"));
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -142,6 +146,16 @@ impl FeedArgs {
         let answer = session.client.get(&["v1", "feed"], &query.0).await?;
         serde_json::from_str(&answer).context("the answer is not a page of the feed")
     }
+}
+
+/// Whether a commit failed because the consumer is before the position that it had here. Commits
+/// move forward, so it was reset.
+fn is_reset(error: &anyhow::Error, after: &str) -> bool {
+    let Some(Error::Refused(problem)) = error.downcast_ref::<Error>() else { return false };
+    let number = |text: &str| text.parse::<u64>().ok();
+    let actual = problem.actual.as_str().and_then(number);
+    problem.code == "consumer_moved"
+        && actual.zip(number(after)).is_some_and(|(actual, after)| actual < after)
 }
 
 /// Whether the same request may succeed later.
@@ -227,6 +241,40 @@ mod tests {
         assert_eq!(body, json!({"position": "3", "from": "1"}));
         begins(3, "GET /v1/consumers/search/events?tenant=acme ");
         assert_eq!(requests.len(), 4, "an empty page moves nothing");
+    }
+
+    #[tokio::test]
+    async fn follower_of_a_consumer_goes_on_after_a_reset() {
+        let page = |next: &str| format!(r#"{{"data":[],"next":"{next}","head":"9","caughtUp":true}}"#);
+        let shown = |position: &str| format!(r#"{{"name":"search","position":"{position}"}}"#);
+        let moved = r#"{"title":"moved","code":"consumer_moved","actual":"2"}"#.to_owned();
+        let answers = vec![
+            ("200 OK", shown("5")),
+            ("200 OK", page("7")),
+            ("409 Conflict", moved),
+            ("200 OK", shown("2")),
+            ("200 OK", page("8")),
+            ("403 Forbidden", "{}".to_owned()),
+        ];
+        let (url, task) = fake::serve(answers).await;
+        let session = Session { client: Client::new(&url, None).unwrap(), json: true };
+        let args = FeedArgs {
+            follow: true,
+            after: None,
+            types: None,
+            tenant: None,
+            stream: None,
+            stream_prefix: None,
+            versions: None,
+            consumer: Some("search".to_owned()),
+        };
+        args.run(&session).await.unwrap_err();
+        let requests = task.await.unwrap();
+        let body = |number: usize| requests[number].rsplit("\r\n").next().unwrap().to_owned();
+        assert_eq!(
+            (body(2), body(5)),
+            (r#"{"position":"7","from":"5"}"#.into(), r#"{"position":"8","from":"2"}"#.into())
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Open requests for the events of consumers, and the consumers whose events are forgotten.
 //!
-//! Owns the requests of each consumer, which notice its resets, and the positions whose loss is
-//! reported.
+//! Owns the requests of each consumer, which notice its resets and its deletion, and the positions
+//! whose loss is reported.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::domain::{ConsumerKey, Position};
+use crate::domain::{ConsumerKey, Position, Record};
 use crate::limits;
 
 #[derive(Debug, Default)]
@@ -23,8 +23,16 @@ pub struct ConsumerWatch {
 #[derive(Debug, Default)]
 struct OpenRequests {
     count: usize,
-    /// The position of the last reset.
+    /// The position of the last reset. A deletion drops it.
     reset: watch::Sender<Position>,
+}
+
+/// A change of a consumer by an operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interruption {
+    /// It is at this position now.
+    Reset(Position),
+    Deleted,
 }
 
 /// An open request, until it is dropped.
@@ -41,17 +49,19 @@ impl ConsumerConnection {
         &self.key
     }
 
-    /// The position of the last reset since the previous call.
-    pub fn reset(&mut self) -> Option<Position> {
-        let has_changed = self.reset.has_changed().is_ok_and(|has_changed| has_changed);
-        has_changed.then(|| *self.reset.borrow_and_update())
+    /// The deletion, or the last reset since the previous call.
+    pub fn interruption(&mut self) -> Option<Interruption> {
+        match self.reset.has_changed() {
+            Err(_) => Some(Interruption::Deleted),
+            Ok(true) => Some(Interruption::Reset(*self.reset.borrow_and_update())),
+            Ok(false) => None,
+        }
     }
 
-    /// Completes when there is a reset.
-    pub async fn was_reset(&self) {
-        if self.reset.clone().changed().await.is_err() {
-            std::future::pending().await
-        }
+    /// Completes when [`Self::interruption`] has something.
+    pub async fn interrupted(&self) {
+        // An error is the deletion.
+        self.reset.clone().changed().await.ok();
     }
 }
 
@@ -68,10 +78,22 @@ impl ConsumerWatch {
         lock(&self.open).get(key).map_or(0, |open| open.count)
     }
 
-    /// Tells the open requests of a consumer that it was reset or created at a position.
+    /// Tells the open requests of a consumer that it was reset to a position.
     pub fn reset(&self, key: &ConsumerKey, to: Position) {
         if let Some(open) = lock(&self.open).get(key) {
             open.reset.send_replace(to);
+        }
+    }
+
+    /// Tells the open requests of the consumers that these records delete.
+    pub(crate) fn on_committed<'a>(&self, records: impl Iterator<Item = &'a Record>) {
+        for record in records {
+            if let Record::ConsumerDeleted { key, .. } = record
+                && let Some(open) = lock(&self.open).get_mut(key)
+            {
+                // Requests for another consumer of this name get the new sender.
+                open.reset = watch::Sender::default();
+            }
         }
     }
 
@@ -104,6 +126,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::Timestamp;
 
     fn key(name: &str) -> ConsumerKey {
         ConsumerKey { tenant: None, name: name.parse().unwrap() }
@@ -120,17 +143,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn open_requests_notice_a_reset_once() {
+    async fn open_requests_notice_a_reset_once_and_the_deletion() {
         let watch = Arc::new(ConsumerWatch::default());
         watch.reset(&key("a"), Position(1));
         let mut open = watch.connect(&key("a"));
-        assert_eq!(open.reset(), None);
+        assert_eq!(open.interruption(), None);
         watch.reset(&key("b"), Position(2));
         watch.reset(&key("a"), Position(7));
-        open.was_reset().await;
-        assert_eq!((open.reset(), open.reset()), (Some(Position(7)), None));
+        open.interrupted().await;
+        assert_eq!(open.interruption(), Some(Interruption::Reset(Position(7))));
+        assert_eq!(open.interruption(), None);
+        watch.on_committed([Record::ConsumerDeleted { key: key("a"), at: Timestamp::ZERO }].iter());
         let mut later = watch.connect(&key("a"));
-        assert_eq!(later.reset(), None);
+        watch.reset(&key("a"), Position(9));
+        open.interrupted().await;
+        assert_eq!(open.interruption(), Some(Interruption::Deleted));
+        assert_eq!(later.interruption(), Some(Interruption::Reset(Position(9))));
+        drop((open, later));
+        assert_eq!(watch.connections(&key("a")), 0);
     }
 
     #[test]

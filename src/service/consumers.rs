@@ -176,12 +176,7 @@ impl Consumers<'_> {
                 ConsumerPlace { position: self.position_of(&consumer, start).await?, moved_at: None };
         }
         // The writer decides which of several requests creates it.
-        let (status, creation) = self.commit_one(Command::PutConsumer(Box::new(consumer))).await?;
-        if creation == Creation::Created {
-            // Readers of a deleted consumer of this name begin again.
-            self.0.consumers().reset(&status.consumer.key, status.place.position);
-        }
-        Ok((status, creation))
+        self.commit_one(Command::PutConsumer(Box::new(consumer))).await
     }
 
     /// Moves a consumer to a position up to the end of the log.

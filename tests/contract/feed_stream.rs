@@ -434,11 +434,28 @@ async fn readers_follow_a_reset_and_a_deletion() {
         daemon.until_metric("balto_api_waiting_requests", "", |waiting| waiting >= 1.0).await;
         assert_eq!(daemon.call("DELETE", "/consumers/search", &[], "").await.0, 204);
     };
+    let started = Instant::now();
     let ((status, answer, _), ()) = tokio::join!(daemon.call("GET", wait, &[], ""), change);
+    assert!(started.elapsed() < Duration::from_secs(50), "the deletion does not end the wait");
     is_problem(&(status, answer), 404, "not_found", "a wait for events of a deleted consumer");
     let end = stream.control("balto.end").await;
     assert_eq!(end.data.as_deref(), Some(r#"{"reason":"deleted"}"#));
     assert_eq!(stream.next().await, None);
+    // Another consumer of the name, and another definition of it.
+    assert_eq!(make().await, 201);
+    let mut first = Stream::begin_at(&daemon, "/consumers/search/events", &[]).await;
+    first.control("balto.caughtup").await;
+    assert_eq!(daemon.call("DELETE", "/consumers/search", &[], "").await.0, 204);
+    assert_eq!(make().await, 201);
+    assert_eq!(first.control("balto.end").await.data.as_deref(), Some(r#"{"reason":"deleted"}"#));
+    let mut second = Stream::begin_at(&daemon, "/consumers/search/events", &[]).await;
+    second.control("balto.caughtup").await;
+    assert_eq!(make().await, 200, "the same definition");
+    daemon.post("/events", &json!({"type": "a", "data": 4}).to_string()).await;
+    assert_eq!(second.events(1).await, [4]);
+    assert_eq!(daemon.call("PUT", "/consumers/search", &[], r#"{"types":["b"]}"#).await.0, 200);
+    daemon.post("/events", &json!({"type": "a", "data": 5}).to_string()).await;
+    assert_eq!(second.control("balto.end").await.data.as_deref(), Some(r#"{"reason":"redefined"}"#));
 }
 
 /// The key and its secret.

@@ -33,6 +33,7 @@ impl Dispatcher {
 
     fn on_committed(&mut self, committed: &CommittedGroup, now: Now) {
         self.context.waits().on_committed(committed.records.iter().map(|(_, record)| record));
+        self.context.consumers().on_committed(committed.records.iter().map(|(_, record)| record));
         let mut erased: BTreeMap<&Tenant, Vec<Position>> = BTreeMap::new();
         for (position, record) in &committed.records {
             match record {

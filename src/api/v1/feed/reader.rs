@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::api::Api;
 use crate::api::http::heavy_work::off_thread;
-use crate::context::consumer_watch::ConsumerConnection;
+use crate::context::consumer_watch::{ConsumerConnection, Interruption};
 use crate::domain::{KeyId, Party, Position, VersionChoice};
 use crate::rules::feed::FeedFilter;
 use crate::service::feed::FeedBounds;
@@ -20,6 +20,8 @@ pub enum Followed {
     Unchanged,
     Reset,
     Deleted,
+    /// It reads other events now.
+    Redefined,
 }
 
 pub struct FeedReader {
@@ -40,20 +42,26 @@ impl FeedReader {
     /// Follows the consumer that reads: after a reset the reader is at the new position.
     pub fn follow(&mut self) -> Followed {
         let Some(connection) = &mut self.connection else { return Followed::Unchanged };
-        if let Some(position) = connection.reset() {
-            self.position = position;
-            return Followed::Reset;
+        match connection.interruption() {
+            Some(Interruption::Reset(position)) => {
+                self.position = position;
+                return Followed::Reset;
+            }
+            Some(Interruption::Deleted) => return Followed::Deleted,
+            None => {}
         }
-        match Consumers(&self.api.context).status(connection.consumer()) {
-            Some(_) => Followed::Unchanged,
-            None => Followed::Deleted,
-        }
+        let Some(status) = Consumers(&self.api.context).status(connection.consumer()) else {
+            return Followed::Deleted;
+        };
+        let reads_the_same = FeedFilter::from(&*status.consumer) == self.filter
+            && status.consumer.version_choice() == self.versions;
+        if reads_the_same { Followed::Unchanged } else { Followed::Redefined }
     }
 
-    /// Completes when the consumer that reads was reset.
-    pub async fn was_reset(&self) {
+    /// Completes when the consumer that reads was reset or deleted.
+    pub async fn interrupted(&self) {
         match &self.connection {
-            Some(connection) => connection.was_reset().await,
+            Some(connection) => connection.interrupted().await,
             None => std::future::pending().await,
         }
     }
@@ -79,7 +87,8 @@ impl FeedReader {
     }
 
     /// As [`Self::next_page`], but waits for the first event at the end of the log, for at most
-    /// `wait`, and not for a client that has gone. A deleted consumer ends the wait.
+    /// `wait`, and not for a client that has gone. The wait ends when the consumer is deleted or
+    /// redefined.
     ///
     /// # Errors
     /// As [`Self::next_page`], and when too many callers wait.
@@ -99,11 +108,11 @@ impl FeedReader {
         while page.events.is_empty() && page.is_caught_up() && !feed.has_ended() {
             tokio::select! {
                 _ = feed.changed(page.head) => {}
-                () = self.was_reset() => {}
+                () = self.interrupted() => {}
                 () = &mut timeout => break,
                 () = &mut gone => break,
             }
-            if self.follow() == Followed::Deleted {
+            if matches!(self.follow(), Followed::Deleted | Followed::Redefined) {
                 break;
             }
             page = self.next_page().await?;

@@ -34,6 +34,8 @@ enum End {
     Unauthorized,
     /// The consumer was deleted.
     Deleted,
+    /// The consumer reads other events now.
+    Redefined,
 }
 
 impl End {
@@ -45,6 +47,7 @@ impl End {
             Self::Connections => "connections",
             Self::Unauthorized => "unauthorized",
             Self::Deleted => "deleted",
+            Self::Redefined => "redefined",
         }
     }
 }
@@ -128,6 +131,7 @@ impl EventStream {
                 Followed::Unchanged => {}
                 Followed::Reset => return Some(self.begin_again()),
                 Followed::Deleted => return self.end(End::Deleted),
+                Followed::Redefined => return self.end(End::Redefined),
             }
             let page = tokio::select! {
                 biased;
@@ -231,7 +235,7 @@ impl EventStream {
                 true
             }
             () = revoked(&self.reader) => true,
-            () = self.reader.was_reset() => true,
+            () = self.reader.interrupted() => true,
             () = self.client.gone() => false,
         }
     }

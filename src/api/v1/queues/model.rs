@@ -368,7 +368,7 @@ pub struct QueueStatsBody {
     /// Leases that ended in the window, released ones excluded.
     pub deliveries: u64,
     pub acked: u64,
-    /// Leases that ran out, or ended by a `nack`.
+    /// Leases that ran out, ended by a `nack`, or whose message was cancelled.
     pub failed: u64,
     /// Messages that became dead letters. Includes those that were redriven since.
     pub dead: u64,
