@@ -202,7 +202,7 @@ fn write_config(path: &Path, text: &str) {
 const KEY: &str = "an-admin-key-that-is-long-enough-for-all";
 
 const BAD_CONFIGS: [&str; 5] =
-    ["[egress", "[egress]\nallow_http = 1", "[none]\nx = 1", "\0", "[server]\nmax_connections = 17"];
+    ["[egress", "[egress]\nallow_http = 1", "[none]\nx = 1", "\0", "[server]\nmax_connections = 4"];
 
 fn good_config(allow_http: bool) -> String {
     format!(
