@@ -25,7 +25,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(15);
 const DATA_CHARACTERS_MAX: usize = 120;
 
 /// Print all events in the order of the log.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(after_help = "Examples:\n  \
     balto feed --follow\n  \
     balto feed --types 'order.*,pet.#' --tenant acme\n  \
@@ -195,16 +195,7 @@ mod tests {
         let answers = vec![("200 OK", first.to_owned()), ("200 OK", second.to_owned())];
         let (url, task) = fake::serve(answers).await;
         let session = Session { client: Client::new(&url, None).unwrap(), json: true };
-        let args = FeedArgs {
-            follow: false,
-            after: None,
-            types: Some("a,b.*".to_owned()),
-            tenant: None,
-            stream: None,
-            stream_prefix: None,
-            versions: None,
-            consumer: None,
-        };
+        let args = FeedArgs { types: Some("a,b.*".to_owned()), ..FeedArgs::default() };
         args.run(&session).await.unwrap();
         let requests = task.await.unwrap();
         assert!(requests[0].starts_with("GET /v1/feed?after=oldest&types=a%2Cb.* "), "{}", requests[0]);
@@ -220,14 +211,9 @@ mod tests {
         let (url, task) = fake::serve(answers.into()).await;
         let session = Session { client: Client::new(&url, None).unwrap(), json: true };
         let args = FeedArgs {
-            follow: false,
-            after: None,
-            types: None,
             tenant: Some("acme".to_owned()),
-            stream: None,
-            stream_prefix: None,
-            versions: None,
             consumer: Some("search".to_owned()),
+            ..FeedArgs::default()
         };
         args.run(&session).await.unwrap();
         let requests = task.await.unwrap();
@@ -258,16 +244,7 @@ mod tests {
         ];
         let (url, task) = fake::serve(answers).await;
         let session = Session { client: Client::new(&url, None).unwrap(), json: true };
-        let args = FeedArgs {
-            follow: true,
-            after: None,
-            types: None,
-            tenant: None,
-            stream: None,
-            stream_prefix: None,
-            versions: None,
-            consumer: Some("search".to_owned()),
-        };
+        let args = FeedArgs { follow: true, consumer: Some("search".to_owned()), ..FeedArgs::default() };
         args.run(&session).await.unwrap_err();
         let requests = task.await.unwrap();
         let body = |number: usize| requests[number].rsplit("\r\n").next().unwrap().to_owned();

@@ -18,7 +18,8 @@ use super::signal;
 
 /// First argument of the process. `balto --help` does not show it.
 pub(in crate::cli) const ARGUMENT: &str = "__worker-guard";
-/// How often the guard looks whether the commands have ended.
+/// How often the guard looks whether the commands have ended. They are not its children, so it
+/// cannot wait for them.
 const POLL: Duration = Duration::from_millis(20);
 
 /// A worker's handle of its guard.
