@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::domain::{ConsumerKey, Position, Record};
+use crate::domain::{ConsumerKey, Position};
 use crate::limits;
 
 #[derive(Debug, Default)]
@@ -79,21 +79,17 @@ impl ConsumerWatch {
     }
 
     /// Tells the open requests of a consumer that it was reset to a position.
-    pub fn reset(&self, key: &ConsumerKey, to: Position) {
+    pub fn on_reset(&self, key: &ConsumerKey, to: Position) {
         if let Some(open) = lock(&self.open).get(key) {
             open.reset.send_replace(to);
         }
     }
 
-    /// Tells the open requests of the consumers that these records delete.
-    pub(crate) fn on_committed<'a>(&self, records: impl Iterator<Item = &'a Record>) {
-        for record in records {
-            if let Record::ConsumerDeleted { key, .. } = record
-                && let Some(open) = lock(&self.open).get_mut(key)
-            {
-                // Requests for another consumer of this name get the new sender.
-                open.reset = watch::Sender::default();
-            }
+    /// Tells the open requests of a consumer that it was deleted.
+    pub fn on_deleted(&self, key: &ConsumerKey) {
+        if let Some(open) = lock(&self.open).get_mut(key) {
+            // Requests for another consumer of this name get the new sender.
+            open.reset = watch::Sender::default();
         }
     }
 
@@ -126,7 +122,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Timestamp;
 
     fn key(name: &str) -> ConsumerKey {
         ConsumerKey { tenant: None, name: name.parse().unwrap() }
@@ -145,17 +140,17 @@ mod tests {
     #[tokio::test]
     async fn open_requests_notice_a_reset_once_and_the_deletion() {
         let watch = Arc::new(ConsumerWatch::default());
-        watch.reset(&key("a"), Position(1));
+        watch.on_reset(&key("a"), Position(1));
         let mut open = watch.connect(&key("a"));
         assert_eq!(open.interruption(), None);
-        watch.reset(&key("b"), Position(2));
-        watch.reset(&key("a"), Position(7));
+        watch.on_reset(&key("b"), Position(2));
+        watch.on_reset(&key("a"), Position(7));
         open.interrupted().await;
         assert_eq!(open.interruption(), Some(Interruption::Reset(Position(7))));
         assert_eq!(open.interruption(), None);
-        watch.on_committed([Record::ConsumerDeleted { key: key("a"), at: Timestamp::ZERO }].iter());
+        watch.on_deleted(&key("a"));
         let mut later = watch.connect(&key("a"));
-        watch.reset(&key("a"), Position(9));
+        watch.on_reset(&key("a"), Position(9));
         open.interrupted().await;
         assert_eq!(open.interruption(), Some(Interruption::Deleted));
         assert_eq!(later.interruption(), Some(Interruption::Reset(Position(9))));

@@ -202,7 +202,7 @@ impl Consumers<'_> {
         let consumer = self.status(&key).ok_or(ConsumerError::NotFound)?.consumer;
         let to = self.position_of(&consumer, to).await?;
         let status = self.move_to(key, to, MoveKind::Reset).await?;
-        self.0.consumers().reset(&status.consumer.key, to);
+        self.0.consumers().on_reset(&status.consumer.key, to);
         Ok(status)
     }
 

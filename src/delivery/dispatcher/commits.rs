@@ -33,7 +33,6 @@ impl Dispatcher {
 
     fn on_committed(&mut self, committed: &CommittedGroup, now: Now) {
         self.context.waits().on_committed(committed.records.iter().map(|(_, record)| record));
-        self.context.consumers().on_committed(committed.records.iter().map(|(_, record)| record));
         let mut erased: BTreeMap<&Tenant, Vec<Position>> = BTreeMap::new();
         for (position, record) in &committed.records {
             match record {
@@ -51,6 +50,7 @@ impl Dispatcher {
                     self.known.remove(endpoint);
                     self.sweep(*endpoint);
                 }
+                Record::ConsumerDeleted { key, .. } => self.context.consumers().on_deleted(key),
                 Record::AttemptFinished { delivery, attempt, .. } => {
                     self.on_health(delivery.endpoint, attempt);
                 }
@@ -66,7 +66,6 @@ impl Dispatcher {
                 | Record::HorizonMoved { .. }
                 | Record::ConsumerPut(_)
                 | Record::ConsumerMoved { .. }
-                | Record::ConsumerDeleted { .. }
                 | Record::TypePut(_)
                 | Record::TypeDeleted { .. }
                 | Record::JobPut(_)

@@ -172,10 +172,13 @@ pub async fn events_of_named(call: &Call, name: &ConsumerName) -> Result<FeedRes
     events_of(call, find_by_name(call, name)?).await
 }
 
-async fn events_of(call: &Call, status: ConsumerStatus) -> Result<FeedResponse, Problem> {
+async fn events_of(call: &Call, found: ConsumerStatus) -> Result<FeedResponse, Problem> {
     let consumers = Consumers(&call.api.context);
-    let key = &status.consumer.key;
+    let key = &found.consumer.key;
+    let not_found = || not_found(CONSUMER, key.name.as_str());
     let connection = Some(consumers.connect(key));
+    // Read after `connect`, which notices the resets from then on.
+    let status = consumers.status(key).ok_or_else(not_found)?;
     let (filter, start) = (FeedFilter::from(&*status.consumer), FeedStart::After(status.place.position));
     let wanted = FeedRequest { filter, versions: status.consumer.version_choice(), start };
     let answered = feed::handlers::answer(call, wanted, connection).await;
@@ -183,7 +186,7 @@ async fn events_of(call: &Call, status: ConsumerStatus) -> Result<FeedResponse, 
         consumers.on_gone(&status, *oldest).await;
     }
     if consumers.status(key).is_none() {
-        return Err(not_found(CONSUMER, key.name.as_str()));
+        return Err(not_found());
     }
     answered
 }

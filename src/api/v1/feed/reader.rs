@@ -12,7 +12,7 @@ use crate::domain::{KeyId, Party, Position, VersionChoice};
 use crate::rules::feed::FeedFilter;
 use crate::service::feed::FeedBounds;
 use crate::service::types::{FeedError, FeedPage};
-use crate::service::{Consumers, Feed};
+use crate::service::{Consumers, Feed, Keys};
 
 /// The state of the consumer that reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +62,14 @@ impl FeedReader {
     pub async fn interrupted(&self) {
         match &self.connection {
             Some(connection) => connection.interrupted().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Completes when the reader's key is not valid any more.
+    pub async fn revoked(&self) {
+        match &self.key {
+            Some(key) => Keys(&self.api.context).revoked(key).await,
             None => std::future::pending().await,
         }
     }

@@ -234,18 +234,10 @@ impl EventStream {
                 self.is_displaced = true;
                 true
             }
-            () = revoked(&self.reader) => true,
+            () = self.reader.revoked() => true,
             () = self.reader.interrupted() => true,
             () = self.client.gone() => false,
         }
-    }
-}
-
-/// Completes when the reader's key is not valid any more.
-async fn revoked(reader: &FeedReader) {
-    match &reader.key {
-        Some(key) => Keys(&reader.api.context).revoked(key).await,
-        None => std::future::pending().await,
     }
 }
 
