@@ -134,8 +134,8 @@ pub(super) struct ConnectionSlot {
     ticket: AtomicU64,
     /// A request is in progress, and its client does not read the response.
     stalled: AtomicBool,
-    /// The response is ready, but may be unwritten.
-    response_ready: AtomicBool,
+    /// hyper has the whole response, but may not have written it.
+    response_taken: AtomicBool,
     authenticated: AtomicBool,
     /// The response is a stream that has not ended.
     streaming: AtomicBool,
@@ -226,7 +226,7 @@ impl ConnectionLimit {
                     evict: Arc::default(),
                     ticket: AtomicU64::new(0),
                     stalled: AtomicBool::new(false),
-                    response_ready: AtomicBool::new(false),
+                    response_taken: AtomicBool::new(false),
                     authenticated: AtomicBool::new(false),
                     streaming: AtomicBool::new(false),
                     idle_stalled: AtomicBool::new(false),
@@ -367,7 +367,7 @@ impl ConnectionSlot {
     /// Marks the start of a request. Returns false if the connection was just evicted.
     pub(super) fn begin(&self) -> bool {
         self.streaming.store(false, Ordering::Relaxed);
-        self.response_ready.store(false, Ordering::Relaxed);
+        self.response_taken.store(false, Ordering::Relaxed);
         self.protect()
     }
 
@@ -387,28 +387,21 @@ impl ConnectionSlot {
         }
     }
 
-    /// The response is ready. Once it is written, the connection is idle again.
-    pub(super) fn on_response_ready(&self, is_authenticated: bool) {
+    /// The head of the response is ready.
+    pub(super) fn on_response_begun(&self, is_authenticated: bool, is_stream: bool) {
         if is_authenticated {
             // Its rank changes. A decided eviction remains.
             self.protect();
             self.authenticated.store(true, Ordering::Relaxed);
             self.uncount_address();
         }
-        self.response_ready.store(true, Ordering::Relaxed);
+        self.streaming.store(is_stream, Ordering::Relaxed);
     }
 
-    /// As [`Self::on_response_ready`], for a stream: it is ready once it has ended.
-    pub(super) fn on_stream_begun(&self, is_authenticated: bool) {
-        self.on_response_ready(is_authenticated);
-        self.response_ready.store(false, Ordering::Relaxed);
-        self.streaming.store(true, Ordering::Relaxed);
-    }
-
-    /// The stream has ended. Once the rest is written, the connection is idle again.
-    pub(super) fn on_stream_ended(&self) {
+    /// hyper has taken the last part of the response. Once it is written, the connection is idle
+    /// again. hyper also flushes between two parts.
+    pub(super) fn on_response_taken(&self) {
         self.streaming.store(false, Ordering::Relaxed);
-        self.response_ready.store(true, Ordering::Relaxed);
     }
 
     /// Whether a stream is written, so that its progress renews the client's deadline.
@@ -424,7 +417,7 @@ impl ConnectionSlot {
     /// Everything is written.
     pub(super) fn on_written(&self) {
         lock(&self.unwritten).retain(|watch| !watch.on_written());
-        if self.response_ready.swap(false, Ordering::Relaxed) {
+        if self.response_taken.swap(false, Ordering::Relaxed) {
             self.stalled.store(false, Ordering::Relaxed);
             self.become_idle();
         } else if self.stalled.load(Ordering::Relaxed) {

@@ -4,6 +4,7 @@
 //! connections, and the time of handshakes, headers, responses and shutdown. Rejects requests that
 //! hyper accepts and a proxy could interpret differently.
 
+use std::convert::Infallible;
 use std::future::{Future, pending};
 use std::io;
 use std::net::SocketAddr;
@@ -222,7 +223,7 @@ impl Connection {
         }
     }
 
-    async fn respond(&self, request: Request<Incoming>) -> Result<Response<Body>, std::convert::Infallible> {
+    async fn respond(&self, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
         if !self.slot.begin() {
             return pending().await; // this connection is being dropped
         }
@@ -248,14 +249,11 @@ impl Connection {
         if let Some(watch) = response.extensions_mut().remove::<Arc<WatchedWrite>>() {
             self.slot.watch_write(watch);
         }
-        let has_good_key = response.extensions().get::<GoodKey>().is_some();
-        if response.extensions().get::<Streaming>().is_some() {
-            self.slot.on_stream_begun(has_good_key);
-            let slot = self.slot.clone();
-            return Ok(response.map(|body| Body::new(TrackedStream { body, slot })));
-        }
-        self.slot.on_response_ready(has_good_key);
-        Ok(response)
+        let extensions = response.extensions();
+        let (key, stream) = (extensions.get::<GoodKey>(), extensions.get::<Streaming>());
+        self.slot.on_response_begun(key.is_some(), stream.is_some());
+        let slot = self.slot.clone();
+        Ok(response.map(|body| ResponseBody { body, slot }))
     }
 }
 
@@ -273,13 +271,13 @@ async fn wait_until_stopped(stopped: &mut watch::Receiver<bool>) {
     drop(stopped.wait_for(|stopped| *stopped).await);
 }
 
-/// A stream that tells the connection when it ends.
-struct TrackedStream {
+/// A response body that tells the connection when hyper has taken all of it.
+struct ResponseBody {
     body: Body,
     slot: Arc<ConnectionSlot>,
 }
 
-impl HttpBody for TrackedStream {
+impl HttpBody for ResponseBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -289,11 +287,19 @@ impl HttpBody for TrackedStream {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         Pin::new(&mut self.body).poll_frame(context)
     }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
-impl Drop for TrackedStream {
+impl Drop for ResponseBody {
     fn drop(&mut self) {
-        self.slot.on_stream_ended();
+        self.slot.on_response_taken();
     }
 }
 
@@ -375,6 +381,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
+    use crate::api::http::reply::{Reply, WritePermit};
 
     const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -386,6 +393,42 @@ mod tests {
             on_shortage: Arc::new(|| ()),
             tls: None,
         }
+    }
+
+    #[derive(Debug)]
+    struct NoPermit;
+
+    impl WritePermit for NoPermit {
+        fn on_progress(&self) {}
+    }
+
+    #[tokio::test]
+    async fn response_of_many_parts_is_written_whole_at_a_shutdown() {
+        const BYTES: usize = 16 << 20;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let body = Bytes::from(vec![b'x'; BYTES]);
+        let large =
+            move || async move { Reply::bytes(200, body).hold_until_written(NoPermit).into_response() };
+        let (stop, stopping) = oneshot::channel::<()>();
+        let bounds = bounds(4, Duration::from_secs(5));
+        let server = tokio::spawn(serve(listener, Router::new().route("/", get(large)), bounds, async {
+            stopping.await.ok();
+        }));
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = vec![0; 1 << 20];
+        client.read_exact(&mut answer).await.unwrap();
+        stop.send(()).unwrap();
+        // The listener is closed before connections are told.
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        client.read_to_end(&mut answer).await.unwrap();
+        let head = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        assert_eq!(answer.len() - head, BYTES, "the response was cut");
+        server.await.unwrap();
     }
 
     #[tokio::test]

@@ -11,6 +11,12 @@ fn evict_first(connections: &ConnectionLimit) -> bool {
     connections.evict(chosen)
 }
 
+/// The response is ready, and hyper has taken it.
+fn respond(slot: &ConnectionSlot, is_authenticated: bool) {
+    slot.on_response_begun(is_authenticated, false);
+    slot.on_response_taken();
+}
+
 #[tokio::test]
 async fn longest_idle_connection_is_evicted_and_busy_ones_stay() {
     let connections = ConnectionLimit::new(3);
@@ -38,7 +44,7 @@ async fn authenticated_connection_is_evicted_last() {
     let connections = ConnectionLimit::new(2);
     let known = connections.take().await;
     assert!(known.begin());
-    known.on_response_ready(true);
+    respond(&known, true);
     known.on_written();
     let silent = connections.take().await;
     assert!(connections.evict_unauthenticated());
@@ -58,7 +64,7 @@ async fn new_connection_waits_while_all_are_busy() {
     assert!(only.begin());
     let mut next = std::pin::pin!(connections.take());
     assert!(next.as_mut().now_or_never().is_none());
-    only.on_response_ready(false);
+    respond(&only, false);
     assert!(next.as_mut().now_or_never().is_none(), "the response is not written yet");
     only.on_written();
     assert!(!only.begin(), "its next request kept the new connection out");
@@ -73,7 +79,7 @@ async fn slow_reader_without_a_key_is_idle() {
     let connections = ConnectionLimit::new(1);
     let slow = connections.take().await;
     assert!(slow.begin());
-    slow.on_response_ready(false);
+    respond(&slow, false);
     slow.on_stalled();
     slow.on_stalled();
     assert!(!slow.is_idle(), "its response is not written: a shutdown waits for it");
@@ -84,13 +90,13 @@ async fn slow_reader_without_a_key_is_idle() {
     let next = next.now_or_never().expect("the slot is free");
 
     assert!(next.begin());
-    next.on_response_ready(false);
+    respond(&next, false);
     next.on_stalled();
     next.on_written();
     assert!(next.is_idle(), "the response was read after all");
     assert!(next.begin() && !evict_first(&connections), "the next request protects it");
     next.on_stalled();
-    next.on_response_ready(true);
+    respond(&next, true);
     assert!(!evict_first(&connections), "an authenticated connection was evicted");
     next.on_stalled();
     assert!(!evict_first(&connections), "a slow authenticated reader was evicted");
@@ -115,7 +121,7 @@ async fn pipelined_request_protects_its_connection() {
     let connections = ConnectionLimit::new(1);
     let only = connections.take().await;
     assert!(only.begin());
-    only.on_response_ready(false);
+    respond(&only, false);
     assert!(only.begin(), "the second request arrives before the first response is written");
     only.on_written();
     assert!(!only.is_idle() && !evict_first(&connections));
@@ -134,7 +140,7 @@ async fn stalled_reader_is_evicted_before_older_idle_connections() {
     let idle = connections.take().await;
     let slow = connections.take().await;
     assert!(slow.begin());
-    slow.on_response_ready(false);
+    respond(&slow, false);
     slow.on_stalled();
     let mut next = std::pin::pin!(connections.take());
     assert!(next.as_mut().now_or_never().is_none());
@@ -166,7 +172,7 @@ async fn authenticated_and_exempt_connections_do_not_count() {
     let connections = limited(1);
     let known = connections.take_for(ATTACKER).await.unwrap();
     assert!(known.begin());
-    known.on_response_ready(true);
+    respond(&known, true);
     known.on_written();
     let next = connections.take_for(ATTACKER).await.unwrap();
     assert!(known.evicted().now_or_never().is_none(), "a connection with a key gave way");
@@ -203,7 +209,7 @@ async fn party_above_its_share_gives_way() {
     let connections = ConnectionLimit::new(4);
     let (evil, good) = (tenant("evil"), tenant("good"));
     let (quiet, _seat) = seated(&connections, &good).await;
-    quiet.on_response_ready(true);
+    respond(&quiet, true);
     quiet.on_written();
     let mut held = Vec::new();
     for _ in 0..3 {
@@ -221,12 +227,25 @@ async fn party_above_its_share_gives_way() {
     assert!(waits.iter_mut().all(|wait| wait.as_mut().now_or_never().is_none()), "two were ended for one");
     assert!(quiet.evicted().now_or_never().is_none(), "the connection of another party was closed");
     let (ended, _) = &held[2];
-    ended.on_response_ready(true);
+    respond(&ended, true);
     ended.on_written();
     assert!(ended.evicted().now_or_never().is_some(), "it is idle and was not closed");
     drop(waits);
     held.pop();
     assert!(newcomer.now_or_never().is_some());
+}
+
+#[tokio::test]
+async fn connection_is_busy_between_two_parts_of_a_response() {
+    let connections = ConnectionLimit::new(1);
+    let slot = connections.take().await;
+    assert!(slot.begin());
+    slot.on_response_begun(true, false);
+    slot.on_written();
+    assert!(!slot.is_idle() && !evict_first(&connections), "the rest of the response is lost");
+    slot.on_response_taken();
+    slot.on_written();
+    assert!(slot.is_idle() && evict_first(&connections));
 }
 
 #[tokio::test(start_paused = true)]
@@ -237,7 +256,7 @@ async fn stream_of_the_party_above_its_share_ends() {
     let held = [seated(&connections, &evil).await, seated(&connections, &evil).await];
     let small = good.1.begin_stream(&tenant("good"));
     let [old, new] = [&held[0], &held[1]].map(|(slot, seat)| {
-        slot.on_stream_begun(true);
+        slot.on_response_begun(true, true);
         seat.begin_stream(&evil)
     });
     assert!(new.ended().now_or_never().is_none(), "ended without a newcomer");
@@ -247,7 +266,7 @@ async fn stream_of_the_party_above_its_share_ends() {
     assert!(old.ended().now_or_never().is_none(), "two were ended for one");
     assert!(small.ended().now_or_never().is_none(), "the stream of another party was ended");
     assert!(held[1].0.evicted().now_or_never().is_none(), "closed before the last block is written");
-    held[1].0.on_stream_ended();
+    held[1].0.on_response_taken();
     held[1].0.on_written();
     assert!(held[1].0.evicted().now_or_never().is_some(), "it is idle and was not closed");
     drop((old, new, small));
@@ -281,7 +300,7 @@ async fn idle_connection_of_the_party_above_its_share_is_closed_first() {
     let mut held = Vec::new();
     for party in ["good", "evil", "evil"] {
         let (slot, _) = seated(&connections, &tenant(party)).await;
-        slot.on_response_ready(true);
+        respond(&slot, true);
         slot.on_written();
         held.push(slot);
     }
