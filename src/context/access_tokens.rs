@@ -1,15 +1,14 @@
 //! Access tokens of endpoints with OAuth 2.0, one per endpoint. Never stored on disk.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::courier::ReceiverReply;
-use crate::domain::{EndpointNumber, Position};
+use crate::domain::{EndpointNumber, IdMap, Position};
 use crate::limits;
 
 #[derive(Default)]
-pub(crate) struct AccessTokens(Mutex<HashMap<EndpointNumber, Arc<TokenSlot>>>);
+pub(crate) struct AccessTokens(Mutex<IdMap<EndpointNumber, Arc<TokenSlot>>>);
 
 /// The token of one revision of an endpoint.
 pub(crate) struct TokenSlot {

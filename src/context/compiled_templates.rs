@@ -1,15 +1,14 @@
 //! A bounded cache of compiled body templates, one per endpoint.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::domain::{EndpointNumber, Position};
+use crate::domain::{EndpointNumber, IdMap, Position};
 use crate::limits;
 use crate::templates::BodyTemplate;
 
 /// Templates with the endpoint's revision that they belong to.
 #[derive(Debug, Default)]
-pub(crate) struct CompiledTemplates(Mutex<HashMap<EndpointNumber, (Position, Arc<BodyTemplate>)>>);
+pub(crate) struct CompiledTemplates(Mutex<IdMap<EndpointNumber, (Position, Arc<BodyTemplate>)>>);
 
 impl CompiledTemplates {
     pub(crate) fn get(&self, endpoint: EndpointNumber, revision: Position) -> Option<Arc<BodyTemplate>> {

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::fair_semaphore::{FairSemaphore, FairTurn};
-use crate::domain::{EventType, Party, Position, StreamName, Tenant};
+use crate::domain::{EventType, IdMap, Party, Position, StreamName, Tenant};
 use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
 
@@ -73,12 +73,12 @@ pub(crate) struct FoldedStates {
 
 #[derive(Default)]
 struct CachedStates {
-    states: HashMap<Tenant, HashMap<CacheKey, CachedState>>,
+    states: IdMap<Tenant, HashMap<CacheKey, CachedState>>,
     bytes: usize,
     /// Uses so far.
     uses: u64,
     /// Erasures of each tenant so far.
-    erasures: HashMap<Tenant, u64>,
+    erasures: IdMap<Tenant, u64>,
 }
 
 struct CachedState {

@@ -3,11 +3,10 @@
 //! Kept in memory: a record per use would make every read a write. A background task records the
 //! hours that are new, so that a restart keeps them ([`crate::delivery`]).
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
-use crate::domain::{KeyId, Timestamp};
+use crate::domain::{IdMap, KeyId, Timestamp};
 
 /// Resolution in milliseconds.
 const HOUR: u64 = 3_600_000;
@@ -16,7 +15,7 @@ const HOUR: u64 = 3_600_000;
 /// entry per live key.
 #[derive(Debug, Default)]
 pub(super) struct KeyUses {
-    hours: RwLock<HashMap<KeyId, AtomicU64>>,
+    hours: RwLock<IdMap<KeyId, AtomicU64>>,
 }
 
 impl KeyUses {

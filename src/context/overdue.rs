@@ -1,18 +1,16 @@
 //! Overdue deliveries behind others of their ordering key. Lanes see only the queue heads.
 
-use std::collections::HashMap;
-
-use crate::domain::{EndpointNumber, Timestamp};
+use crate::domain::{EndpointNumber, IdMap, Timestamp};
 use crate::limits;
-use crate::projections::pending::{DueBehind, OrderHash};
+use crate::projections::pending::{DueBehind, OrderId};
 
 /// Oldest overdue delivery behind the heads of ordering queues, per endpoint.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Behind {
     /// Endpoints with deliveries behind others, and the due time of their oldest overdue one.
-    pub(crate) oldest_due: HashMap<EndpointNumber, Option<Timestamp>>,
+    pub(crate) oldest_due: IdMap<EndpointNumber, Option<Timestamp>>,
     /// Start of the next scan, and the oldest due time found so far at that endpoint.
-    next: (EndpointNumber, OrderHash),
+    next: (EndpointNumber, OrderId),
     so_far: Option<Timestamp>,
 }
 
@@ -22,7 +20,7 @@ impl Behind {
     pub(crate) fn scan(
         &mut self,
         waiting: &[EndpointNumber],
-        due_behind: impl Fn(EndpointNumber, OrderHash, usize) -> DueBehind,
+        due_behind: impl Fn(EndpointNumber, OrderId, usize) -> DueBehind,
     ) {
         self.oldest_due.retain(|endpoint, _| waiting.binary_search(endpoint).is_ok());
         for endpoint in waiting {

@@ -3,7 +3,6 @@
 //! Owns the limiters of the tenants that have a rate and published lately. An idle limiter equals a
 //! new one after a second, so it can be removed.
 
-use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use governor::nanos::Nanos;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota as Gcra, RateLimiter};
 
-use crate::domain::{Quota, QuotaExceeded, Quotas, Tenant};
+use crate::domain::{IdMap, Quota, QuotaExceeded, Quotas, Tenant};
 use crate::limits;
 
 /// Bytes per cell of the byte limiter. Coarser cells keep its interval exact at high rates.
@@ -80,7 +79,7 @@ pub(crate) struct TenantRates(Mutex<Inner>);
 struct Inner {
     clock: FakeRelativeClock,
     now: Duration,
-    tenants: HashMap<Tenant, TenantRate>,
+    tenants: IdMap<Tenant, TenantRate>,
     /// Number of tenants at which idle ones are removed.
     sweep_at: usize,
 }
@@ -90,7 +89,7 @@ impl Default for Inner {
         Self {
             clock: FakeRelativeClock::default(),
             now: Duration::ZERO,
-            tenants: HashMap::new(),
+            tenants: IdMap::default(),
             sweep_at: limits::TENANT_RATES_SWEEP,
         }
     }

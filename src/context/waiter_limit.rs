@@ -1,18 +1,17 @@
 //! Limits of callers that wait, or read a stream of events: in total and per party.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::domain::Party;
+use crate::domain::{IdMap, Party};
 use crate::limits;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct WaiterLimit {
     total: AtomicUsize,
-    parties: Mutex<HashMap<Party, usize>>,
+    parties: Mutex<IdMap<Party, usize>>,
 }
 
 /// The place of one caller, until it is dropped.
@@ -50,7 +49,7 @@ impl WaiterLimit {
         self.total.load(Ordering::SeqCst)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Party, usize>> {
+    fn lock(&self) -> MutexGuard<'_, IdMap<Party, usize>> {
         self.parties.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -10,10 +10,10 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::domain::{SharedSlots, address_block};
+use crate::domain::{IdMap, SharedSlots, address_block};
 
 /// Requests in flight at one network, by tenant. No count is zero.
-type TenantRequests = HashMap<Arc<str>, usize>;
+type TenantRequests = IdMap<Arc<str>, usize>;
 
 /// Requests in flight. The limit on requests over all endpoints bounds the number of entries.
 #[derive(Debug)]

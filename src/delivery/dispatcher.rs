@@ -25,7 +25,7 @@ use crate::delivery::lane_upkeep::{
 };
 use crate::delivery::payload_cache::Payloads;
 use crate::delivery::stalls::StallLog;
-use crate::domain::{Endpoint, EndpointNumber, Now, Ordering, Position, Record};
+use crate::domain::{Endpoint, EndpointNumber, IdMap, Now, Ordering, Position, Record};
 use crate::lanes::{Action, Backlog, LanePolicy, Lanes, Promises, SendHold};
 use crate::metrics::BackgroundTask;
 use crate::outbox::draft::Unavailable;
@@ -82,12 +82,12 @@ pub struct Dispatcher {
     background: JoinSet<()>,
     health: watch::Receiver<Health>,
     /// Failures since the last success, per failing endpoint.
-    failing: HashMap<EndpointNumber, Failing>,
+    failing: IdMap<EndpointNumber, Failing>,
     /// Overdue deliveries that the lanes do not know, for the gauges.
     behind: Behind,
-    known: HashMap<EndpointNumber, KnownEndpoint>,
+    known: IdMap<EndpointNumber, KnownEndpoint>,
     /// Reordering of endpoints with a changed ordering, and the one that runs after the start.
-    reorder_tasks: HashMap<EndpointNumber, AbortHandle>,
+    reorder_tasks: IdMap<EndpointNumber, AbortHandle>,
     reorder_all_task: Option<AbortHandle>,
     /// Endpoints whose handshake request is due and has not started, the longest due first.
     due_handshakes: Vec<EndpointNumber>,
@@ -120,10 +120,10 @@ impl Dispatcher {
             tasks: JoinSet::new(),
             background: JoinSet::new(),
             health,
-            failing: HashMap::new(),
+            failing: HashMap::default(),
             behind: Behind::default(),
-            known: HashMap::new(),
-            reorder_tasks: HashMap::new(),
+            known: HashMap::default(),
+            reorder_tasks: HashMap::default(),
             reorder_all_task: None,
             due_handshakes: Vec::new(),
             gauges_task: None,

@@ -4,14 +4,13 @@
 //! first turn after a start continues the jobs of the previous process. A paced job rests after
 //! each step.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::context::Context;
 use crate::delivery::background::run_task;
-use crate::domain::JobId;
+use crate::domain::{IdMap, JobId};
 use crate::metrics::BackgroundTask;
 use crate::outbox::Health;
 use crate::outbox::draft::{ChangeError, Unavailable};
@@ -33,7 +32,7 @@ pub async fn run(context: Context) {
 
 pub(crate) async fn run_steps(context: Context) {
     panics::test_point("jobs");
-    let mut rests: HashMap<JobId, Instant> = HashMap::new();
+    let mut rests: IdMap<JobId, Instant> = IdMap::default();
     loop {
         let running = Jobs(&context).running();
         context.metrics().jobs_running(running.len());

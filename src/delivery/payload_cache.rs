@@ -1,15 +1,15 @@
 //! A bounded cache of events from acceptance to first attempt. The journal has evicted events.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::domain::{Event, Position};
+use crate::domain::{Event, IdMap, Position};
 use crate::failpoints::Bound;
 use crate::{failpoints, limits};
 
 #[derive(Debug, Default)]
 pub(crate) struct Payloads {
-    events: HashMap<Position, (Arc<Event>, usize)>,
+    events: IdMap<Position, (Arc<Event>, usize)>,
     order: VecDeque<Position>,
     bytes: usize,
 }

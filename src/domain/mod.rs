@@ -14,6 +14,7 @@ pub mod event;
 pub mod event_type;
 pub mod exchange;
 pub mod horizon;
+pub mod id_map;
 pub mod ids;
 pub mod job;
 pub mod key;
@@ -55,6 +56,7 @@ pub use event::{Event, EventStatus, Expected, OnDisk, Rejection, attribute, weig
 pub use event_type::{Compatibility, TypeDefinition, TypeMigration, TypeVersion, VersionChoice, VersionPin};
 pub use exchange::{ConnectionFacts, Exchange, PhaseTimes, RetryRule, SentRequest};
 pub use horizon::Horizon;
+pub use id_map::{IdMap, IdSet};
 pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, JobId, KeyId, Position};
 pub use job::{Job, JobCursor, JobKind, JobProgress, JobSelection, JobStatus};
 pub use key::{ApiKey, Role};

@@ -8,13 +8,13 @@
 //! * A tenant below its share that waits for a slot that it may take is passed over at most once by
 //!   each other tenant.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::lane::{Lane, Readiness, ReceiverHealth};
 use super::tenants::TenantNumber;
 use super::{Action, Lanes};
-use crate::domain::{Now, SharedSlots};
+use crate::domain::{IdMap, Now, SharedSlots};
 
 /// From this limit on, lanes leave headroom to other lanes of their tenant.
 const LIMIT_WITH_HEADROOM: usize = 64;
@@ -22,7 +22,7 @@ const LIMIT_WITH_HEADROOM: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct TurnAudit {
     /// The turns of others since the last turn of each waiting tenant.
-    passed_over: HashMap<Arc<str>, PassingTurns>,
+    passed_over: IdMap<Arc<str>, PassingTurns>,
     /// All tenants that ever had a lane.
     names: BTreeSet<Arc<str>>,
 }
@@ -103,8 +103,8 @@ impl Lanes {
         }
     }
 
-    fn facts(&self, now: Now) -> HashMap<Arc<str>, TenantFacts> {
-        let mut tenants: HashMap<Arc<str>, TenantFacts> = HashMap::new();
+    fn facts(&self, now: Now) -> IdMap<Arc<str>, TenantFacts> {
+        let mut tenants: IdMap<Arc<str>, TenantFacts> = IdMap::default();
         for lane in self.lanes.values() {
             let facts = tenants.entry(lane.tenant_name().clone()).or_default();
             facts.held += lane.in_flight();

@@ -4,11 +4,11 @@
 //! [`SharedSlots`]. A request also counts in its host's limit. Endpoints of the tenant with the
 //! fewest running requests come first, and among equals those of the tenant that waits longest.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::Lanes;
-use crate::domain::{EndpointNumber, SharedSlots};
+use crate::domain::{EndpointNumber, IdMap, SharedSlots};
 use crate::failpoints::{self, Bound};
 use crate::limits;
 
@@ -30,7 +30,7 @@ struct TenantHandshakes {
 /// Running handshake requests; at most [`limits::HANDSHAKES_MAX`].
 #[derive(Debug, Default)]
 pub(super) struct HandshakeSlots {
-    running: HashMap<EndpointNumber, RunningHandshake>,
+    running: IdMap<EndpointNumber, RunningHandshake>,
 }
 
 impl HandshakeSlots {

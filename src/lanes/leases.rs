@@ -3,10 +3,10 @@
 //! A lease ends by monotonic time: a step of the wall clock shortens none. Invariant: a message
 //! whose lease is busy is neither run out nor returned, so nothing takes it twice.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::domain::{HeldLease, LeaseKey, Now, Position};
+use crate::domain::{HeldLease, IdMap, LeaseKey, Now, Position};
 use crate::failpoints::{self, Mutation};
 
 /// A lease, as far as the lane knows.
@@ -43,7 +43,7 @@ pub enum JudgedLease {
 
 #[derive(Debug, Default)]
 pub(super) struct LeaseBook {
-    leases: HashMap<Position, BookedLease>,
+    leases: IdMap<Position, BookedLease>,
     /// Running leases by their end.
     running: BTreeSet<(Duration, Position)>,
     /// Messages whose lease has run out or was released, by acceptance.

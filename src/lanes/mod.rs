@@ -30,12 +30,12 @@ mod tenants;
 mod turns;
 mod window;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::{
-    DueKey, EndpointNumber, Hold, Now, Position, Progress, RateLimit, Reservation, Timestamp,
+    DueKey, EndpointNumber, Hold, IdMap, Now, Position, Progress, RateLimit, Reservation, Timestamp,
 };
 pub use circuit::{BreakerConfig, CircuitState};
 use host::{HostQueueState, Hosts, QueueEnd};
@@ -144,7 +144,7 @@ pub struct LanesConfig {
 #[derive(Debug)]
 pub struct Lanes {
     config: LanesConfig,
-    lanes: HashMap<EndpointNumber, Lane>,
+    lanes: IdMap<EndpointNumber, Lane>,
     hosts: Hosts,
     handshakes: handshakes::HandshakeSlots,
     tenants: Tenants,
@@ -173,7 +173,7 @@ impl Lanes {
     pub fn new(config: LanesConfig) -> Self {
         Self {
             config,
-            lanes: HashMap::new(),
+            lanes: IdMap::default(),
             hosts: Hosts::new(config.host_max_in_flight),
             handshakes: handshakes::HandshakeSlots::default(),
             tenants: Tenants::new(config.max_in_flight),
@@ -403,7 +403,7 @@ impl Lanes {
     /// Summary for gauges; visits every lane. `behind` maps endpoints with deliveries blocked by
     /// their ordering to the due time of the oldest overdue one.
     #[must_use]
-    pub fn summary(&self, behind: &HashMap<EndpointNumber, Option<Timestamp>>, now: Now) -> LanesSummary {
+    pub fn summary(&self, behind: &IdMap<EndpointNumber, Option<Timestamp>>, now: Now) -> LanesSummary {
         let mut summary = LanesSummary { in_flight: self.tenants.taken(), ..LanesSummary::default() };
         for endpoint in self.lanes.keys() {
             let Some(report) = self.explain(*endpoint, now) else { continue };

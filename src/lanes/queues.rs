@@ -1,11 +1,11 @@
 //! The lanes of all queues. A lane is polled only after a change or at its wake-up time.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::queue::{QueueAction, QueueLane, QueuePolicy, QueueReport};
 use super::{Backlog, CLOCK_STEP, LanesSummary, SendHold, WaitReason, with_order};
-use crate::domain::{EndpointNumber, Now, Timestamp};
+use crate::domain::{EndpointNumber, IdMap, Now, Timestamp};
 use crate::limits;
 
 #[derive(Debug)]
@@ -154,7 +154,7 @@ impl QueueLanes {
     pub fn count_waiting(
         &self,
         summary: &mut LanesSummary,
-        behind: &HashMap<EndpointNumber, Option<Timestamp>>,
+        behind: &IdMap<EndpointNumber, Option<Timestamp>>,
         now: Now,
     ) {
         for (queue, entry) in &self.queues {

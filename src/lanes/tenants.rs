@@ -8,11 +8,11 @@
 //!
 //! With one tenant no rule applies: the tenant may take every slot.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::host::QueueEnd;
-use crate::domain::SharedSlots;
+use crate::domain::{IdMap, SharedSlots};
 use crate::failpoints::{self, Mutation};
 
 /// A tenant that has lanes. The number of a former tenant is reused.
@@ -58,7 +58,7 @@ pub(super) struct TurnSearch {
 
 #[derive(Debug)]
 pub(super) struct Tenants {
-    numbers: HashMap<Arc<str>, TenantNumber>,
+    numbers: IdMap<Arc<str>, TenantNumber>,
     accounts: Vec<TenantAccount>,
     unused: Vec<TenantNumber>,
     slots: SharedSlots,
@@ -72,7 +72,7 @@ pub(super) struct Tenants {
 impl Tenants {
     pub(super) fn new(limit: usize) -> Self {
         Self {
-            numbers: HashMap::new(),
+            numbers: IdMap::default(),
             accounts: Vec::new(),
             unused: Vec::new(),
             slots: SharedSlots { limit, taken: 0, active: 0 },

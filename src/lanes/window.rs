@@ -12,10 +12,10 @@
 //!   delivery's new key, and the window does not. Notices alone update it: refills and their logged
 //!   notices skip such a delivery.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use super::Backlog;
-use crate::domain::{DueKey, Position, Progress};
+use crate::domain::{DueKey, IdMap, Position, Progress};
 use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
 
@@ -64,7 +64,7 @@ fn window_max() -> usize {
 pub(super) struct Window {
     keys: BTreeMap<DueKey, Progress>,
     /// Attempts in flight or not recorded, by event; at most one per delivery.
-    flights: HashMap<Position, Flight>,
+    flights: IdMap<Position, Flight>,
     in_flight: usize,
     /// Boundary after which keys are on disk. `None`: no keys; `Some(None)`: all keys.
     disk_after: Option<Option<DueKey>>,
@@ -77,7 +77,7 @@ impl Window {
             Backlog::None => None,
             Backlog::OnDisk => Some(None),
         };
-        Self { keys: BTreeMap::new(), flights: HashMap::new(), in_flight: 0, disk_after, refilling: None }
+        Self { keys: BTreeMap::new(), flights: IdMap::default(), in_flight: 0, disk_after, refilling: None }
     }
 
     pub(super) fn len(&self) -> usize {

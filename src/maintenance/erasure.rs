@@ -5,12 +5,12 @@
 //! records of its attempts. So an event whose record has lost its content needs no further rewrite,
 //! and a crash at any point is harmless: the next pass continues. Must never remove a record.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::retention::{failed, run_blocking};
-use crate::domain::{Position, Record, Timestamp};
+use crate::domain::{IdMap, Position, Record, Timestamp};
 use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
 use crate::outbox::Outbox;
@@ -176,7 +176,7 @@ impl Erasures {
     async fn rewrite_segment(
         &self,
         first: Position,
-        erased: Arc<HashMap<Position, Timestamp>>,
+        erased: Arc<IdMap<Position, Timestamp>>,
     ) -> Result<Result<RewriteReport, RewriteError>, Unavailable> {
         let reader = self.outbox.journal().clone();
         let judge = move |position: Position, record: &Record| match record
@@ -215,6 +215,6 @@ impl Erasures {
     }
 }
 
-fn erased_at(contents: &[Content]) -> Arc<HashMap<Position, Timestamp>> {
+fn erased_at(contents: &[Content]) -> Arc<IdMap<Position, Timestamp>> {
     Arc::new(contents.iter().map(|content| (content.event, content.at)).collect())
 }

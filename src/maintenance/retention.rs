@@ -5,10 +5,10 @@
 //! any point is harmless: events that the journal still has are deleted again, and events that it
 //! lost were already deleted.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::domain::{EndpointNumber, Position, Record, Timestamp};
+use crate::domain::{EndpointNumber, IdSet, Position, Record, Timestamp};
 use crate::failpoints::{self, Bound, Mutation};
 use crate::outbox::Outbox;
 use crate::outbox::draft::Unavailable;
@@ -249,8 +249,8 @@ impl Retention {
         &self,
         first: Position,
         upper: Position,
-    ) -> Result<(HashSet<Position>, u64), RewriteFailure> {
-        let (mut unneeded, mut count, mut at) = (HashSet::new(), 0, first);
+    ) -> Result<(IdSet<Position>, u64), RewriteFailure> {
+        let (mut unneeded, mut count, mut at) = (IdSet::default(), 0, first);
         let mut events = EventLookup::default();
         while at < upper {
             let reader = self.outbox.journal().clone();
@@ -299,7 +299,7 @@ fn take_unneeded(
 /// Whether the journal still has an event or a job that the record refers to.
 fn has_subject_in_journal(
     reader: &JournalReader,
-    unneeded: &HashSet<Position>,
+    unneeded: &IdSet<Position>,
     record: &Record,
 ) -> Result<bool, ReadError> {
     let subjects: Vec<Position> = match record {

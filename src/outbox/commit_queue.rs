@@ -10,11 +10,10 @@
 //! many units does not delay a tenant with one. While parties compete, groups are small, so that a
 //! unit waits for one short commit at most.
 
-use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::domain::Party;
+use crate::domain::{IdMap, Party};
 use crate::failpoints::{self, Bound};
 use crate::limits;
 use crate::outbox::draft::Unavailable;
@@ -66,7 +65,7 @@ pub(super) struct CommitQueue {
 struct PendingUnits {
     units: FairQueue<Party, Unit>,
     /// Commands and bytes of each party with a waiting caller.
-    shares: HashMap<Party, (usize, usize)>,
+    shares: IdMap<Party, (usize, usize)>,
     /// Number of units with a waiting caller.
     awaited: usize,
     commands: usize,

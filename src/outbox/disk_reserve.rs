@@ -8,12 +8,11 @@
 //! the reserve is full. So each tenant has a part of the reserve for them, and all tenants together
 //! have half of it, until space is free again. The operator's changes have no limit.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::unit::{Refusal, Unit, UnitAnswer, UnitReply};
-use crate::domain::Tenant;
+use crate::domain::{IdMap, Tenant};
 use crate::limits;
 use crate::storage::disk::Disk;
 
@@ -35,7 +34,7 @@ pub struct DiskShortage {
 #[derive(Default)]
 pub(super) struct ReserveUse {
     all: u64,
-    tenants: HashMap<Tenant, u64>,
+    tenants: IdMap<Tenant, u64>,
 }
 
 impl ReserveUse {

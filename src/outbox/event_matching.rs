@@ -1,21 +1,20 @@
 //! Matching of events to endpoints, before their units enter the commit queue.
 
-use std::collections::HashMap;
 use std::sync::RwLockReadGuard;
 
 use super::Outbox;
 use super::fan_out::{self, MatchStep};
 use super::subscriptions::{Candidates, Selected, Subscriptions, Verdicts};
 use super::unit::Command;
-use crate::domain::{EndpointNumber, Event, Tenant};
+use crate::domain::{EndpointNumber, Event, IdMap, Tenant};
 use crate::filters::EventFacts;
 use crate::limits;
 
 impl Outbox {
     /// Matches events to endpoints, so that the writer need not. The writer matches again if an
     /// endpoint changes in between. Returns the number of deliveries by tenant.
-    pub(super) async fn match_events(&self, commands: &mut [Command]) -> HashMap<Tenant, usize> {
-        let (mut next, mut steps, mut tenants) = (0, 0, HashMap::new());
+    pub(super) async fn match_events(&self, commands: &mut [Command]) -> IdMap<Tenant, usize> {
+        let (mut next, mut steps, mut tenants) = (0, 0, IdMap::default());
         loop {
             let step = {
                 let subscriptions = self.subscriptions();
@@ -48,7 +47,7 @@ impl Outbox {
     /// The endpoints that want an event now, ascending.
     pub async fn wanted_by(&self, event: &Event) -> Vec<EndpointNumber> {
         let candidates = self.subscriptions().candidates(&event.tenant, &event.event_type).0;
-        select_in_steps(candidates, event.into(), Verdicts::new()).await.targets
+        select_in_steps(candidates, event.into(), Verdicts::default()).await.targets
     }
 }
 

@@ -5,7 +5,6 @@
 //! deliveries count until the state has applied them. A tenant with too many gets "overloaded".
 //! Other tenants are not affected.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use self::turns::{Turn, Turns};
 use super::draft::{EventDraft, Matched, Unavailable};
 use super::subscriptions::{Candidates, Subscriptions, Verdicts};
 use super::unit::{Command, Outcome};
-use crate::domain::{Party, Tenant};
+use crate::domain::{IdMap, Party, Tenant};
 use crate::failpoints::{self, Mutation};
 use crate::limits;
 
@@ -25,7 +24,7 @@ const APPLIED_PER_SECOND: usize = 25_000;
 /// Unapplied deliveries of each tenant that has any.
 #[derive(Debug, Default)]
 pub(super) struct FanOut {
-    unapplied: Mutex<HashMap<Tenant, usize>>,
+    unapplied: Mutex<IdMap<Tenant, usize>>,
     turns: Arc<Turns>,
 }
 
@@ -33,7 +32,7 @@ pub(super) struct FanOut {
 #[derive(Debug)]
 pub struct FanOutPermit {
     fan_out: Arc<FanOut>,
-    tenants: HashMap<Tenant, usize>,
+    tenants: IdMap<Tenant, usize>,
     /// The unit needs a turn.
     needs_turn: bool,
     turn: Option<Turn>,
@@ -72,7 +71,7 @@ impl FanOut {
     /// When a tenant would have more than [`limits::UNAPPLIED_TARGETS_MAX`].
     pub(super) fn admit(
         self: &Arc<Self>,
-        tenants: HashMap<Tenant, usize>,
+        tenants: IdMap<Tenant, usize>,
     ) -> Result<FanOutPermit, Unavailable> {
         let mut unapplied = self.unapplied.lock().expect("no holder of this lock panics");
         let mut needs_turn = tenants.values().sum::<usize>() > limits::APPLY_STEP_TARGETS;
@@ -128,7 +127,7 @@ pub(super) fn match_next(
     subscriptions: &Subscriptions,
     commands: &mut [Command],
     next: &mut usize,
-    tenants: &mut HashMap<Tenant, usize>,
+    tenants: &mut IdMap<Tenant, usize>,
 ) -> Option<MatchStep> {
     let total: usize = tenants.values().sum();
     let (before, rest) = commands.split_at_mut(*next);
@@ -164,14 +163,14 @@ pub(super) fn match_next(
         let known = verdicts.map(|verdicts| Verdicts::clone(&verdicts)).unwrap_or_default();
         return Some(MatchStep::ByContent { index, candidates, known, steps });
     }
-    let mut by_type = candidates.start(Verdicts::new());
+    let mut by_type = candidates.start(Verdicts::default());
     by_type.advance(draft.facts(), usize::MAX);
     add_matched(draft, by_type.finish().into(), tenants);
     Some(MatchStep::Matched(steps))
 }
 
 /// Notes the targets of an event, and counts them.
-pub(super) fn add_matched(draft: &mut EventDraft, matched: Matched, tenants: &mut HashMap<Tenant, usize>) {
+pub(super) fn add_matched(draft: &mut EventDraft, matched: Matched, tenants: &mut IdMap<Tenant, usize>) {
     if !matched.targets.is_empty() {
         *tenants.entry(draft.tenant.clone()).or_default() += matched.targets.len();
     }
@@ -217,7 +216,7 @@ pub(super) fn split(commands: Vec<Command>) -> Parts {
 mod tests {
     use super::*;
 
-    fn tenants(of: &[(&str, usize)]) -> HashMap<Tenant, usize> {
+    fn tenants(of: &[(&str, usize)]) -> IdMap<Tenant, usize> {
         of.iter().map(|(tenant, targets)| (tenant.parse().unwrap(), *targets)).collect()
     }
 

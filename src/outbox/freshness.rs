@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use super::registry::Registry;
-use crate::domain::{EndpointNumber, Position, Record, Tenant};
+use crate::domain::{EndpointNumber, IdMap, Position, Record, Tenant};
 use crate::failpoints::{self, Bound};
 use crate::limits;
 
@@ -26,7 +26,7 @@ struct Tracked {
     /// Positions of the tracked groups: of the first record, and of the last one.
     first: Position,
     last: Position,
-    tenants: HashMap<Tenant, Position>,
+    tenants: IdMap<Tenant, Position>,
     /// Stored requests, by scope.
     requests: HashMap<[u8; 16], Position>,
     /// Number of both from which on the applied ones are forgotten.

@@ -8,11 +8,11 @@
 //! endpoints or events of a record that waits. Another event with many deliveries begins early. No
 //! event overtakes an event that is not begun: the pages of events are in the order of positions.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::freshness::{apply_step_targets, changed_endpoints};
-use crate::domain::{EndpointNumber, Event, Position, Record, Tenant};
+use crate::domain::{EndpointNumber, Event, IdSet, Position, Record, Tenant};
 use crate::failpoints::{self, Mutation};
 use crate::limits;
 use crate::projections::{Fold, LaneChange};
@@ -26,14 +26,14 @@ pub(super) struct Overtaking {
     /// A record was found that no later one may overtake.
     is_closed: bool,
     /// Endpoints of the event, of other events that are begun, and of the records that wait.
-    busy: HashSet<EndpointNumber>,
+    busy: IdSet<EndpointNumber>,
     /// Endpoints that a waiting record creates, changes or deletes.
-    changing: HashSet<EndpointNumber>,
+    changing: IdSet<EndpointNumber>,
     /// Events whose deliveries a waiting record changes. Their states share rows, in the order of
     /// the changes.
-    changing_events: HashSet<Position>,
+    changing_events: IdSet<Position>,
     /// Tenants of the events that are begun, and of the records that wait.
-    behind: HashSet<Tenant>,
+    behind: IdSet<Tenant>,
     /// Applied records after which their tenant has no unapplied one.
     answerable: BTreeSet<Position>,
 }
@@ -57,10 +57,10 @@ impl Overtaking {
                 event: Arc::clone(event),
                 judged: position,
                 is_closed: false,
-                busy: HashSet::new(),
-                changing: HashSet::new(),
-                changing_events: HashSet::new(),
-                behind: [event.tenant.clone()].into(),
+                busy: IdSet::default(),
+                changing: IdSet::default(),
+                changing_events: IdSet::default(),
+                behind: IdSet::from_iter([event.tenant.clone()]),
                 answerable: BTreeSet::new(),
             }),
             _ => None,

@@ -5,14 +5,14 @@
 //! subtracted when the state applies it, so the writer may count slightly too much, never too
 //! little.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, RwLock};
 
 use super::registry::{Registry, wildcard_parts};
 use super::usage_board::{Load, UsageBoard};
 use crate::domain::{
-    ApiKey, DeliveryKey, Endpoint, EndpointNumber, Event, Position, Quota, QuotaExceeded, Record, Tenant,
-    Trigger,
+    ApiKey, DeliveryKey, Endpoint, EndpointNumber, Event, IdMap, IdSet, Position, Quota, QuotaExceeded,
+    Record, Tenant, Trigger,
 };
 use crate::failpoints::{self, Mutation};
 
@@ -20,12 +20,12 @@ use crate::failpoints::{self, Mutation};
 pub(super) struct UnappliedLoad {
     board: Arc<UsageBoard>,
     groups: VecDeque<(Position, Tenant, Load)>,
-    sums: HashMap<Tenant, Load>,
+    sums: IdMap<Tenant, Load>,
 }
 
 impl UnappliedLoad {
     pub(super) fn new(board: Arc<UsageBoard>) -> Self {
-        Self { board, groups: VecDeque::new(), sums: HashMap::new() }
+        Self { board, groups: VecDeque::new(), sums: IdMap::default() }
     }
 
     /// Adds the load of a committed group, whose last record is at `position`.
@@ -82,9 +82,9 @@ struct TenantLoad {
 /// once: the registry does not change within a group.
 #[derive(Default)]
 pub(super) struct GroupLoads {
-    tenants: HashMap<Tenant, TenantLoad>,
+    tenants: IdMap<Tenant, TenantLoad>,
     /// Endpoints and queues of all tenants. No tenant's quota counts their deliveries.
-    shared: Option<Arc<HashSet<EndpointNumber>>>,
+    shared: Option<Arc<IdSet<EndpointNumber>>>,
 }
 
 impl GroupLoads {
@@ -160,7 +160,7 @@ impl GroupLoads {
         registry: &RwLock<Registry>,
         unapplied: &mut UnappliedLoad,
     ) -> Result<(), QuotaExceeded> {
-        let mut revived: HashMap<Tenant, u64> = HashMap::new();
+        let mut revived: IdMap<Tenant, u64> = IdMap::default();
         for record in records {
             if let Record::DeliveriesRevived {
                 deliveries, trigger: Trigger::Replay | Trigger::Redrive, ..
@@ -184,7 +184,7 @@ impl GroupLoads {
         registry: &RwLock<Registry>,
         unapplied: &mut UnappliedLoad,
     ) {
-        let mut revived = HashMap::new();
+        let mut revived = IdMap::default();
         count_by_tenant(deliveries, registry, &mut revived);
         for (tenant, pending) in revived {
             self.of(&tenant, registry, unapplied).added.add(Load { pending, bytes: 0 });
@@ -199,11 +199,7 @@ impl GroupLoads {
 }
 
 /// Counts deliveries by the tenants of their endpoints.
-fn count_by_tenant(
-    deliveries: &[DeliveryKey],
-    registry: &RwLock<Registry>,
-    counts: &mut HashMap<Tenant, u64>,
-) {
+fn count_by_tenant(deliveries: &[DeliveryKey], registry: &RwLock<Registry>, counts: &mut IdMap<Tenant, u64>) {
     let registry = registry.read().expect("no holder of this lock panics");
     for delivery in deliveries {
         let Some(tenant) = registry.tenant_of(delivery.endpoint) else { continue };

@@ -23,7 +23,7 @@ use crate::projections::feed::{self, FeedStep};
 use crate::projections::fold::Totals;
 use crate::projections::idempotency::{self, Known};
 use crate::projections::leases;
-use crate::projections::pending::{self, DueBehind, Misplaced, OrderHash, Spot};
+use crate::projections::pending::{self, DueBehind, Misplaced, OrderId, Spot};
 use crate::projections::reads::{self, Cursor, DeliveryFacts, Filter, Found, Past};
 use crate::projections::reserved;
 use crate::projections::retention::{self, Cutoffs, Overdue};
@@ -74,13 +74,7 @@ pub trait ReadModel: ConsumerReads {
         limit: usize,
     ) -> Misplaced;
     /// See [`pending::due_behind`].
-    fn due_behind(
-        &self,
-        endpoint: EndpointNumber,
-        from: OrderHash,
-        now: Timestamp,
-        limit: usize,
-    ) -> DueBehind;
+    fn due_behind(&self, endpoint: EndpointNumber, from: OrderId, now: Timestamp, limit: usize) -> DueBehind;
     /// Leases of a queue after an event, by event.
     fn leases(&self, queue: EndpointNumber, after: Position, limit: usize) -> Vec<(Position, HeldLease)>;
     /// Acceptance time of the event that the lane sends next.
@@ -210,13 +204,7 @@ impl ReadModel for State {
         pending::misplaced(self.rows(), endpoint, ordering, after, limit)
     }
 
-    fn due_behind(
-        &self,
-        endpoint: EndpointNumber,
-        from: OrderHash,
-        now: Timestamp,
-        limit: usize,
-    ) -> DueBehind {
+    fn due_behind(&self, endpoint: EndpointNumber, from: OrderId, now: Timestamp, limit: usize) -> DueBehind {
         pending::due_behind(self.rows(), endpoint, from, now, limit)
     }
 

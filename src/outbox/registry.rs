@@ -3,7 +3,7 @@
 //!
 //! A projection of the journal. The commit thread updates it after each commit.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -17,9 +17,9 @@ pub use jobs::{JobDirectory, KnownJob};
 use owners::Owners;
 
 use crate::domain::{
-    ApiKey, ConsumerKey, ConsumerPlace, Endpoint, EndpointId, EndpointNumber, EndpointUid, EventType,
-    JobProgress, KeyId, Ordering, Position, QueueName, Quotas, Record, Source, SourceName, SourceTenant,
-    Tenant, TenantSettings, Timestamp,
+    ApiKey, ConsumerKey, ConsumerPlace, Endpoint, EndpointId, EndpointNumber, EndpointUid, EventType, IdMap,
+    IdSet, JobProgress, KeyId, Ordering, Position, QueueName, Quotas, Record, Source, SourceName,
+    SourceTenant, Tenant, TenantSettings, Timestamp,
 };
 use crate::rules::patterns::wildcards;
 use crate::schemas::RegisteredType;
@@ -69,9 +69,9 @@ impl From<&Endpoint> for DeletedEndpoint {
 pub struct Registry {
     endpoints: BTreeMap<EndpointNumber, Arc<Endpoint>>,
     /// Endpoints with an ordering.
-    ordered: Arc<HashSet<EndpointNumber>>,
+    ordered: Arc<IdSet<EndpointNumber>>,
     /// Endpoints and queues of all tenants, deleted ones included.
-    shared: Arc<HashSet<EndpointNumber>>,
+    shared: Arc<IdSet<EndpointNumber>>,
     owners: Owners,
     /// Includes deleted endpoints, because queries still ask for their deliveries.
     by_id: HashMap<EndpointId, EndpointNumber>,
@@ -83,14 +83,14 @@ pub struct Registry {
     keys: BTreeMap<KeyId, Arc<ApiKey>>,
     keys_by_hash: HashMap<[u8; 32], KeyId>,
     /// The recorded hour of the last use of each key.
-    key_uses: HashMap<KeyId, Timestamp>,
+    key_uses: IdMap<KeyId, Timestamp>,
     tenants: BTreeMap<Tenant, Arc<TenantSettings>>,
     types: BTreeMap<EventType, Arc<RegisteredType>>,
     sources: BTreeMap<SourceName, Arc<Source>>,
     consumers: ConsumerDirectory,
     jobs: JobDirectory,
     /// Tenants with endpoints, keys or consumers.
-    used: HashMap<Tenant, Used>,
+    used: IdMap<Tenant, Used>,
     /// Limits of tenants without their own. Configuration, not a projection.
     default_quotas: Quotas,
     last_number: u32,
@@ -191,13 +191,13 @@ impl Registry {
     /// Endpoints and queues of all tenants, including deleted ones. Their deliveries belong to no
     /// tenant.
     #[must_use]
-    pub fn shared_endpoints(&self) -> Arc<HashSet<EndpointNumber>> {
+    pub fn shared_endpoints(&self) -> Arc<IdSet<EndpointNumber>> {
         self.shared.clone()
     }
 
     /// Endpoints whose deliveries wait for each other, at this moment.
     #[must_use]
-    pub fn ordered_endpoints(&self) -> Arc<HashSet<EndpointNumber>> {
+    pub fn ordered_endpoints(&self) -> Arc<IdSet<EndpointNumber>> {
         self.ordered.clone()
     }
 

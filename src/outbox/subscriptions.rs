@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::domain::{Endpoint, EndpointNumber, EventSelection, EventType, Label, Tenant};
+use crate::domain::{Endpoint, EndpointNumber, EventSelection, EventType, IdMap, Label, Tenant};
 use crate::failpoints::{self, Mutation};
 use crate::filters::{CompiledFilter, EventContent, EventFacts, parse_stored};
 use crate::limits;
@@ -32,7 +32,7 @@ struct ContentConditions {
 
 #[derive(Debug, Default)]
 struct TenantConditions {
-    endpoints: HashMap<EndpointNumber, ContentConditions>,
+    endpoints: IdMap<EndpointNumber, ContentConditions>,
     /// By text, with the number of endpoints.
     filters: HashMap<Box<str>, (Arc<SharedFilter>, usize)>,
 }
@@ -50,13 +50,13 @@ impl SharedFilter {
 }
 
 /// Results of filters for one event, by number.
-pub type Verdicts = HashMap<u64, bool>;
+pub type Verdicts = IdMap<u64, bool>;
 
 /// Index of the endpoints of all tenants. The commit thread updates it, and requests read it.
 #[derive(Debug, Default)]
 pub struct Subscriptions {
     matcher: Matcher,
-    conditions: HashMap<Tenant, TenantConditions>,
+    conditions: IdMap<Tenant, TenantConditions>,
     /// Of the endpoints and queues of all tenants.
     every: TenantConditions,
     last_filter: u64,
@@ -318,7 +318,7 @@ mod tests {
         for seed in 1..100_u64 {
             let mut random = fastrand::Rng::with_seed(seed);
             let mut index = Subscriptions::default();
-            let mut model: HashMap<u32, Endpoint> = HashMap::new();
+            let mut model: IdMap<u32, Endpoint> = HashMap::default();
             for step in 0..60 {
                 let number = random.u32(1..9);
                 if let Some(old) = model.remove(&number) {
@@ -341,7 +341,7 @@ mod tests {
                 let mut expected: Vec<_> = model.values().filter(wanted).map(|one| one.number).collect();
                 expected.sort_unstable();
                 let (candidates, _) = index.candidates(&tenant, &event_type);
-                let mut selecting = candidates.start(Verdicts::new());
+                let mut selecting = candidates.start(Verdicts::default());
                 while !selecting.advance(facts(data.as_bytes(), &labels), 1) {}
                 assert_eq!(selecting.finish().targets, expected, "seed {seed} step {step} {data}");
             }
@@ -369,13 +369,16 @@ mod tests {
         }
         let (tenant, event_type) = ("a".parse().unwrap(), "order.paid".parse().unwrap());
         let candidates = || index.candidates(&tenant, &event_type).0;
-        let mut selecting = candidates().start(Verdicts::new());
+        let mut selecting = candidates().start(Verdicts::default());
         assert!(selecting.advance(facts(b"1", &[]), usize::MAX));
         assert!(selecting.content.is_none(), "the labels decide");
         assert_eq!(selecting.finish().targets, [], "an unreadable filter matches nothing");
         let eu = ["eu".parse().unwrap()];
-        assert_eq!(candidates().select(facts(br#"{"body":5}"#, &eu), Verdicts::new()), [EndpointNumber(2)]);
-        let known = Verdicts::from([(1, true)]);
+        assert_eq!(
+            candidates().select(facts(br#"{"body":5}"#, &eu), Verdicts::default()),
+            [EndpointNumber(2)]
+        );
+        let known = Verdicts::from_iter([(1, true)]);
         let targets = candidates().select(facts(br#"{"body":5}"#, &eu), known);
         assert_eq!(targets, [EndpointNumber(1), EndpointNumber(2)]);
         let other = candidates();

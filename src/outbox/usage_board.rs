@@ -4,10 +4,9 @@
 //! change together, so the writer can add what it committed after that position. Records that the
 //! state has applied early count twice until then: slightly too much, never too little.
 
-use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
 
-use crate::domain::{Position, Tenant};
+use crate::domain::{IdMap, Position, Tenant};
 use crate::projections::usage::Usage;
 
 /// Pending deliveries and stored bytes of a tenant.
@@ -36,7 +35,7 @@ pub(crate) struct UsageBoard(Mutex<Board>);
 #[derive(Debug, Default)]
 struct Board {
     applied: Position,
-    loads: HashMap<Tenant, Load>,
+    loads: IdMap<Tenant, Load>,
 }
 
 impl Board {

@@ -5,7 +5,7 @@
 //! bounded: a batch of rows, the expiring requests of one hour (32 bytes each), and four sums per
 //! tenant.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
 
 mod describe;
@@ -19,7 +19,7 @@ use super::rows::{Key, after_prefix, endpoint_at, u64_at};
 use super::states::{PageStates, StateEntry};
 use super::tenant_hours::TenantHour;
 use super::{Rows, acts, counters, idempotency, pending, stats, streams, tenant_pages, type_usage, usage};
-use crate::domain::{Horizon, Position, Timestamp};
+use crate::domain::{Horizon, IdMap, Position, Timestamp};
 
 /// Rows per batch.
 const ROWS_PER_READ: usize = 512;
@@ -188,9 +188,8 @@ impl Audit<'_> {
         let states = PageStates::new(self.kept, page);
         let folded_states = PageStates::new(self.folded, page);
         self.count_rows((kept.len() + states.listed().len()) as u64);
-        let known: HashMap<Position, &EventEntry> =
-            kept.iter().map(|event| (event.position, event)).collect();
-        let expected: HashMap<Position, &EventEntry> =
+        let known: IdMap<Position, &EventEntry> = kept.iter().map(|event| (event.position, event)).collect();
+        let expected: IdMap<Position, &EventEntry> =
             folded.iter().map(|event| (event.position, event)).collect();
         for event in &kept {
             let (events, bytes) = self.stored.entry(event.tenant.clone()).or_default();

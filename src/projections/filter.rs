@@ -1,12 +1,11 @@
 //! Filters of lists.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::dead::Letter;
 use super::pages::EventTraits;
 use crate::domain::{
-    DeadReason, EndpointNumber, EventType, LastAttemptFilter, Pattern, Position, StreamName, Tenant,
+    DeadReason, EndpointNumber, EventType, IdSet, LastAttemptFilter, Pattern, Position, StreamName, Tenant,
     Timestamp,
 };
 
@@ -28,7 +27,7 @@ pub struct Filter {
     pub endpoints: Option<EndpointChoice>,
     /// Endpoints and queues of all tenants. Their deliveries are found by the tenant `*`, and not
     /// by a tenant's name.
-    pub shared: Arc<HashSet<EndpointNumber>>,
+    pub shared: Arc<IdSet<EndpointNumber>>,
     pub last_attempt: Option<LastAttemptFilter>,
     /// First characters of the event's id. The state has no ids, so the service applies it.
     pub event_id_start: Option<Box<str>>,
@@ -45,7 +44,7 @@ pub struct Filter {
 /// Some endpoints.
 #[derive(Clone, Debug)]
 pub enum EndpointChoice {
-    Listed(Arc<HashSet<EndpointNumber>>),
+    Listed(Arc<IdSet<EndpointNumber>>),
     /// From the first to the second number.
     Range(EndpointNumber, EndpointNumber),
 }

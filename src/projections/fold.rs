@@ -1,6 +1,6 @@
 //! The fold: applies journal records to the rows and reports the changes of lanes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::Duration;
 
 use super::counters::Lane;
@@ -17,7 +17,7 @@ use super::{Rows, acts, consumers, dead, idempotency, jobs, pages, pending, rese
 use crate::domain::delivery::transition;
 use crate::domain::{
     ApiKey, ConsumerPlace, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DueKey, Endpoint,
-    EndpointNumber, Event, EventType, HeldLease, Horizon, KeyId, LastAttempt, LeaseOutcome, Ordering,
+    EndpointNumber, Event, EventType, HeldLease, Horizon, IdMap, KeyId, LastAttempt, LeaseOutcome, Ordering,
     Position, Progress, Record, Reservation, TakenMessage, Tenant, Timestamp,
 };
 
@@ -27,7 +27,7 @@ mod leases;
 mod places;
 mod types;
 
-pub use accept::order_hash;
+pub use accept::key_order;
 use places::{Place, PlaceKind};
 
 /// A change of a lane. `at` is the position of its record.
@@ -70,11 +70,11 @@ pub struct RecordedHorizon {
 /// Memory of the fold, derived from records like the rows. The number of endpoints bounds it.
 #[derive(Debug, Default)]
 pub struct Fold {
-    endpoints: HashMap<EndpointNumber, LiveEndpoint>,
+    endpoints: IdMap<EndpointNumber, LiveEndpoint>,
     /// Tenants of all endpoints, also of deleted ones, whose deliveries may be pending.
-    tenants: HashMap<EndpointNumber, Tenant>,
+    tenants: IdMap<EndpointNumber, Tenant>,
     /// Tenants of the live keys that are bound to one.
-    keys: HashMap<KeyId, Tenant>,
+    keys: IdMap<KeyId, Tenant>,
     /// Registered event types.
     types: HashSet<EventType>,
     blocks: Blocks,
@@ -154,7 +154,7 @@ impl Fold {
     }
 
     /// Usage that was written since the last call.
-    pub fn take_changed_usage(&mut self) -> HashMap<Tenant, Usage> {
+    pub fn take_changed_usage(&mut self) -> IdMap<Tenant, Usage> {
         self.tallies.take_changed_usage()
     }
 

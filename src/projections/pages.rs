@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use super::pending::OrderHash;
+use super::pending::OrderId;
 use super::rows::{Key, Rows, after_prefix};
 use super::tenant_pages::OpenPage;
 use crate::codec::{Malformed, Reader, put_bytes, put_u32, put_u64, put_varint};
@@ -66,7 +66,7 @@ pub struct EventEntry {
     pub event_type: Box<str>,
     /// Stream, and the event's version in it.
     pub stream: Option<(Box<str>, u64)>,
-    pub order: OrderHash,
+    pub order: OrderId,
     /// See [`Event::stored_bytes`](crate::domain::Event::stored_bytes).
     pub bytes: u64,
     pub targets: TargetList,
@@ -191,7 +191,7 @@ struct StoredEntry<'a> {
     traits: EventTraits<'a>,
     first_due: Timestamp,
     version: u64,
-    order: OrderHash,
+    order: OrderId,
     bytes: u64,
     /// Number of listed targets, and the encoded targets. `None` for a wide event.
     targets: Option<(u64, Reader<'a>)>,

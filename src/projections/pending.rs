@@ -19,11 +19,12 @@ use crate::domain::{
 use crate::failpoints::{self, Bound};
 use crate::limits;
 
-/// Hash of an ordering key. A collision only makes deliveries of two keys wait for each other.
-pub type OrderHash = u64;
+/// Number of an order: the hash of an ordering key, or the position of an event without one. A
+/// collision of two keys only makes their deliveries wait for each other.
+pub type OrderId = u64;
 
 /// The only queue of an endpoint with strict order.
-pub const WHOLE_ENDPOINT: OrderHash = 0;
+pub const WHOLE_ENDPOINT: OrderId = 0;
 
 /// Deliveries per queue that [`due_behind`] examines.
 const QUEUE_SCAN_MAX: usize = 64;
@@ -33,7 +34,7 @@ const QUEUE_SCAN_MAX: usize = 64;
 pub struct Row {
     pub progress: Progress,
     /// The queue in `W`, if the delivery is in one.
-    pub order: Option<OrderHash>,
+    pub order: Option<OrderId>,
     /// Where the state of the delivery is written when it ends.
     pub place: StatePlace,
 }
@@ -169,11 +170,11 @@ fn detail_key(delivery: DeliveryKey) -> Vec<u8> {
     Key::new(b'P').position(delivery.event).endpoint(delivery.endpoint).0
 }
 
-fn queue_prefix(endpoint: EndpointNumber, order: OrderHash) -> Vec<u8> {
+fn queue_prefix(endpoint: EndpointNumber, order: OrderId) -> Vec<u8> {
     Key::new(b'W').endpoint(endpoint).u64(order).0
 }
 
-fn queue_key(delivery: DeliveryKey, order: OrderHash) -> Vec<u8> {
+fn queue_key(delivery: DeliveryKey, order: OrderId) -> Vec<u8> {
     Key::new(b'W').endpoint(delivery.endpoint).u64(order).position(delivery.event).0
 }
 
@@ -209,7 +210,7 @@ pub fn remove_detail(rows: &mut dyn Rows, delivery: DeliveryKey) {
 pub fn enqueue(
     rows: &mut dyn Rows,
     delivery: DeliveryKey,
-    order: OrderHash,
+    order: OrderId,
     due: Timestamp,
     row: &Row,
 ) -> bool {
@@ -219,7 +220,7 @@ pub fn enqueue(
 }
 
 /// Changes the due time of a waiting delivery.
-pub fn requeue(rows: &mut dyn Rows, delivery: DeliveryKey, order: OrderHash, due: Timestamp, row: &Row) {
+pub fn requeue(rows: &mut dyn Rows, delivery: DeliveryKey, order: OrderId, due: Timestamp, row: &Row) {
     rows.put(&queue_key(delivery, order), queue_value(due, row));
 }
 
@@ -230,12 +231,12 @@ fn queue_value(due: Timestamp, row: &Row) -> Vec<u8> {
     value
 }
 
-pub fn dequeue(rows: &mut dyn Rows, delivery: DeliveryKey, order: OrderHash) {
+pub fn dequeue(rows: &mut dyn Rows, delivery: DeliveryKey, order: OrderId) {
     rows.remove(&queue_key(delivery, order));
 }
 
 /// The due time and row of a delivery in a queue.
-pub fn queued(rows: &dyn Rows, delivery: DeliveryKey, order: OrderHash) -> Option<(Timestamp, Row)> {
+pub fn queued(rows: &dyn Rows, delivery: DeliveryKey, order: OrderId) -> Option<(Timestamp, Row)> {
     let value = rows.get(&queue_key(delivery, order))?;
     let mut reader = Reader::new(&value);
     let due = Timestamp::from_millis(reader.get_varint().ok()?);
@@ -243,7 +244,7 @@ pub fn queued(rows: &dyn Rows, delivery: DeliveryKey, order: OrderHash) -> Optio
 }
 
 /// The first delivery of a queue, with its due time.
-pub fn queue_head(rows: &dyn Rows, endpoint: EndpointNumber, order: OrderHash) -> Option<(DueKey, Row)> {
+pub fn queue_head(rows: &dyn Rows, endpoint: EndpointNumber, order: OrderId) -> Option<(DueKey, Row)> {
     let (key, value) = super::rows::first_with_prefix(rows, &queue_prefix(endpoint, order))?;
     let mut reader = Reader::new(&value);
     let due = Timestamp::from_millis(reader.get_varint().ok()?);
@@ -252,7 +253,7 @@ pub fn queue_head(rows: &dyn Rows, endpoint: EndpointNumber, order: OrderHash) -
 }
 
 /// The due key of the sendable delivery in a queue. `None` while a worker has taken one.
-pub fn sendable_of(rows: &dyn Rows, endpoint: EndpointNumber, order: OrderHash) -> Option<DueKey> {
+pub fn sendable_of(rows: &dyn Rows, endpoint: EndpointNumber, order: OrderId) -> Option<DueKey> {
     let prefix = queue_prefix(endpoint, order);
     let mut found = None;
     rows.scan(&prefix, &after_prefix(&prefix), &mut |key, value| {
@@ -393,7 +394,7 @@ pub struct DueBehind {
     /// Number of examined rows.
     pub looked_at: usize,
     /// First queue of the next step; `None` at the end.
-    pub next: Option<OrderHash>,
+    pub next: Option<OrderId>,
 }
 
 /// Finds the first due delivery that waits in each queue from `from` on, among the first
@@ -401,7 +402,7 @@ pub struct DueBehind {
 pub fn due_behind(
     rows: &dyn Rows,
     endpoint: EndpointNumber,
-    from: OrderHash,
+    from: OrderId,
     now: Timestamp,
     limit: usize,
 ) -> DueBehind {

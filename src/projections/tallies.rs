@@ -10,18 +10,18 @@ use super::tenant_hours::{self, TenantHour};
 use super::type_usage::TypeUsage;
 use super::usage::{self, Usage};
 use super::{Rows, stats::hour_of, type_usage};
-use crate::domain::{EndpointNumber, EventType, EventVersion, Tenant, Timestamp};
+use crate::domain::{EndpointNumber, EventType, EventVersion, IdMap, Tenant, Timestamp};
 
 /// Counters changed since the last write.
 #[derive(Debug, Default)]
 pub(super) struct Tallies {
-    lanes: HashMap<EndpointNumber, Lane>,
-    hours: HashMap<(EndpointNumber, u64), Hour>,
-    tenant_hours: HashMap<Tenant, HashMap<u64, TenantHour>>,
-    usage: HashMap<Tenant, Usage>,
+    lanes: IdMap<EndpointNumber, Lane>,
+    hours: IdMap<(EndpointNumber, u64), Hour>,
+    tenant_hours: IdMap<Tenant, IdMap<u64, TenantHour>>,
+    usage: IdMap<Tenant, Usage>,
     types: HashMap<(EventType, EventVersion), TypeUsage>,
     /// Usage written since it was last taken; `None` without a reader.
-    changed: Option<HashMap<Tenant, Usage>>,
+    changed: Option<IdMap<Tenant, Usage>>,
 }
 
 impl Tallies {
@@ -36,7 +36,7 @@ impl Tallies {
 
     pub(super) fn tenant_hour(&mut self, rows: &dyn Rows, tenant: &Tenant, at: Timestamp) -> &mut TenantHour {
         if !self.tenant_hours.contains_key(tenant) {
-            self.tenant_hours.insert(tenant.clone(), HashMap::new());
+            self.tenant_hours.insert(tenant.clone(), HashMap::default());
         }
         let (hours, hour) = (self.tenant_hours.get_mut(tenant).expect("it was inserted"), hour_of(at));
         hours.entry(hour).or_insert_with(|| tenant_hours::hour(rows, hour, tenant))
@@ -66,10 +66,10 @@ impl Tallies {
     }
 
     pub(super) fn watch_usage(&mut self) {
-        self.changed = Some(HashMap::new());
+        self.changed = Some(HashMap::default());
     }
 
-    pub(super) fn take_changed_usage(&mut self) -> HashMap<Tenant, Usage> {
+    pub(super) fn take_changed_usage(&mut self) -> IdMap<Tenant, Usage> {
         self.changed.as_mut().map(std::mem::take).unwrap_or_default()
     }
 

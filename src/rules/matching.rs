@@ -9,7 +9,7 @@ mod automaton;
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::domain::{Endpoint, EndpointNumber, EventType, Pattern, Tenant};
+use crate::domain::{Endpoint, EndpointNumber, EventType, IdMap, Pattern, Tenant};
 use crate::limits;
 use crate::rules::patterns::{canonical_list, is_wildcard};
 use automaton::Automaton;
@@ -47,14 +47,14 @@ struct PatternIndex {
     /// Patterns with wildcards, by their first word; `None`: they begin with a wildcard.
     automata: HashMap<Option<Box<str>>, Automaton>,
     /// Canonical patterns of each endpoint, for its removal.
-    patterns: HashMap<EndpointNumber, Vec<Pattern>>,
+    patterns: IdMap<EndpointNumber, Vec<Pattern>>,
 }
 
 /// Index of the endpoints of all tenants by patterns. The commit thread updates it, and requests
 /// read it.
 #[derive(Debug, Default)]
 pub struct Matcher {
-    tenants: HashMap<Tenant, PatternIndex>,
+    tenants: IdMap<Tenant, PatternIndex>,
     /// Of queues that take the events of all tenants but the reserved one.
     every: PatternIndex,
     /// Number of changes. A match is valid as long as it stays the same.
@@ -128,7 +128,7 @@ impl Matcher {
         let index = if tenant.is_every() { &self.every } else { of_tenant() };
         let own = replaced.and_then(|endpoint| index.patterns.get(&endpoint));
         let is_own = |pattern: &Pattern| own.is_some_and(|own| own.contains(pattern));
-        let mut added: HashMap<Option<&str>, usize> = HashMap::new();
+        let mut added: HashMap<Option<&str>, usize> = HashMap::default();
         for pattern in patterns.iter().filter(|pattern| !is_exact(pattern) && !is_own(pattern)) {
             let first = first_word(pattern);
             let automaton = index.automata.get(&first.map(Box::from));
@@ -347,7 +347,7 @@ mod tests {
                 (state % below as u64) as usize
             };
             let mut matcher = Matcher::default();
-            let mut model: HashMap<u32, Endpoint> = HashMap::new();
+            let mut model: IdMap<u32, Endpoint> = HashMap::default();
             for step in 0..60 {
                 let number = 1 + random(12) as u32;
                 if let Some(old) = model.remove(&number) {

@@ -1,9 +1,9 @@
 //! Atomic requests: appends to a stream, and batches whose events are all accepted or none.
 
-use std::collections::HashMap;
-
 use crate::context::records::UNEXPECTED_OUTCOME;
-use crate::domain::{Expected, Idempotency, Position, QuotaExceeded, Record, Rejection, StreamName, Tenant};
+use crate::domain::{
+    Expected, IdMap, Idempotency, Position, QuotaExceeded, Record, Rejection, StreamName, Tenant,
+};
 use crate::outbox::draft::{AcceptedEvent, EventDraft, PublishError, Unavailable};
 use crate::outbox::unit::{Command, Outcome};
 use crate::service::events::Events;
@@ -79,7 +79,7 @@ impl Events<'_> {
 
     /// Takes all events from the rates of their tenants.
     fn take_rates_at_once(self, drafts: &[EventDraft]) -> Result<(), AtomicError> {
-        let mut amounts: HashMap<&Tenant, (usize, u64, u64)> = HashMap::new();
+        let mut amounts: IdMap<&Tenant, (usize, u64, u64)> = IdMap::default();
         for (index, draft) in drafts.iter().enumerate() {
             let (_, events, bytes) = amounts.entry(&draft.tenant).or_insert((index, 0, 0));
             (*events, *bytes) = (*events + 1, *bytes + draft.data.len() as u64);

@@ -5,7 +5,6 @@
 //! start is a range, too. The state does not have the ids of events, so they are compared after the
 //! record of the event was read.
 
-use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +14,7 @@ use ulid::Ulid;
 use crate::context::Context;
 use crate::context::home::Home;
 use crate::domain::{
-    DeliveryKey, DeliverySearch, EndpointNumber, Event, IdMeaning, Position, Tenant, Timestamp,
+    DeliveryKey, DeliverySearch, EndpointNumber, Event, IdMeaning, IdSet, Position, Tenant, Timestamp,
 };
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
@@ -153,7 +152,7 @@ impl Searches<'_> {
     }
 
     /// Live and deleted endpoints of the scope whose id starts so.
-    fn endpoints(self, scope: &Scope, start: &str) -> HashSet<EndpointNumber> {
+    fn endpoints(self, scope: &Scope, start: &str) -> IdSet<EndpointNumber> {
         self.0.outbox_of(scope.0.as_ref()).registry(|registry| {
             let matches = |number: &EndpointNumber| {
                 registry.id_of(*number).is_some_and(|id| id.as_str().starts_with(start))

@@ -4,12 +4,11 @@
 //! Owns the counts of the keys with a limit. A connection counts from the first request that finds
 //! a limit, so a quota that is set later applies to open connections with their next request.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::domain::{KeyId, Quota, QuotaExceeded};
+use crate::domain::{IdMap, KeyId, Quota, QuotaExceeded};
 
 /// Advice to a client whose key has no place left.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -18,7 +17,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(crate) struct KeyPlaces {
     quota: Quota,
-    counts: Arc<Mutex<HashMap<KeyId, u64>>>,
+    counts: Arc<Mutex<IdMap<KeyId, u64>>>,
 }
 
 /// A place of a key, given back on drop.
@@ -48,7 +47,7 @@ impl KeyPlaces {
         Ok(KeyPlace { places: self.clone(), key: key.clone() })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<KeyId, u64>> {
+    fn lock(&self) -> MutexGuard<'_, IdMap<KeyId, u64>> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

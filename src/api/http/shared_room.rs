@@ -15,6 +15,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::domain::IdMap;
+
 /// Limits of a room.
 #[derive(Clone, Copy, Debug)]
 pub struct RoomLimits {
@@ -42,7 +44,7 @@ struct Ledger<K> {
 #[derive(Default)]
 struct PartyRoom {
     used: usize,
-    holders: HashMap<u64, Holder>,
+    holders: IdMap<u64, Holder>,
     /// Holders that can be evicted, by the time of their last progress.
     evictable: BTreeMap<(Instant, u64), Arc<Notify>>,
 }
@@ -66,7 +68,7 @@ pub struct RoomFull;
 impl<K: Clone + Eq + Hash> SharedRoom<K> {
     #[must_use]
     pub fn new(limits: RoomLimits) -> Self {
-        let ledger = Ledger { used: 0, last_id: 0, parties: HashMap::new() };
+        let ledger = Ledger { used: 0, last_id: 0, parties: HashMap::default() };
         Self { limits, ledger: Arc::new(Mutex::new(ledger)) }
     }
 

@@ -1,17 +1,17 @@
 //! Limits test events per endpoint, so that test sends cannot flood a third party.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::domain::EndpointNumber;
+use crate::domain::{EndpointNumber, IdMap};
 use crate::limits;
 
 /// Monotonic times of the test events of the last [`limits::TEST_SENDS_PERIOD`], oldest first.
 /// Endpoints without one have no entry, so the rate of requests bounds the number of entries.
 #[derive(Debug, Default)]
 pub(in crate::api) struct TestLimit {
-    sent: Mutex<HashMap<EndpointNumber, VecDeque<Duration>>>,
+    sent: Mutex<IdMap<EndpointNumber, VecDeque<Duration>>>,
 }
 
 impl TestLimit {

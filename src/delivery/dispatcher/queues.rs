@@ -3,7 +3,6 @@
 //! A receive is answered when the fold has applied its record: what an operator took away in
 //! between is not in the answer, and the lane knows the lease before its worker does.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -16,8 +15,8 @@ use crate::context::signal::Signal;
 use crate::delivery::lane_policy::queue_policy;
 use crate::delivery::lane_upkeep::refill;
 use crate::domain::{
-    DeadReason, DeliveryKey, Endpoint, EndpointNumber, HeldLease, LeaseKey, Now, Position, Record, TakenFrom,
-    TakenMessage,
+    DeadReason, DeliveryKey, Endpoint, EndpointNumber, HeldLease, IdMap, LeaseKey, Now, Position, Record,
+    TakenFrom, TakenMessage,
 };
 use crate::lanes::Backlog;
 use crate::lanes::leases::JudgedLease;
@@ -48,7 +47,7 @@ struct OpenReceive {
 #[derive(Default)]
 pub(super) struct QueueDesk {
     pub(super) lanes: QueueLanes,
-    receives: HashMap<WaiterNumber, OpenReceive>,
+    receives: IdMap<WaiterNumber, OpenReceive>,
     takes: Takes,
 }
 

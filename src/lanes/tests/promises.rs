@@ -86,7 +86,7 @@ fn reserving_lane_sends_nothing_and_reports_rate() {
     assert_eq!(lanes.next_action(at(10)), None);
     let report = lanes.explain(ONE, at(10)).unwrap();
     assert_eq!((report.reason, report.in_flight, report.retry_at), (Some(WaitReason::Rate), 0, None));
-    let summary = lanes.summary(&HashMap::new(), at(10));
+    let summary = lanes.summary(&IdMap::default(), at(10));
     assert_eq!((summary.waiting[WaitReason::Rate.index()], summary.in_flight), (1, 0));
     // Another reservation does not end the wait.
     let other = Reservation { full_at: at(0).wall, ..reservation };

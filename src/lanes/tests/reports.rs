@@ -158,7 +158,7 @@ fn full_store_is_the_reason_only_of_lanes_without_another() {
     assert_eq!(reason(&lanes), Some(WaitReason::StoreFull));
     lanes.on_endpoint(ONE, LanePolicy { gate: Gate::Paused, ..policy() }, Backlog::None, at(5));
     assert_eq!(reason(&lanes), Some(WaitReason::Paused));
-    assert_eq!(lanes.summary(&HashMap::new(), at(5)).waiting[WaitReason::Paused.index()], 1);
+    assert_eq!(lanes.summary(&IdMap::default(), at(5)).waiting[WaitReason::Paused.index()], 1);
 }
 
 /// The record of a reservation cannot be written to a full store.
@@ -195,7 +195,7 @@ fn lane_waits_for_consent_and_then_sends_its_backlog() {
     assert_eq!(sends(&mut lanes, at(1_000_000)), []);
     let report = lanes.explain(ONE, at(1_000_000)).unwrap();
     assert_eq!((report.reason, report.retry_at), (Some(WaitReason::Handshake), None));
-    assert_eq!(lanes.summary(&HashMap::new(), at(1_000_000)).waiting[WaitReason::Handshake.index()], 1);
+    assert_eq!(lanes.summary(&IdMap::default(), at(1_000_000)).waiting[WaitReason::Handshake.index()], 1);
     lanes.on_endpoint(ONE, gate(Gate::Open), Backlog::None, at(1_000_001));
     assert_eq!(sends(&mut lanes, at(1_000_001)).len(), 3);
 }

@@ -2,7 +2,7 @@
 
 mod streams;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::jobs::compare_acts;
 use super::oracle::Oracle;
 use crate::domain::{
     Audience, DeadReason, DeliveryKey, DeliveryState, DeliveryStatus, DueKey, EndpointNumber, ErrorClass,
-    EventStatus, EventType, EventVersion, HeldLease, LastAttemptFilter, Ordering, Position, Progress,
+    EventStatus, EventType, EventVersion, HeldLease, IdSet, LastAttemptFilter, Ordering, Position, Progress,
     ShownClass, StreamName, Tenant, Timestamp,
 };
 use crate::limits::PAGE_ITEMS_MAX;
@@ -400,7 +400,7 @@ fn event(oracle: &Oracle, found: &dyn ReadModel, position: Position, moment: Mom
 fn filters(oracle: &Oracle) -> Vec<Filter> {
     let filter = Filter::default;
     let is_shared = |number: &EndpointNumber| oracle.is_shared(*number);
-    let shared: Arc<HashSet<_>> = Arc::new(endpoints(oracle).filter(is_shared).collect());
+    let shared: Arc<IdSet<_>> = Arc::new(endpoints(oracle).filter(is_shared).collect());
     let mut all =
         vec![filter(), Filter { tenant: Some(Tenant::every()), shared: shared.clone(), ..filter() }];
     let tenants: BTreeSet<&Tenant> = oracle.events.values().map(|event| &event.tenant).collect();

@@ -31,7 +31,7 @@ use crate::projections::feed::FeedStep;
 use crate::projections::fold::{RecordedHorizon, Totals};
 use crate::projections::idempotency::Known;
 use crate::projections::lag::Lag;
-use crate::projections::pending::{DueBehind, Misplaced, OrderHash, Spot};
+use crate::projections::pending::{DueBehind, Misplaced, OrderId, Spot};
 use crate::projections::reads::{Cursor, DeliveryFacts, Filter, Found, Past};
 use crate::projections::retention::{Cutoffs, Overdue};
 use crate::projections::stats::{Hour, LATENCY_CLASSES};

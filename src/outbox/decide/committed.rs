@@ -1,10 +1,9 @@
 //! A durable group of records, and the memory that unapplied groups hold.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering as AtomicOrdering};
 
-use crate::domain::{DueKey, EndpointNumber, Event, Position, Progress, Record, Timestamp, Trigger};
+use crate::domain::{DueKey, EndpointNumber, Event, IdSet, Position, Progress, Record, Timestamp, Trigger};
 use crate::outbox::fan_out::FanOutPermit;
 use crate::outbox::overtaking::is_large;
 use crate::projections::LaneChange;
@@ -16,7 +15,7 @@ pub struct CommittedGroup {
     pub at: Timestamp,
     pub records: Vec<(Position, Record)>,
     /// Endpoints with an ordering at the time of the commit.
-    pub(super) ordered: Arc<HashSet<EndpointNumber>>,
+    pub(super) ordered: Arc<IdSet<EndpointNumber>>,
     /// Admitted deliveries, until the last holder drops the group.
     pub(super) _permits: Vec<Arc<FanOutPermit>>,
     /// Counts the group's bytes until the last holder drops it.

@@ -1,9 +1,9 @@
 //! The jobs of the registry, with their progress.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::domain::{Job, JobId, JobProgress, JobStatus, Position, Record};
+use crate::domain::{IdMap, Job, JobId, JobProgress, JobStatus, Position, Record};
 use crate::projections::jobs::ended_max;
 
 /// A job and its progress after the last commit.
@@ -17,7 +17,7 @@ pub struct KnownJob {
 #[derive(Debug, Default)]
 pub struct JobDirectory {
     all: BTreeMap<Position, KnownJob>,
-    by_id: HashMap<JobId, Position>,
+    by_id: IdMap<JobId, Position>,
 }
 
 impl JobDirectory {

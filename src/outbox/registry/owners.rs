@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::domain::{Endpoint, EndpointNumber, EndpointUid, QueueName, Tenant};
+use crate::domain::{Endpoint, EndpointNumber, EndpointUid, IdMap, QueueName, Tenant};
 
 #[derive(Debug, Default)]
 struct Owned {
@@ -16,7 +16,7 @@ struct Owned {
 /// Numbers of endpoints and queues, by owner. An endpoint never changes its owner.
 #[derive(Debug, Default)]
 pub(super) struct Owners {
-    all: HashMap<Tenant, Owned>,
+    all: IdMap<Tenant, Owned>,
     /// Deleted endpoints of all owners.
     uids: HashMap<EndpointUid, BTreeSet<EndpointNumber>>,
 }

@@ -1,11 +1,11 @@
 //! Lists of dead letters by endpoint and owner have what a walk over all letters finds, and pass
 //! over no others.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::*;
-use crate::domain::{Endpoint, EndpointOwner, Event, Record, Trigger};
+use crate::domain::{Endpoint, EndpointOwner, Event, IdSet, Record, Trigger};
 use crate::failpoints::{Bound, TestOverrides, fails_with};
 use crate::projections::Fold;
 use crate::projections::reads::{self, Cursor, EndpointChoice, Filter, Found};
@@ -33,7 +33,7 @@ fn is_shared(number: EndpointNumber) -> bool {
     OWNERS[number.0 as usize - 1] == Tenant::EVERY
 }
 
-fn shared() -> Arc<HashSet<EndpointNumber>> {
+fn shared() -> Arc<IdSet<EndpointNumber>> {
     Arc::new(numbers().filter(|number| is_shared(*number)).collect())
 }
 
@@ -131,8 +131,8 @@ impl World {
         let name = random.choice([Tenant::EVERY, "never", "a", "a.b", "b", "rare"]).unwrap();
         let number = EndpointNumber(random.u32(1..=OWNERS.len() as u32));
         let choices = [
-            EndpointChoice::Listed(Arc::new([number].into())),
-            EndpointChoice::Listed(Arc::new([number, EndpointNumber(1)].into())),
+            EndpointChoice::Listed(Arc::new(IdSet::from_iter([number]))),
+            EndpointChoice::Listed(Arc::new(IdSet::from_iter([number, EndpointNumber(1)]))),
             EndpointChoice::Range(number, number),
             EndpointChoice::Range(number, EndpointNumber(u32::MAX)),
         ];

@@ -5,9 +5,9 @@ use std::ops::Range;
 use sha2::{Digest as _, Sha256};
 
 use super::Step;
-use crate::domain::{DeliveryKey, Event, Progress, Tenant, Trigger};
+use crate::domain::{DeliveryKey, Event, Position, Progress, Tenant, Trigger};
 use crate::projections::pages::{EventEntry, TargetList, Width};
-use crate::projections::pending::{OrderHash, Row, WHOLE_ENDPOINT};
+use crate::projections::pending::{OrderId, Row};
 use crate::projections::states::StatePlace;
 use crate::projections::{idempotency, streams};
 
@@ -15,22 +15,22 @@ impl Step<'_> {
     /// Adds the deliveries to `targets`, a range of the event's endpoints. The part that begins at
     /// 0 also adds the event.
     pub(super) fn accept(&mut self, event: &Event, targets: Range<usize>, announced: bool) {
-        let (due, key) = (event.first_due(), order_hash(&event.tenant, ordering_key(event)));
+        let (due, order) = (event.first_due(), order_of(event, self.position));
         if targets.start == 0 {
-            self.add_event(event, key);
+            self.add_event(event, order);
         }
         let width = Width::of(&event.targets);
         let progress = Progress::begin(0, due, Trigger::Publish);
         for index in targets {
             let endpoint = event.targets[index];
             let delivery = DeliveryKey { event: self.position, endpoint };
-            let order = self.queue_for(endpoint, key);
+            let order = self.queue_for(endpoint, order);
             let place = StatePlace::of_target(width, index);
             self.add_pending(delivery, due, Row { progress, order, place }, announced && order.is_none());
         }
     }
 
-    fn add_event(&mut self, event: &Event, key: OrderHash) {
+    fn add_event(&mut self, event: &Event, order: OrderId) {
         self.fold.totals.events += 1;
         let entry = EventEntry {
             position: self.position,
@@ -39,7 +39,7 @@ impl Step<'_> {
             tenant: event.tenant.as_str().into(),
             event_type: event.event_type.as_str().into(),
             stream: event.stream.as_ref().map(|(name, version)| (name.as_str().into(), *version)),
-            order: key,
+            order,
             bytes: event.stored_bytes(),
             targets: TargetList::write(self.rows, self.position, &event.targets),
             // The record of the erasure sets it, also if this record has lost the content: what
@@ -61,38 +61,51 @@ impl Step<'_> {
     }
 }
 
+/// Distinguishes the orders of keys from those of single events, which are positions.
+const KEY_ORDER: OrderId = 1 << 63;
+
+/// Order of an event: that of its ordering key, else of its stream. An event without both is alone
+/// in its order.
+fn order_of(event: &Event, position: Position) -> OrderId {
+    let key = event.ordering_key.as_ref().map(|key| key.as_str());
+    let key = key.or_else(|| event.stream.as_ref().map(|(stream, _)| stream.as_str()));
+    key.map_or(position.0, |key| key_order(&event.tenant, key))
+}
+
 /// The order of a key: the first 8 bytes of the SHA-256 of the tenant's length, the tenant and the
-/// key. No tenant can choose a key with the order of another one. It must never change, because
-/// rows store it.
+/// key, with the highest bit set. No tenant can choose a key with the order of another one, or
+/// that of a single event. It must never change, because rows store it.
 #[must_use]
-pub fn order_hash(tenant: &Tenant, key: &str) -> OrderHash {
+pub fn key_order(tenant: &Tenant, key: &str) -> OrderId {
     let tenant = tenant.as_str().as_bytes();
     let hash = Sha256::new_with_prefix((tenant.len() as u64).to_be_bytes());
     let hash = hash.chain_update(tenant).chain_update(key).finalize();
-    let first = OrderHash::from_be_bytes(hash[..8].try_into().expect("a hash has 32 bytes"));
-    // Not that of the endpoint's order.
-    if first == WHOLE_ENDPOINT { 1 } else { first }
-}
-
-/// Ordering key of an event: its own, else its stream, else its unique id.
-fn ordering_key(event: &Event) -> &str {
-    match (&event.ordering_key, &event.stream) {
-        (Some(key), _) => key.as_str(),
-        (None, Some((stream, _))) => stream.as_str(),
-        (None, None) => event.id.as_str(),
-    }
+    KEY_ORDER | OrderId::from_be_bytes(hash[..8].try_into().expect("a hash has 32 bytes"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::projections::pending::WHOLE_ENDPOINT;
 
     #[test]
     fn orders_of_tenants_are_apart() {
-        let hash = |tenant: &str, key| order_hash(&tenant.parse().unwrap(), key);
+        let hash = |tenant: &str, key| key_order(&tenant.parse().unwrap(), key);
         assert_ne!(hash("acme", "acme"), hash("globex", "globex"), "a key that is the tenant's name");
         assert_ne!(hash("a", "b"), hash("b", "a"));
         assert_ne!(hash("ab", "c"), hash("a", "bc"));
         assert_eq!(hash("acme", "k"), hash("acme", "k"));
+    }
+
+    #[test]
+    fn event_without_a_key_is_alone_in_its_order() {
+        let mut event = crate::rules::tests::event();
+        (event.ordering_key, event.stream) = (None, None);
+        let alone = order_of(&event, Position(7));
+        assert_ne!(alone, order_of(&event, Position(8)));
+        assert_ne!(alone, WHOLE_ENDPOINT);
+        event.ordering_key = Some(event.id.to_string().parse().unwrap());
+        assert_eq!(order_of(&event, Position(7)), order_of(&event, Position(8)));
+        assert_eq!(order_of(&event, Position(7)) & KEY_ORDER, KEY_ORDER);
     }
 }

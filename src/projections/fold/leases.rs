@@ -13,7 +13,7 @@ use crate::domain::{
 };
 use crate::failpoints::{self, Mutation};
 use crate::projections::leases::LeaseRow;
-use crate::projections::pending::{Detail, OrderHash, Row};
+use crate::projections::pending::{Detail, OrderId, Row};
 use crate::projections::{leases, pages, pending};
 
 impl Step<'_> {
@@ -70,7 +70,7 @@ impl Step<'_> {
 
     /// The message that may be sent waits from now on. Its row in the queue is from when it last
     /// waited: since then it may have been tried or revived.
-    fn displace(&mut self, queue: EndpointNumber, first: DueKey, order: OrderHash) {
+    fn displace(&mut self, queue: EndpointNumber, first: DueKey, order: OrderId) {
         if let Some(row) = pending::due_row(self.rows, queue, first) {
             let delivery = DeliveryKey { event: first.event, endpoint: queue };
             pending::requeue(self.rows, delivery, order, first.due, &row);
@@ -220,7 +220,7 @@ impl Step<'_> {
     }
 
     /// The order of a message in the queue's current ordering; `None` if queue or event is gone.
-    fn current_order(&self, key: DeliveryKey) -> Option<Option<OrderHash>> {
+    fn current_order(&self, key: DeliveryKey) -> Option<Option<OrderId>> {
         let is_live = self.fold.endpoints.contains_key(&key.endpoint);
         let event = pages::event(self.rows, key.event).filter(|_| is_live)?;
         Some(self.queue_for(key.endpoint, event.order))

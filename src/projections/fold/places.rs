@@ -5,7 +5,7 @@ use crate::domain::{DeliveryKey, DueKey, EndpointNumber, Ordering, Timestamp};
 use crate::failpoints::{self, Mutation};
 use crate::projections::fold::LaneChange;
 use crate::projections::leases::LeaseRow;
-use crate::projections::pending::{OrderHash, Row, WHOLE_ENDPOINT};
+use crate::projections::pending::{OrderId, Row, WHOLE_ENDPOINT};
 use crate::projections::{leases, pages, pending};
 
 /// Place of a pending delivery.
@@ -29,10 +29,10 @@ pub(super) enum PlaceKind {
 }
 
 impl Step<'_> {
-    pub(super) fn queue_for(&self, endpoint: EndpointNumber, key: OrderHash) -> Option<OrderHash> {
+    pub(super) fn queue_for(&self, endpoint: EndpointNumber, order: OrderId) -> Option<OrderId> {
         match self.fold.endpoints.get(&endpoint)?.ordering {
             Ordering::None => None,
-            Ordering::Key => Some(key),
+            Ordering::Key => Some(order),
             Ordering::Endpoint => Some(WHOLE_ENDPOINT),
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::domain::{Endpoint, Event, OrderingKey, Record, Tenant};
-use crate::projections::fold::order_hash;
+use crate::projections::fold::key_order;
 use crate::projections::{Fold, LaneChange, counters};
 
 const ONE: EndpointNumber = EndpointNumber(1);
@@ -166,9 +166,7 @@ fn changed_ordering_keeps_due_times() {
     world.reorder(&all);
     assert_eq!((world.sendable(), world.waiting()), (vec![first, second], (3, 1)));
     assert_eq!(
-        queued(&world.rows, delivery(third), order_hash(&crate::rules::tests::event().tenant, "a"))
-            .unwrap()
-            .0,
+        queued(&world.rows, delivery(third), key_order(&crate::rules::tests::event().tenant, "a")).unwrap().0,
         at(31)
     );
     let lane: Vec<_> = refill(&world.rows, ONE, None, 9).0.into_iter().map(|(key, _)| key.due).collect();

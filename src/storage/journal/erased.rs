@@ -5,18 +5,17 @@
 //! content. So no reader ever gets the content of an erased event, except the fold of a rebuild,
 //! which keeps none of it. Must never change a file.
 
-use std::collections::HashMap;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::reader::{read, write};
-use crate::domain::{Position, Record, Timestamp};
+use crate::domain::{IdMap, Position, Record, Timestamp};
 use crate::failpoints::{self, Mutation};
 
 #[derive(Default)]
 pub(super) struct ErasedEvents {
     /// When each event was erased, by its position.
-    at: RwLock<HashMap<Position, Timestamp>>,
+    at: RwLock<IdMap<Position, Timestamp>>,
     /// Number of events. Usually zero, so that reads need no lock.
     count: AtomicUsize,
 }

@@ -7,7 +7,7 @@ use crate::projections::fold::{RecordedHorizon, Totals};
 use crate::projections::retention::Cutoffs;
 
 /// Version of the row layouts and of the fold. A state of another version is rebuilt.
-const LAYOUT: u64 = 16;
+const LAYOUT: u64 = 17;
 
 /// Position that the rows reflect, and what was deleted without a record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

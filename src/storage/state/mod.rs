@@ -15,7 +15,6 @@ pub(crate) mod row_store;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 
@@ -31,7 +30,7 @@ use registry_keys::{deleted_key, endpoint_key, key_key, source_key, tenant_key, 
 use row_store::RowStore;
 
 use crate::domain::{
-    ConsumerKey, ConsumerPlace, EndpointNumber, JobProgress, Position, Record, Tenant, Timestamp,
+    ConsumerKey, ConsumerPlace, EndpointNumber, IdMap, JobProgress, Position, Record, Tenant, Timestamp,
 };
 use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
@@ -198,7 +197,7 @@ impl State {
     }
 
     /// Usage that was written since the last call.
-    pub(crate) fn take_changed_usage(&mut self) -> HashMap<Tenant, Usage> {
+    pub(crate) fn take_changed_usage(&mut self) -> IdMap<Tenant, Usage> {
         self.fold.take_changed_usage()
     }
 

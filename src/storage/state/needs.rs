@@ -1,11 +1,9 @@
 //! The records that the state still needs in the journal.
 
-use std::collections::HashMap;
-
 use super::State;
 use super::overlay::Overlay;
 use super::registry_keys::use_key;
-use crate::domain::{DeliveryKey, Event, Position, Record};
+use crate::domain::{DeliveryKey, Event, IdMap, Position, Record};
 use crate::failpoints::{self, Mutation};
 use crate::projections::rows::Rows;
 use crate::projections::{acts, consumers, counters, erasures, idempotency, jobs, pages, reserved, streams};
@@ -102,7 +100,7 @@ impl State {
 /// Cached lookups of the events in the state, by page.
 #[derive(Debug, Default)]
 pub struct EventLookup {
-    pages: HashMap<u64, Vec<Position>>,
+    pages: IdMap<u64, Vec<Position>>,
 }
 
 impl EventLookup {

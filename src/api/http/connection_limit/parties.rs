@@ -1,16 +1,16 @@
 //! Connections of each party, and their requests that can be ended.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use crate::domain::Party;
+use crate::domain::{IdMap, Party};
 
 /// Connections with a key, by party.
 #[derive(Default)]
 pub(super) struct Parties {
-    connections: HashMap<Party, usize>,
+    connections: IdMap<Party, usize>,
     /// Requests that wait, or whose body arrives, by party and in order of their begin.
     endable: BTreeMap<(Party, u64), Endable>,
     last_request: u64,

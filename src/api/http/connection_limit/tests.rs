@@ -227,7 +227,7 @@ async fn party_above_its_share_gives_way() {
     assert!(waits.iter_mut().all(|wait| wait.as_mut().now_or_never().is_none()), "two were ended for one");
     assert!(quiet.evicted().now_or_never().is_none(), "the connection of another party was closed");
     let (ended, _) = &held[2];
-    respond(&ended, true);
+    respond(ended, true);
     ended.on_written();
     assert!(ended.evicted().now_or_never().is_some(), "it is idle and was not closed");
     drop(waits);

@@ -100,7 +100,7 @@ impl ReadModel for Oracle {
         Misplaced { deliveries: misplaced.map(|(key, _)| *key).collect(), next: None }
     }
 
-    fn due_behind(&self, endpoint: EndpointNumber, _: OrderHash, now: Timestamp, _: usize) -> DueBehind {
+    fn due_behind(&self, endpoint: EndpointNumber, _: OrderId, now: Timestamp, _: usize) -> DueBehind {
         let mut first = BTreeMap::new();
         for (key, known) in &self.deliveries {
             let waits = known.state == DeliveryState::Pending && !known.is_first() && known.due <= now;
