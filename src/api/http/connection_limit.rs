@@ -402,6 +402,7 @@ impl ConnectionSlot {
     /// again. hyper also flushes between two parts.
     pub(super) fn on_response_taken(&self) {
         self.streaming.store(false, Ordering::Relaxed);
+        self.response_taken.store(true, Ordering::Relaxed);
     }
 
     /// Whether a stream is written, so that its progress renews the client's deadline.
