@@ -25,7 +25,7 @@ pub(super) fn policy(endpoint: &Endpoint, defaults: &PolicyDefaults) -> LanePoli
         rate: handshake::rate(endpoint),
         max_in_flight: endpoint.max_in_flight(defaults),
         gate: gate(endpoint),
-        tenant: endpoint.tenant.as_str().into(),
+        tenant: endpoint.tenant.shared(),
         host: endpoint.destination().into(),
         revision: endpoint.revision,
     }

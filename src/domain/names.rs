@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::limits;
 
@@ -23,8 +24,10 @@ impl std::error::Error for InvalidName {}
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $what:literal, $rule:literal, $legal:path) => {
         $(#[$doc])*
+        ///
+        /// A clone shares the text.
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(Box<str>);
+        pub struct $name(Arc<str>);
 
         impl $name {
             #[must_use]
@@ -218,6 +221,12 @@ impl Tenant {
     /// The owner of endpoints and queues for the events of all tenants. No tenant can have this
     /// name.
     pub const EVERY: &'static str = "*";
+
+    /// The text, shared with this value.
+    #[must_use]
+    pub fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
 
     /// See [`Self::EVERY`].
     #[must_use]

@@ -20,6 +20,6 @@ impl Party {
     /// The party of a key that is bound to a tenant, or of one that is not.
     #[must_use]
     pub fn of(tenant: Option<&Tenant>) -> Self {
-        tenant.map_or(Self::Operator, |tenant| Self::Tenant(tenant.as_str().into()))
+        tenant.map_or(Self::Operator, |tenant| Self::Tenant(tenant.shared()))
     }
 }

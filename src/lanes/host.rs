@@ -3,11 +3,11 @@
 //! Lanes of a full host wait in the host's queue, where tenants take turns. A free slot is offered
 //! to the next of them and is kept for it. So waiting lanes are not polled.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::tenants::TenantNumber;
-use crate::domain::{EndpointNumber, IdMap};
+use crate::domain::EndpointNumber;
 
 /// State of a lane in its host's queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,13 +88,13 @@ impl Host {
 #[derive(Debug)]
 pub(super) struct Hosts {
     limit: usize,
-    hosts: IdMap<Arc<str>, Host>,
+    hosts: HashMap<Arc<str>, Host>,
 }
 
 impl Hosts {
     /// `limit`: concurrent requests to one host; 0: no limit.
     pub(super) fn new(limit: usize) -> Self {
-        let mut hosts = Self { limit: 0, hosts: IdMap::default() };
+        let mut hosts = Self { limit: 0, hosts: HashMap::new() };
         hosts.set_limit(limit);
         hosts
     }
