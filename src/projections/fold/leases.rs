@@ -106,13 +106,15 @@ impl Step<'_> {
     }
 
     /// Counts a lease that ends as an attempt. A message that ends under its lease ends the lease,
-    /// so each lease counts once, before a late acknowledgement of it.
+    /// and a release ends it before a late receipt, so each lease counts once.
     fn count_lease(&mut self, key: DeliveryKey, lease: &LeaseRow, outcome: LeaseOutcome, at: Timestamp) {
         // The time after it is that of the next worker's arrival.
         let ended_at = if outcome == LeaseOutcome::Expired { lease.until } else { at };
         let duration = ended_at.since(lease.since);
         self.count_attempt(key.endpoint, at, duration);
-        self.changes.push(LaneChange::LeaseCounted { outcome, duration });
+        if !lease.is_released {
+            self.changes.push(LaneChange::LeaseCounted { outcome, duration });
+        }
     }
 
     /// The lease ends, because its message ends without its worker.

@@ -21,6 +21,7 @@ struct Journal {
     rows: BTreeMap<Vec<u8>, Vec<u8>>,
     fold: Fold,
     last: u64,
+    changes: Vec<LaneChange>,
 }
 
 impl Journal {
@@ -33,7 +34,7 @@ impl Journal {
 
     fn apply(&mut self, record: &Record) -> Position {
         self.last += 1;
-        self.fold.apply(&mut self.rows, Position(self.last), record, false, &mut Vec::new());
+        self.fold.apply(&mut self.rows, Position(self.last), record, false, &mut self.changes);
         self.fold.write_tallies(&mut self.rows);
         Position(self.last)
     }

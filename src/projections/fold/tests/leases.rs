@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::domain::{
-    DeadReason, DeliveryState, EndedLease, LeaseEnd, LeaseKey, QueueTarget, TakenFrom, TakenMessage,
+    DeadReason, DeliveryState, EndedLease, LeaseEnd, LeaseKey, LeaseOutcome, QueueTarget, TakenFrom,
+    TakenMessage,
 };
 use crate::failpoints::{Mutation, fails_with};
 use crate::projections::leases::{self, LeaseRow};
@@ -206,6 +207,27 @@ fn success_counts_after_the_message_was_cancelled() {
         assert_eq!(journal.facts(key).state, expected, "last: {is_last}");
         lease = Position(0);
         journal.end(key, lease, LeaseEnd::Acked, 1_303);
+    }
+}
+
+#[test]
+fn each_lease_counts_once() {
+    for late in [LeaseEnd::Acked, LeaseEnd::Requeued(at(2_000)), LeaseEnd::Dead(DeadReason::Refused)] {
+        let mut journal = queue(Ordering::None);
+        let key = journal.event();
+        let lease = journal.take(key, 1_000);
+        journal.end(key, lease, LeaseEnd::Released, 1_001);
+        journal.end(key, lease, late, 1_002);
+        assert_eq!(journal.held(key), None, "the late receipt counts");
+        let counted: Vec<_> = journal
+            .changes
+            .iter()
+            .filter_map(|change| match change {
+                LaneChange::LeaseCounted { outcome, .. } => Some(*outcome),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(counted, [LeaseOutcome::Released], "{late:?}");
     }
 }
 
