@@ -187,6 +187,7 @@ pub fn cloudevent_headers(endpoint: &Endpoint, event: &Event) -> Vec<(String, St
     let optional = [
         (attribute::SUBJECT, own(attribute::SUBJECT).or(subject)),
         (attribute::DATA_SCHEMA, own(attribute::DATA_SCHEMA)),
+        (attribute::VERSION, added_version(event).map(ToOwned::to_owned)),
     ];
     attributes.extend(optional.into_iter().filter_map(|(name, value)| Some((name, value?))));
     let extensions =
@@ -234,6 +235,9 @@ fn cloudevent_body(
     if let Some(schema) = event.attribute(attribute::DATA_SCHEMA) {
         member(attribute::DATA_SCHEMA, schema);
     }
+    if let Some(version) = added_version(event) {
+        member(attribute::VERSION, version);
+    }
     if let Some(sunset) = deprecation {
         body.extend_from_slice(br#","deprecated":true"#);
         if let Some(sunset) = sunset {
@@ -260,6 +264,13 @@ fn cloudevent_body(
     }
     body.push(b'}');
     body
+}
+
+/// The version of the type, unless it is 1.0 or the publisher has an extension of this name.
+fn added_version(event: &Event) -> Option<&str> {
+    let mut names = event.attributes.iter().map(|(name, _)| name.trim_end_matches(attribute::NOT_TEXT));
+    let has_own = names.any(|name| name == attribute::VERSION);
+    (!has_own && event.version != EventVersion::default()).then(|| event.version.as_str())
 }
 
 /// The value of an extension. A version of the type is that of the data, which may be converted.

@@ -106,6 +106,8 @@ async fn readers_of_both_versions_read_side_by_side() {
     let cloud = &clouds[0]["event"];
     assert_eq!((&cloud["specversion"], &cloud["storedversion"]), (&json!("1.0"), &json!("1.0")), "{cloud}");
     assert_eq!(cloud["data"].to_string(), OLD_AS_NEW);
+    let versions: Vec<_> = clouds.iter().map(|cloud| cloud["event"]["version"].clone()).collect();
+    assert_eq!(versions, ["2.0", "2.0", "7"], "the version of the data, also of an event posted as JSON");
     assert!(clouds[1]["event"].get("storedversion").is_none(), "{}", clouds[1]);
 }
 
