@@ -420,7 +420,7 @@ mod tests {
         let mut answer = vec![0; 1 << 20];
         client.read_exact(&mut answer).await.unwrap();
         stop.send(()).unwrap();
-        // The listener is closed before connections are told.
+        // The server closes its listener first, then it tells the connections.
         while TcpStream::connect(address).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }

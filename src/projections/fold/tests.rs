@@ -147,3 +147,14 @@ fn delay_of_an_attempt_does_not_count_as_age() {
     assert_eq!(first(99_000, 92_000, 100_000), Some(at(97_000)));
     assert_eq!(first(100_500, 200, 200_000), Some(at(97_200)));
 }
+
+#[test]
+fn event_without_a_key_is_alone_in_its_order() {
+    let mut event = crate::rules::tests::event();
+    (event.ordering_key, event.stream) = (None, None);
+    let alone = accept::order_of(&event, Position(7));
+    assert_ne!(alone, accept::order_of(&event, Position(8)));
+    assert_ne!(alone, pending::WHOLE_ENDPOINT);
+    event.ordering_key = Some(event.id.to_string().parse().unwrap());
+    assert_eq!(accept::order_of(&event, Position(7)), accept::order_of(&event, Position(8)));
+}
