@@ -3,7 +3,7 @@
 //! Owns the lanes, the payload cache and every running attempt. It alone accesses the lanes, so
 //! they need no lock. It never waits for the outbox, because the outbox may wait for it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -120,10 +120,10 @@ impl Dispatcher {
             tasks: JoinSet::new(),
             background: JoinSet::new(),
             health,
-            failing: HashMap::default(),
+            failing: IdMap::default(),
             behind: Behind::default(),
-            known: HashMap::default(),
-            reorder_tasks: HashMap::default(),
+            known: IdMap::default(),
+            reorder_tasks: IdMap::default(),
             reorder_all_task: None,
             due_handshakes: Vec::new(),
             gauges_task: None,
@@ -224,13 +224,13 @@ impl Dispatcher {
             let of_queue = |queue| (queue, state.leases(queue, Position(0), limits::LEASES_MAX));
             queues.into_iter().map(of_queue).collect()
         };
-        let mut leases: HashMap<_, Vec<_>> = self.context.outbox_of(Home::All).read(held).await?;
+        let mut leases: IdMap<_, Vec<_>> = self.context.outbox_of(Home::All).read(held).await?;
         let known = move |state: &dyn ReadModel| {
             let reserved =
                 numbers.into_iter().filter_map(|number| Some((number, state.reservation(number)?)));
             (state.lanes().into_iter().collect(), reserved.collect())
         };
-        let (counted, reserved): (HashMap<_, counters::Lane>, HashMap<_, _>) =
+        let (counted, reserved): (IdMap<_, counters::Lane>, IdMap<_, _>) =
             self.context.outbox_of(Home::All).read(known).await?;
         let now = self.context.now();
         let mut backlogs = Vec::new();

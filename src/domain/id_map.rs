@@ -7,5 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use foldhash::fast::RandomState;
 
+/// A map with the fast hash; see the module.
 pub type IdMap<K, V> = HashMap<K, V, RandomState>;
+/// A set with the fast hash; see the module.
 pub type IdSet<K> = HashSet<K, RandomState>;

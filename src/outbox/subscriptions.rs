@@ -318,7 +318,7 @@ mod tests {
         for seed in 1..100_u64 {
             let mut random = fastrand::Rng::with_seed(seed);
             let mut index = Subscriptions::default();
-            let mut model: IdMap<u32, Endpoint> = HashMap::default();
+            let mut model: IdMap<u32, Endpoint> = IdMap::default();
             for step in 0..60 {
                 let number = random.u32(1..9);
                 if let Some(old) = model.remove(&number) {

@@ -36,7 +36,7 @@ impl Tallies {
 
     pub(super) fn tenant_hour(&mut self, rows: &dyn Rows, tenant: &Tenant, at: Timestamp) -> &mut TenantHour {
         if !self.tenant_hours.contains_key(tenant) {
-            self.tenant_hours.insert(tenant.clone(), HashMap::default());
+            self.tenant_hours.insert(tenant.clone(), IdMap::default());
         }
         let (hours, hour) = (self.tenant_hours.get_mut(tenant).expect("it was inserted"), hour_of(at));
         hours.entry(hour).or_insert_with(|| tenant_hours::hour(rows, hour, tenant))
@@ -66,7 +66,7 @@ impl Tallies {
     }
 
     pub(super) fn watch_usage(&mut self) {
-        self.changed = Some(HashMap::default());
+        self.changed = Some(IdMap::default());
     }
 
     pub(super) fn take_changed_usage(&mut self) -> IdMap<Tenant, Usage> {

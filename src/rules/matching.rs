@@ -128,7 +128,7 @@ impl Matcher {
         let index = if tenant.is_every() { &self.every } else { of_tenant() };
         let own = replaced.and_then(|endpoint| index.patterns.get(&endpoint));
         let is_own = |pattern: &Pattern| own.is_some_and(|own| own.contains(pattern));
-        let mut added: HashMap<Option<&str>, usize> = HashMap::default();
+        let mut added: HashMap<Option<&str>, usize> = HashMap::new();
         for pattern in patterns.iter().filter(|pattern| !is_exact(pattern) && !is_own(pattern)) {
             let first = first_word(pattern);
             let automaton = index.automata.get(&first.map(Box::from));
@@ -347,7 +347,7 @@ mod tests {
                 (state % below as u64) as usize
             };
             let mut matcher = Matcher::default();
-            let mut model: IdMap<u32, Endpoint> = HashMap::default();
+            let mut model: IdMap<u32, Endpoint> = IdMap::default();
             for step in 0..60 {
                 let number = 1 + random(12) as u32;
                 if let Some(old) = model.remove(&number) {

@@ -68,7 +68,7 @@ pub struct RoomFull;
 impl<K: Clone + Eq + Hash> SharedRoom<K> {
     #[must_use]
     pub fn new(limits: RoomLimits) -> Self {
-        let ledger = Ledger { used: 0, last_id: 0, parties: HashMap::default() };
+        let ledger = Ledger { used: 0, last_id: 0, parties: HashMap::new() };
         Self { limits, ledger: Arc::new(Mutex::new(ledger)) }
     }
 
