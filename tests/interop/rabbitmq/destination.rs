@@ -84,7 +84,8 @@ async fn formats_and_routing_keys_of_messages() {
     let daemon = Daemon::start(data.path()).await;
     broker.bound("formats", "all-formats", "#");
     broker.ask(&json!({"op": "queue", "name": "direct-queue"}));
-    let event = json!({"type": "a.b", "data": [1, 2], "stream": "s/1", "orderingKey": "k 1"});
+    let event = json!({"type": "a.b", "version": "2.0", "data": [1, 2], "stream": "s/1",
+        "orderingKey": "k 1"});
     for (format, key, routed) in [
         ("standard", json!("stream"), "s/1"),
         ("cloudevents", json!("orderingKey"), "k 1"),
@@ -103,6 +104,7 @@ async fn formats_and_routing_keys_of_messages() {
             "standard" => assert_eq!(body["type"], "a.b"),
             "cloudevents" => {
                 assert_eq!((&body["specversion"], &body["subject"]), (&json!("1.0"), &json!("s/1")));
+                assert_eq!(body["version"], "2.0");
                 let media = message["content_type"].as_str().unwrap();
                 assert!(media.starts_with("application/cloudevents+json"), "{media}");
             }
@@ -111,6 +113,7 @@ async fn formats_and_routing_keys_of_messages() {
                 assert_eq!((&body, &headers["cloudEvents_type"]), (&json!([1, 2]), &json!("a.b")));
                 assert_eq!(headers["cloudEvents_id"], message["message_id"]);
                 assert_eq!(headers["cloudEvents_source"], "/default");
+                assert_eq!(headers["cloudEvents_version"], "2.0");
             }
             _ => assert_eq!(body, json!([1, 2])),
         }
